@@ -1,0 +1,205 @@
+"""Configuration of l-DAE. Every rung of the paper (arXiv 2401.14404) is a value of it; nothing else decides behaviour."""
+
+import difflib
+import math
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+# What transformers itself may hand to a configuration beside the fields below.
+_KNOWN_EXTRAS = {
+    "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type", "name_or_path",
+    "num_labels", "out_features", "out_indices", "output_attentions", "per_layer_config", "quantization_config",
+    "stage_names", "tie_last_hidden_states", "torch_dtype", "use_cache", "_attn_implementation_autoset", "_commit_hash",
+    "_name_or_path",
+}  # fmt: skip
+
+# Encoder of each named size; the decoder is as large. "half-large" (12 blocks of ViT-L) is the paper's default.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3},
+    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "half-large": {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+}
+
+
+@strict
+class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of an l-DAE encoder and decoder, its tokenizer and its noise. The defaults are ViT-B at 224 px with the
+    paper's end point (section 4.4). `LDAEConfig.from_size("tiny", image_size=64, patch_size=8)` starts from a named size.
+
+    Args:
+        image_size (`int` or `(int, int)`, defaults to 224):
+            Height and width of the pictures in pixels; one number means square.
+        patch_size (`int` or `(int, int)`, defaults to 16):
+            Height and width of a patch in pixels; must divide `image_size`.
+        num_channels (`int`, defaults to 3):
+            Channels of the pictures.
+        hidden_size (`int`, defaults to 768):
+            Width of the encoder and the decoder; a multiple of 4 and of `num_attention_heads`.
+        num_hidden_layers (`int`, defaults to 12):
+            Blocks of the encoder.
+        num_attention_heads (`int`, defaults to 12):
+            Attention heads of a block.
+        intermediate_size (`int`, *optional*, defaults to `4 * hidden_size`):
+            Width of the blocks' MLP.
+        hidden_act (`str`, defaults to `"gelu"`):
+            Activation of the blocks' MLP.
+        layer_norm_eps (`float`, defaults to 1e-6):
+            Epsilon of every LayerNorm.
+        qkv_bias (`bool`, defaults to `True`):
+            Whether the projections to queries, keys and values have a bias.
+        initializer_range (`float`, defaults to 0.02):
+            Deviation of the initial weights of the timestep embedding; other linear layers start Xavier-uniform, as DiT's.
+        final_layernorm (`bool`, defaults to `True`):
+            Whether the encoder ends in a LayerNorm, as a ViT does (the paper does not say; see docs/defaults.md).
+        decoder_num_hidden_layers (`int`, *optional*, defaults to `num_hidden_layers`):
+            Blocks of the decoder.
+        conditioning_size (`int`, *optional*, defaults to `hidden_size // 4`):
+            Width of the MLP that embeds t for adaLN-Zero; the paper uses a quarter of DiT's.
+        num_train_timesteps (`int`, defaults to 1000):
+            Number of noise levels.
+        feature_timestep (`int`, defaults to 10):
+            The t at which the encoder is run on clean pictures (paper, appendix A).
+        tokenizer_type (`str`, defaults to `"pca"`):
+            `"pca"`: patch-wise PCA. `"pixels"`: the identity, which makes the model the classical DAE of figure 5;
+            it needs `latent_dim` equal to `patch_dim`.
+        latent_dim (`int`, defaults to 32):
+            Dimensions d of a patch's latent, of `patch_dim` = channels x patch height x patch width.
+        subtract_mean (`bool`, defaults to `True`):
+            Whether PCA is taken about the mean patch (the paper does not say).
+        latent_scaling (`str`, defaults to `"component"`):
+            How latents are scaled before noise is added, which decides what sigma means: `"none"`, `"global"` (one
+            factor, so that their mean variance is 1, as latent diffusion does) or `"component"` (each has variance 1).
+            The paper does not say; see docs/defaults.md.
+        noise_schedule (`str`, defaults to `"linear_sigma"`):
+            `"linear_sigma"`: gamma = 1, sigma linear from 0 to `sigma_max` (section 4.3). `"single_sigma"`: gamma = 1,
+            sigma = `sigma_single` always. `"linear_gamma2"`: gamma^2 falls linearly to 0 (table 1, last row). `"ddpm"`:
+            DDPM's linear betas, from diffusers.
+        sigma_max (`float`, defaults to the root of 2):
+            Largest sigma of `"linear_sigma"`, in units of the scaled latent.
+        sigma_single (`float`, defaults to the root of 1/3):
+            The sigma of `"single_sigma"`, in units of the scaled latent.
+        residual_weight (`float`, defaults to 0.1):
+            Weight in the loss of the components of the target outside the latent space (equation 4).
+
+    Raises:
+        ValueError: for an unknown name, or values that contradict each other; the message names the field.
+    """
+
+    model_type = "ldae"
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    initializer_range: float = 0.02
+    final_layernorm: bool = True
+    decoder_num_hidden_layers: int | None = None
+    conditioning_size: int | None = None
+    num_train_timesteps: int = 1000
+    feature_timestep: int = 10
+    tokenizer_type: Literal["pca", "pixels"] = "pca"
+    latent_dim: int = 32
+    subtract_mean: bool = True
+    latent_scaling: Literal["none", "global", "component"] = "component"
+    noise_schedule: Literal["linear_sigma", "single_sigma", "linear_gamma2", "ddpm"] = "linear_sigma"
+    sigma_max: float | int = math.sqrt(2)
+    sigma_single: float | int = math.sqrt(1 / 3)
+    residual_weight: float | int = 0.1
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if unknown := set(kwargs) - _KNOWN_EXTRAS:
+            name = sorted(unknown)[0]
+            close = difflib.get_close_matches(name, list(self.__dataclass_fields__), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"LDAEConfig has no field {name!r}{hint}")
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        if self.decoder_num_hidden_layers is None:
+            self.decoder_num_hidden_layers = self.num_hidden_layers
+        if self.conditioning_size is None:
+            self.conditioning_size = self.hidden_size // 4
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        kwargs.pop("stage_names", None)
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Refuses fields that contradict each other. Called by `@strict` when the configuration is made and saved."""
+        for name in ("num_channels", "hidden_size", "num_attention_heads", "intermediate_size", "conditioning_size",
+                     "num_train_timesteps", "latent_dim"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_hidden_layers", "decoder_num_hidden_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            if len(_pair(value)) != 2 or min(_pair(value)) < 1:
+                raise ValueError(f"{name} must be a positive int or (height, width), got {value}")
+        for side, image, patch in zip(("height", "width"), self.image_hw, self.patch_hw, strict=True):
+            if image % patch:
+                raise ValueError(f"patch_size must divide image_size: {side} {image} is no multiple of {patch}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and {self.num_attention_heads}"
+            )
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size must be a multiple of 4 for 2-D sin-cos positions, got {self.hidden_size}")
+        if self.latent_dim > self.patch_dim:
+            raise ValueError(f"latent_dim must not exceed the {self.patch_dim} numbers of a patch, got {self.latent_dim}")
+        if self.tokenizer_type == "pixels" and self.latent_dim != self.patch_dim:
+            raise ValueError(
+                f"tokenizer_type='pixels' needs latent_dim={self.patch_dim} (all of a patch), got {self.latent_dim}"
+            )
+        if not 0 <= self.feature_timestep < self.num_train_timesteps:
+            raise ValueError(
+                f"feature_timestep must be in [0, {self.num_train_timesteps}), got {self.feature_timestep}"
+            )
+        for name in ("sigma_max", "sigma_single", "residual_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+
+    @classmethod
+    def from_size(cls, size: str, **kwargs) -> "LDAEConfig":
+        """The configuration of a named size (`"tiny"`, `"small"`, `"base"`, `"half-large"`, `"large"`); fields override."""
+        if size not in SIZES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+        return cls(**{**SIZES[size], **kwargs})
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width of a picture, in pixels."""
+        return _pair(self.image_size)
+
+    @property
+    def patch_hw(self) -> tuple[int, int]:
+        """Height and width of a patch, in pixels."""
+        return _pair(self.patch_size)
+
+    @property
+    def patch_dim(self) -> int:
+        """D, the numbers in a patch."""
+        return self.num_channels * self.patch_hw[0] * self.patch_hw[1]
+
+
+def _pair(size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+__all__ = ["LDAEConfig"]

@@ -1,0 +1,67 @@
+"""Results are files: every training and probing run writes one JSON, and tables, plots and cards are made from those."""
+
+import datetime
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "transformers", "diffusers", "datasets", "accelerate", "huggingface-hub", "evaluate")
+
+
+def environment() -> dict[str, Any]:
+    """The commit of the code (with "+changes" if it is not clean), versions of the libraries, the machine and the date."""
+    return {
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "hardware": _hardware(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def save_result(path: str | Path, result: dict[str, Any], overwrite: bool = False) -> Path:
+    """Writes one result with its environment as JSON.
+
+    Raises:
+        FileExistsError: if the file is there and `overwrite` is false; a run never replaces another's results unasked.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} holds another run's result; choose another --output_dir or pass --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**result, **environment()}, indent=2, default=str) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def load_results(folder: str | Path) -> list[dict[str, Any]]:
+    """All results below a folder, in the order of their paths; each with its path as "file"."""
+    return [{**json.loads(path.read_text()), "file": str(path)} for path in sorted(Path(folder).rglob("results/*.json"))]
+
+
+def _commit() -> str | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):  # installed without its repository
+        return None
+
+
+def _hardware() -> dict[str, Any]:
+    import os
+
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = (line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
+        processor = next(lines, processor)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}

@@ -1,0 +1,42 @@
+"""Install with `pip install -e .`; tools are configured in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="ldae",
+    version="0.1.0",
+    description="l-DAE, the latent denoising autoencoder: self-supervised pre-training and features, on transformers",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["ldae"],
+    py_modules=["configuration_ldae", "modeling_ldae", "train_ldae", "probe_ldae"],
+    install_requires=[
+        # the model idioms used here (initialization, capture_outputs, strict configurations) are transformers 5.24's
+        "transformers>=5.24",
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "diffusers>=0.35",
+        "datasets>=4.0",
+        "accelerate>=1.10",
+        "huggingface-hub>=2.0",
+        "evaluate>=0.4.3",
+        "safetensors>=0.5",
+        "numpy>=1.26",
+        "pillow>=10.3",
+        "matplotlib>=3.8",
+        "tensorboard>=2.16",
+        "tqdm>=4.66",
+        "pyyaml>=6.0",
+        # the photographs of the embedded data set, and the peer of the tests
+        "scikit-image>=0.24",
+        "scikit-learn>=1.4",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "parameterized>=0.9", "ruff>=0.14", "timm>=1.0.12"],
+        "trackio": ["trackio>=0.4"],
+    },
+)
