@@ -88,7 +88,9 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             Weight in the loss of the components of the target outside the latent space (equation 4).
 
     Raises:
-        ValueError: for an unknown name, or values that contradict each other; the message names the field.
+        ValueError: for a name that is no field.
+        huggingface_hub.errors.StrictDataclassError: for a value of another type or not among those above, or values that
+            contradict each other; the message names the field.
     """
 
     model_type = "ldae"

@@ -65,8 +65,8 @@ class PatchTokenizer(nn.Module):
         super().__init__()
         dim, latent_dim = config.patch_dim, config.latent_dim
         self.patch_hw = config.patch_hw
-        self.register_buffer("V", torch.zeros(latent_dim, dim, dtype=torch.float32))
-        self.register_buffer("U", torch.zeros(dim, latent_dim, dtype=torch.float32))
+        self.register_buffer("V", torch.eye(latent_dim, dim, dtype=torch.float32))
+        self.register_buffer("U", torch.eye(dim, latent_dim, dtype=torch.float32))
         self.register_buffer("mean", torch.zeros(dim, dtype=torch.float32))
         self.register_buffer("scale", torch.ones(latent_dim, dtype=torch.float32))
         # variance of the patches along every principal component, all zero while the tokenizer is not fitted
@@ -101,8 +101,8 @@ class NoiseSchedule(nn.Module):
     def __init__(self, config: LDAEConfig):
         super().__init__()
         self.config = config
-        for name in ("gamma", "sigma", "loss_weight"):
-            self.register_buffer(name, torch.ones(config.num_train_timesteps, dtype=torch.float32), persistent=False)
+        for name, table in zip(("gamma", "sigma", "loss_weight"), self.tables(), strict=True):
+            self.register_buffer(name, table.float(), persistent=False)
 
     def tables(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """gamma, sigma, lambda, each (T,), in float64."""
@@ -165,8 +165,8 @@ class LDAEEmbeddings(nn.Module):
         self.config = config
         self.grid = tuple(i // p for i, p in zip(config.image_hw, config.patch_hw, strict=True))
         self.projection = nn.Linear(config.patch_dim, config.hidden_size)
-        positions = torch.zeros(1, self.grid[0] * self.grid[1], config.hidden_size)
-        self.register_buffer("position_embeddings", positions, persistent=False)
+        positions = sincos_positions(self.grid, self.grid, config.hidden_size)
+        self.register_buffer("position_embeddings", positions[None], persistent=False)
 
     def check(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool):
         """Refuses pictures whose channels or size do not fit, before any work."""
@@ -193,6 +193,14 @@ class LDAEEmbeddings(nn.Module):
         return tokens + positions.to(tokens.dtype)
 
 
+class NormalLinear(nn.Linear):
+    """Starts normal, with deviation `config.initializer_range`; other linear layers start Xavier-uniform, as DiT's."""
+
+
+class ZeroLinear(nn.Linear):
+    """Starts at zero (adaLN-Zero)."""
+
+
 class LDAETimestepEmbedding(nn.Module):
     """Sinusoidal features of t through a two-layer MLP: (B,) -> (B, conditioning_size). As DiT's, at a quarter of the width."""
 
@@ -200,8 +208,8 @@ class LDAETimestepEmbedding(nn.Module):
 
     def __init__(self, config: LDAEConfig):
         super().__init__()
-        self.fc1 = nn.Linear(2 * self.num_frequencies, config.conditioning_size)
-        self.fc2 = nn.Linear(config.conditioning_size, config.conditioning_size)
+        self.fc1 = NormalLinear(2 * self.num_frequencies, config.conditioning_size)
+        self.fc2 = NormalLinear(config.conditioning_size, config.conditioning_size)
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
         exponent = torch.arange(self.num_frequencies, device=timesteps.device, dtype=torch.float32) / self.num_frequencies
@@ -237,7 +245,7 @@ class LDAEAttention(nn.Module):
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, tokens, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, head_dim)
+        query, key, value = (x.transpose(1, 2) for x in qkv.unbind(2))  # each (B, heads, N, head_dim)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attend(self, query, key, value, None, scaling=self.scaling, **kwargs)
         return self.projection(output.reshape(batch, tokens, width)), weights
@@ -270,7 +278,7 @@ class LDAELayer(GradientCheckpointingLayer):
 
     def __init__(self, config: LDAEConfig):
         super().__init__()
-        self.modulation = nn.Linear(config.conditioning_size, 6 * config.hidden_size)
+        self.modulation = ZeroLinear(config.conditioning_size, 6 * config.hidden_size)
         self.norm1 = AdaLayerNorm(config)
         self.attention = LDAEAttention(config)
         self.norm2 = AdaLayerNorm(config)
@@ -291,9 +299,9 @@ class LDAEDecoder(nn.Module):
     def __init__(self, config: LDAEConfig):
         super().__init__()
         self.layers = nn.ModuleList([LDAELayer(config) for _ in range(config.decoder_num_hidden_layers)])
-        self.modulation = nn.Linear(config.conditioning_size, 2 * config.hidden_size)
+        self.modulation = ZeroLinear(config.conditioning_size, 2 * config.hidden_size)
         self.norm = AdaLayerNorm(config)
-        self.head = nn.Linear(config.hidden_size, config.patch_dim)
+        self.head = ZeroLinear(config.hidden_size, config.patch_dim)
 
     def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor, **kwargs) -> torch.Tensor:
         for layer in self.layers:
@@ -313,7 +321,7 @@ class LDAEPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["LDAEEmbeddings", "LDAELayer"]
-    _keep_in_fp32_modules_strict = ["tokenizer", "noise_schedule"]
+    _keep_in_fp32_modules_strict = ["tokenizer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -323,22 +331,20 @@ class LDAEPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        # only `init.*` here: it leaves alone what from_pretrained has loaded
+        # Only `init.*` here: it leaves alone what from_pretrained has loaded. And only modules that hold tensors of their
+        # own: transformers calls this for no others, so a block cannot set the weights of its linear layers here.
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+            if isinstance(module, ZeroLinear):
+                init.zeros_(module.weight)
+            elif isinstance(module, NormalLinear):
+                init.normal_(module.weight, std=self.config.initializer_range)
+            else:
+                init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, LDAETimestepEmbedding):
-            init.normal_(module.fc1.weight, std=self.config.initializer_range)
-            init.normal_(module.fc2.weight, std=self.config.initializer_range)
-        elif isinstance(module, LDAELayer):  # adaLN-Zero: every block starts as the identity
-            init.zeros_(module.modulation.weight)
-        elif isinstance(module, LDAEDecoder):
-            init.zeros_(module.modulation.weight)
-            init.zeros_(module.head.weight)
         elif isinstance(module, LDAEEmbeddings):
             positions = sincos_positions(module.grid, module.grid, self.config.hidden_size)
             init.copy_(module.position_embeddings, positions[None])

@@ -8,7 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "transformers", "diffusers", "datasets", "accelerate", "huggingface-hub", "evaluate")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "diffusers",
+    "datasets",
+    "accelerate",
+    "huggingface-hub",
+    "evaluate",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -39,7 +48,9 @@ def save_result(path: str | Path, result: dict[str, Any], overwrite: bool = Fals
 
 def load_results(folder: str | Path) -> list[dict[str, Any]]:
     """All results below a folder, in the order of their paths; each with its path as "file"."""
-    return [{**json.loads(path.read_text()), "file": str(path)} for path in sorted(Path(folder).rglob("results/*.json"))]
+    return [
+        {**json.loads(path.read_text()), "file": str(path)} for path in sorted(Path(folder).rglob("results/*.json"))
+    ]
 
 
 def _commit() -> str | None:
@@ -61,7 +72,9 @@ def _hardware() -> dict[str, Any]:
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = (line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
+        lines = (
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        )
         processor = next(lines, processor)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}

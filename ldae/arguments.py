@@ -1,0 +1,188 @@
+"""Options of the training script: dataclasses for HfArgumentParser, which a YAML recipe fills before the command line."""
+
+import dataclasses
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import yaml
+from configuration_ldae import SIZES, LDAEConfig
+from transformers import HfArgumentParser
+
+DEFAULT_RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "photos.yaml"
+
+
+def _option(default, help: str):
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class DataArguments:
+    data: str = _option(
+        "photos",
+        "'photos' (embedded), a folder of pictures in any nesting with or without labels, a folder of parquet files, or "
+        "the name of a Hub data set.",
+    )
+    train_split: str = _option("train", "Split to train on.")
+    validation_split: str = _option("validation", "Labelled split for the probes; val, valid and test are found too.")
+    image_column: str | None = _option(None, "Column of the pictures; by default the first that holds pictures.")
+    label_column: str | None = _option(None, "Column of the labels; by default 'label' or the first that holds classes.")
+    streaming: bool = _option(False, "Read a Hub data set or parquet files as they come, without preparing them on disk.")
+    crop: Literal["center", "random", "random_resized"] = _option(
+        "center", "What is cut out of a picture: the centre (the paper's default), a random window, or a random part, resized."
+    )
+    flip: bool = _option(True, "Mirror half of the pictures (the paper does not say).")
+    on_bad_image: Literal["skip", "error"] = _option(
+        "skip", "Unreadable pictures are counted, named and skipped, or stop the run."
+    )
+    num_workers: int = _option(0, "Processes that read pictures, for each training process.")
+    pca_patches: int = _option(
+        1_000_000, "Patches that PCA is fitted to, from pictures in random order; 0 takes all patches of all pictures."
+    )
+
+
+@dataclass
+class TrainArguments:
+    output_dir: str | None = _option(
+        None, "The run's folder and in the end the Hub folder; by default runs/ldae-SIZE-DATA."
+    )
+    overwrite: bool = _option(False, "Replace another run's results in output_dir.")
+    resume: bool = _option(False, "Go on from the last checkpoint in output_dir, or start afresh where there is none.")
+    init_from: str | None = _option(None, "Start a new run from the weights and configuration of this folder or Hub model.")
+    epochs: float = _option(100, "Passes over the pictures.")
+    max_steps: int | None = _option(None, "Optimizer steps; overrides epochs.")
+    max_minutes: float | None = _option(
+        None, "Wall-clock budget of the run with PCA and without the probes; the learning rate follows it. Overrides epochs."
+    )
+    per_device_batch_size: int = _option(64, "Pictures a batch of one process holds.")
+    gradient_accumulation_steps: int = _option(1, "Batches an optimizer step is made of.")
+    base_learning_rate: float = _option(2e-3, "Peak learning rate for 256 pictures a step, scaled linearly with them.")
+    learning_rate: float | None = _option(None, "Peak learning rate as it is, instead of base_learning_rate.")
+    warmup_ratio: float = _option(0.1, "Part of the run in which the rate rises linearly; it then falls by half a cosine.")
+    adam_beta1: float = _option(0.9, "AdamW's beta 1.")
+    adam_beta2: float = _option(0.999, "AdamW's beta 2.")
+    weight_decay: float = _option(0.0, "AdamW's weight decay of matrices (paper: none).")
+    max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm; 0 does not clip.")
+    ema_decay: float = _option(
+        0.9999, "Decay of the averaged weights, which are the run's result; it rises to this by (1 + step) / (10 + step). 0: none."
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
+        None, "As accelerate's; by default what accelerate's configuration says."
+    )
+    attn_implementation: str | None = _option(
+        None, "sdpa (default), eager, flash_attention_2 or flex_attention; transformers' names."
+    )
+    gradient_checkpointing: bool = _option(False, "Compute activations twice instead of keeping them.")
+    torch_compile: bool = _option(False, "Compile the model.")
+    seed: int = _option(0, "Seed of the weights, the order of the pictures, crops, noise and timesteps.")
+    checkpointing_steps: int = _option(500, "Steps between checkpoints; 0 keeps only the one at the end.")
+    keep_checkpoints: int = _option(2, "Number of checkpoints that are kept.")
+    logging_steps: int = _option(10, "Steps between two entries of the trackers; losses.jsonl holds every step.")
+    report_to: list[str] = _option(["tensorboard"], "Accelerate's trackers: tensorboard, trackio, wandb, ...; or none.")
+    knn_steps: int = _option(1000, "Steps between online k-NN probes, where there are labels; 0: none.")
+    picture_steps: int = _option(1000, "Steps between pictures of clean | noisy | denoised; 0: only at the end.")
+    probe: bool = _option(True, "Measure k-NN and linear accuracy at the end, beside the untrained floor, given labels.")
+    push_to_hub: bool = _option(False, "Upload output_dir when the run ends.")
+    hub_model_id: str | None = _option(None, "Where to: org/name; by default the name of output_dir in your own account.")
+    hub_private: bool = _option(False, "Make a new repository private.")
+
+
+def _model_arguments() -> type:
+    """A dataclass of the options that configure the model: `model_size` and every field of LDAEConfig, help and all."""
+    texts = {
+        name: " ".join(text.split()).replace("`", "")
+        for name, text in re.findall(r"^        (\w+) \(.*\):\n((?:            .*\n)+)", LDAEConfig.__doc__, re.MULTILINE)
+    }
+    fields = [("model_size", Literal[tuple(SIZES)], _option("tiny", "Named size of the encoder; the decoder is as large."))]
+    for name, annotation in LDAEConfig.__annotations__.items():
+        if name in texts:
+            if name in ("image_size", "patch_size"):
+                annotation = list[int]
+            elif float in get_args(annotation):
+                annotation = float
+            optional = annotation if type(None) in get_args(annotation) else annotation | None
+            fields.append((name, optional, _option(None, texts[name].replace("%", "%%"))))
+    return dataclasses.make_dataclass("ModelArguments", fields, namespace={"config": _config})
+
+
+def _config(self) -> LDAEConfig:
+    """The configuration: the named size with the options that were given."""
+    return LDAEConfig.from_size(self.model_size, **self.overrides())
+
+
+def _overrides(self) -> dict:
+    """The options that were given, as fields of LDAEConfig."""
+    given = {name: value for name, value in vars(self).items() if value is not None and name != "model_size"}
+    for name in ("image_size", "patch_size"):
+        if name in given and len(given[name]) == 1:
+            given[name] = given[name][0]
+    return given
+
+
+ModelArguments = _model_arguments()
+ModelArguments.overrides = _overrides
+
+
+def parse_arguments(argv: list[str] | None = None):
+    """(ModelArguments, DataArguments, TrainArguments) of a command line: `[recipe.yaml] [--options]`, options win.
+
+    Without a recipe and without --data, recipes/photos.yaml is run.
+
+    Raises:
+        SystemExit: for an unknown option or value, named on stderr.
+        FileNotFoundError, ValueError: if the recipe is missing or has a key that is no option.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, TrainArguments),
+        description="Pre-trains l-DAE (arXiv 2401.14404) on pictures. Usage: train_ldae.py [recipe.yaml] [--options]",
+        allow_abbrev=False,
+    )
+    recipe = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
+    if recipe is None and not any(argument.split("=")[0] in ("--data", "-h", "--help") for argument in argv):
+        recipe = DEFAULT_RECIPE
+    if recipe is not None:
+        parser.set_defaults(**_read_recipe(recipe, {action.dest: action for action in parser._actions}))
+    arguments = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    _validate(*arguments)
+    return arguments
+
+
+def _read_recipe(path: Path, known: dict) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe {str(path)!r}")
+    recipe = yaml.safe_load(path.read_text()) or {}
+    for name, value in recipe.items():
+        if name not in known:
+            raise ValueError(f"recipe {str(path)!r}: {name!r} is no option of train_ldae.py; --help lists them")
+        action = known[name]
+        if action.nargs == "+" and not isinstance(value, list):
+            recipe[name] = value = [value]
+        if action.choices is not None and value not in action.choices:
+            raise ValueError(f"recipe {str(path)!r}: {name} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
+        if action.type is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+            recipe[name] = float(value)  # YAML reads 1e-4 as text
+    return recipe
+
+
+def _validate(model, data, train):
+    positive = {"per_device_batch_size", "gradient_accumulation_steps", "keep_checkpoints", "logging_steps", "epochs"}
+    positive |= {"max_steps", "max_minutes", "base_learning_rate", "learning_rate"}
+    for name in positive:
+        value = getattr(train, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be greater than 0, got {value}")
+    for name in ("weight_decay", "max_grad_norm", "checkpointing_steps", "knn_steps", "picture_steps"):
+        if getattr(train, name) < 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(train, name)}")
+    for name in ("warmup_ratio", "ema_decay"):
+        if not 0 <= getattr(train, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(train, name)}")
+    if data.pca_patches < 0 or data.num_workers < 0:
+        raise ValueError(f"pca_patches and num_workers must not be negative, got {data.pca_patches} and {data.num_workers}")
+    if train.init_from is None:
+        model.config()  # refuses what contradicts itself, by the field's name

@@ -1,0 +1,243 @@
+"""Model cards, made from a Hub folder's `config.json` and `results/*.json` alone; no figure in them is typed.
+
+python -m ldae.cards FOLDER [--repo_id org/name] [--output model_cards/NAME/README.md]
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+Result = dict[str, Any]
+
+# Pictures that a run may leave in its folder, and what they show.
+PICTURES = {
+    "denoised.png": "Pictures, what the encoder sees of them under noise, and what the decoder predicts",
+    "spectrum.png": "Variance of the patches along every principal component",
+    "filters.png": "The leading principal components of the patches: the axes of the latent space",
+}
+
+TITLES = {"knn": "k-NN", "linear": "Linear probe", "attentive": "Attentive probe", "finetune": "Fine-tuning"}
+
+INTRODUCTION = """\
+A vision transformer that learned visual features without labels by l-DAE, the latent denoising autoencoder of
+[Deconstructing Denoising Diffusion Models for Self-Supervised Learning](https://arxiv.org/abs/2401.14404): noise is
+added to pictures in a linear latent space of their patches, the noisy latent is turned back into a picture, and the
+network predicts the original picture. The encoder's output on clean pictures is the representation.
+"""
+
+PEER = """\
+{architecture} of transformers, trained by l-DAE's training script on the same terms, to be compared with it.
+"""
+
+USE = """\
+```python
+from transformers import AutoImageProcessor, AutoModel, pipeline
+
+extract = pipeline("image-feature-extraction", model="{model_id}", trust_remote_code=True)
+features = extract("picture.jpg", pool=True)  # {hidden_size} numbers: the mean over the patches
+
+processor = AutoImageProcessor.from_pretrained("{model_id}")
+model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True)
+outputs = model(**processor(picture, return_tensors="pt"))  # picture: a PIL image
+outputs.last_hidden_state  # a vector for each patch
+outputs.pooler_output  # their mean
+```
+
+The same folder serves `AutoModelForPreTraining` (with the decoder and the loss), `AutoModelForImageClassification` (for
+fine-tuning) and `AutoBackbone` (feature maps for detection and segmentation).
+"""
+
+LIMITS = """\
+- The features are for further training or for comparing pictures: the model names nothing and describes nothing.
+- It knows the kind of pictures it was trained on, with whatever bias they hold; on others it is unmeasured. It has not
+  been examined for any use that concerns people.
+- Pictures are resized to {height} × {width} pixels without keeping their proportions; for other sizes, multiples of the
+  patch, pass `interpolate_pos_encoding=True`. Pictures must be in [-1, 1], which the image processor sees to.
+- The reconstruction is a means of training, not a generator of pictures.
+"""
+
+CITATION = """\
+```bibtex
+@article{chen2024deconstructing,
+  title   = {Deconstructing Denoising Diffusion Models for Self-Supervised Learning},
+  author  = {Chen, Xinlei and Liu, Zhuang and Xie, Saining and He, Kaiming},
+  journal = {arXiv preprint arXiv:2401.14404},
+  year    = {2024}
+}
+```
+"""
+
+
+def write_card(folder: str | Path, repo_id: str | None = None, output: str | Path | None = None) -> Path:
+    """Writes the model card of a Hub folder and returns its path.
+
+    Args:
+        folder: a folder as `save_hub_folder` makes it, with files of its training and probes in `results/`.
+        repo_id: the model's name on the Hub, for the card's examples; by default the folder's name.
+        output: where the card goes, with its pictures and results beside it; by default `README.md` in the folder.
+
+    Raises:
+        FileNotFoundError: if `folder` holds no `config.json`.
+    """
+    folder = Path(folder)
+    output = folder / "README.md" if output is None else Path(output)
+    config = json.loads((folder / "config.json").read_text())
+    results = {path: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
+    training = next((result for result in results.values() if result.get("kind") == "train"), None)
+    probes = {path.relative_to(folder): result for path, result in results.items() if result.get("kind") == "probe"}
+    pictures = [name for name in PICTURES if (folder / name).is_file()]
+
+    model_id = repo_id or folder.resolve().name
+    is_ldae = config["model_type"] == "ldae"
+    height, width = _pair(config["image_size"])
+    parts = {
+        f"# {model_id.split('/')[-1]}": INTRODUCTION
+        if is_ldae
+        else PEER.format(architecture=config["architectures"][0]),
+        "": "\n".join(f"![{PICTURES[name]}]({name})\n\n*{PICTURES[name]}.*\n" for name in pictures),
+        "## Use": is_ldae and USE.format(model_id=model_id, hidden_size=config["hidden_size"]),
+        "## Results": _results(probes),
+        "## Model": is_ldae and _model(config),
+        "## Training": training and _training(training),
+        "## Limits": is_ldae and LIMITS.format(height=height, width=width),
+        "## Citation": is_ldae and CITATION,
+    }
+    text = "\n".join(f"{title}\n\n{part}".lstrip() for title, part in parts.items() if part)
+    card = ModelCard(f"---\n{_metadata(model_id, is_ldae, training, probes).to_yaml()}\n---\n\n{text}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    card.save(output)
+    if output.parent.resolve() != folder.resolve():
+        for path in [*map(Path, pictures), *(path.relative_to(folder) for path in results)]:
+            (output.parent / path).parent.mkdir(exist_ok=True)
+            shutil.copy(folder / path, output.parent / path)
+    return output
+
+
+def _metadata(model_id: str, is_ldae: bool, training: Result | None, probes: dict[Path, Result]) -> ModelCardData:
+    evaluations = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=probe["data"]["name"],
+            dataset_name=probe["data"]["name"],
+            dataset_split="validation",
+            metric_type="accuracy",
+            metric_name=f"{_title(name)} accuracy (%), seed {probe['seed']}",
+            metric_value=protocol["accuracy"],
+        )
+        for probe in probes.values()
+        for name, protocol in probe["protocols"].items()
+    ]
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["vision", "self-supervised-learning"]
+        + (["ldae", "denoising-autoencoder", "arxiv:2401.14404"] if is_ldae else []),
+        datasets=[training["data"]["name"]] if training and _is_id(training["data"]["name"]) else None,
+        metrics=["accuracy"] if evaluations else None,
+        model_name=model_id.split("/")[-1],
+        eval_results=evaluations or None,
+    )
+
+
+def _results(probes: dict[Path, Result]) -> str:
+    if not probes:
+        return "This model has not been evaluated yet.\n"
+    rows, notes = [], []
+    for path, probe in probes.items():
+        data, floor = probe["data"], probe["floor"]
+        for name, protocol in probe["protocols"].items():
+            rows.append(
+                f"| {_title(name)} | {_accuracy(protocol)} | {_accuracy(floor.get(name))} | {data['name']} "
+                f"| {probe['seed']} | [{path.name}]({path.as_posix()}) |\n"
+            )
+            notes.append(f"- {_title(name)}: {protocol['description']}\n")
+        notes.append(f"- Floor: {floor['description']}\n")
+        notes.append(
+            f"- {data['name']} (fingerprint `{data['fingerprint']}`): {data['num_train']:,} training and "
+            f"{data['num_validation']:,} validation pictures of {data['num_classes']} classes\n"
+        )
+    return (
+        "Accuracy in percent on validation pictures, ± one standard error. The floor is what the same network reaches\n"
+        "untrained; only the difference was learned.\n\n"
+        "| Protocol | This model | Floor | Data | Seed | File |\n|---|---|---|---|---|---|\n"
+        + "".join(rows) + "\n" + "".join(dict.fromkeys(notes))
+    )  # fmt: skip
+
+
+def _model(config: dict[str, Any]) -> str:
+    (height, width), (p, q) = _pair(config["image_size"]), _pair(config["patch_size"])
+    patch_dim = config["num_channels"] * p * q
+    facts = {
+        "Input": f"{height} × {width} pixels, {config['num_channels']} channels, patches of {p} × {q}",
+        "Encoder": f"{config['num_hidden_layers']} blocks of width {config['hidden_size']}, "
+        f"{config['num_attention_heads']} heads, no class token",
+        "Decoder": f"{config['decoder_num_hidden_layers']} blocks of the same width",
+        "Latent space": f"{config['latent_dim']} of a patch's {patch_dim} dimensions (`{config['tokenizer_type']}`), "
+        f"scaling `{config['latent_scaling']}`",
+        "Noise": f"`{config['noise_schedule']}` over {config['num_train_timesteps']} timesteps; "
+        f"features at t = {config['feature_timestep']}",
+    }
+    return _facts(facts)
+
+
+def _training(result: Result) -> str:
+    data, hardware = result["data"], result["hardware"]
+    number = f"{data['num_pictures']:,} pictures" if data["num_pictures"] else "streamed"
+    epochs = f", {result['epochs']:.1f} epochs" if result["epochs"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    facts = {
+        "Data": f"{data['name']}, {number}, no labels (fingerprint `{data['fingerprint']}`)",
+        "Seen": f"{result['pictures_seen']:,} pictures in {result['steps']:,} steps{epochs}",
+        "Final loss": f"{result['loss']:.4f}",
+        "Seed": result["seed"],
+        "Time": f"{result['seconds'] / 3600:.2f} hours, ended {result['date']}",
+        "Hardware": ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['threads']} thread(s)",
+        "Code": f"commit `{result['commit']}`",
+        "Versions": versions,
+    }
+    options = yaml.safe_dump(result["arguments"], sort_keys=True)
+    return f"{_facts(facts)}\n<details><summary>All options</summary>\n\n```yaml\n{options}```\n\n</details>\n"
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in facts.items())
+
+
+def _accuracy(protocol: Result | None) -> str:
+    return f"{protocol['accuracy']:.1f} ± {protocol['standard_error']:.1f}" if protocol else "–"
+
+
+def _title(protocol: str) -> str:
+    return TITLES.get(protocol, protocol)
+
+
+def _is_id(name: str) -> bool:  # of a data set on the Hub, rather than a folder or an address
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _pair(size: int | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Writes the model card of a Hub folder from its own files.")
+    parser.add_argument("folder", type=Path, help="the Hub folder")
+    parser.add_argument("--repo_id", help="the model's name on the Hub (default: the folder's name)")
+    parser.add_argument("--output", type=Path, help="where the card goes (default: README.md in the folder)")
+    print(write_card(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Patch-wise PCA (paper, section 4.2 and figure 4): fits the model's tokenizer to pictures, in one streaming pass."""
+
+import math
+import sys
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from modeling_ldae import LDAEForPreTraining, PatchTokenizer, patchify
+from tqdm.auto import tqdm
+
+from .data import Pictures, evaluation_loader, to_pixel_values
+
+
+class PatchMoments:
+    """Number, sum and sum of outer products of patches, in float64 and O(D^2) memory."""
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu"):
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.sum = torch.zeros(dim, dtype=torch.float64, device=device)
+        self.outer = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+
+    def update(self, patches: torch.Tensor):
+        """Adds patches (..., D)."""
+        patches = patches.reshape(-1, patches.shape[-1]).double()
+        self.count += len(patches)
+        self.sum += patches.sum(0)
+        self.outer.addmm_(patches.T, patches)
+
+    def all_reduce(self):
+        """Adds up the moments of all processes, where there are several."""
+        if dist.is_available() and dist.is_initialized():
+            for tensor in (self.count, self.sum, self.outer):
+                dist.all_reduce(tensor)
+
+    def components(self, subtract_mean: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """mean (D,), principal components (D, D) as rows, and the variance along each (D,), largest first, in float64.
+
+        The sign of a component is such that its largest entry is positive. Without `subtract_mean`, the mean is zero and
+        the "variance" is the second moment about zero.
+
+        Raises:
+            ValueError: if no patch was seen, or one was not finite.
+        """
+        if self.count == 0:
+            raise ValueError("PCA needs at least one picture, got none")
+        if not torch.isfinite(self.outer).all():
+            raise ValueError("PCA got pictures with numbers that are not finite")
+        mean = self.sum / self.count if subtract_mean else torch.zeros_like(self.sum)
+        covariance = self.outer / self.count - mean.outer(mean)
+        variance, vectors = torch.linalg.eigh(covariance)
+        variance, components = variance.flip(0).clamp(min=0), vectors.T.flip(0)
+        largest = components.abs().argmax(dim=1, keepdim=True)
+        return mean, components * components.gather(1, largest).sign(), variance
+
+
+@torch.no_grad()
+def fit_tokenizer(tokenizer: PatchTokenizer, config, batches: Iterable[torch.Tensor]) -> PatchTokenizer:
+    """Fills the tokenizer with the PCA of the pictures' patches, or for `tokenizer_type="pixels"` with their scale alone.
+
+    Args:
+        tokenizer: `model.ldae.tokenizer`.
+        config: the model's `LDAEConfig`: `subtract_mean` and `latent_scaling` decide mean and scale.
+        batches: pictures (B, C, H, W) in [-1, 1]. With several processes each brings its own share; all get the same result.
+
+    Raises:
+        ValueError: if there is no picture, or one is not finite.
+    """
+    moments = PatchMoments(config.patch_dim, tokenizer.V.device)
+    for pixel_values in batches:
+        moments.update(patchify(pixel_values.to(tokenizer.V.device), config.patch_hw))
+    moments.all_reduce()
+    mean, components, variance = moments.components(config.subtract_mean)
+    if config.tokenizer_type == "pixels":
+        V = torch.eye(config.patch_dim, dtype=torch.float64, device=components.device)
+        latent_variance = moments.outer.diagonal() / moments.count - mean.square()
+    else:
+        V, latent_variance = components[: config.latent_dim], variance[: config.latent_dim]
+    if config.latent_scaling == "global":
+        latent_variance = latent_variance.mean().expand_as(latent_variance)
+    elif config.latent_scaling == "none":
+        latent_variance = torch.ones_like(latent_variance)
+    tokenizer.V.copy_(V)
+    tokenizer.U.copy_(V.T)
+    tokenizer.mean.copy_(mean)
+    # a component without variance is constant: any scale does, and zero would divide by it
+    tokenizer.scale.copy_(latent_variance.sqrt().clamp(min=1e-6))
+    tokenizer.spectrum.copy_(variance)
+    return tokenizer
+
+
+def explained_variance(tokenizer: PatchTokenizer) -> float:
+    """The part of the patches' variance that the latent space holds, in [0, 1]."""
+    spectrum = tokenizer.spectrum.double()
+    return float(spectrum[: len(tokenizer.V)].sum() / spectrum.sum())
+
+
+def fit_to_pictures(
+    model: LDAEForPreTraining, pictures: Pictures, max_patches: int = 1_000_000, num_workers: int = 0
+) -> list[str]:
+    """Fits the model's tokenizer to all patches of as many pictures, in random order, as hold `max_patches`; 0 takes all.
+
+    A stream gives its first pictures. With several processes each reads its share. Shows a progress bar.
+
+    Returns:
+        The unreadable pictures, as "name: error".
+    """
+    state, bad = PartialState(), []
+    num_patches = model.ldae.embeddings.position_embeddings.shape[1]
+    limit = math.ceil(max_patches / num_patches) or sys.maxsize
+    if pictures.streaming:
+        share = range(state.process_index, limit, state.num_processes)
+    else:
+        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(pictures.seed))[:limit]
+        share = order[state.process_index :: state.num_processes].tolist()
+
+    def batches():
+        loader = evaluation_loader(pictures, 64, num_workers, share)
+        for batch in tqdm(loader, "PCA of patches", disable=not state.is_main_process):
+            bad.extend(batch["bad"])
+            if batch["pixel_values"] is not None:
+                yield to_pixel_values(batch["pixel_values"])
+
+    fit_tokenizer(model.ldae.tokenizer, model.config, batches())
+    return gather_object(bad) if state.num_processes > 1 else bad

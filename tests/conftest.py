@@ -1,0 +1,74 @@
+"""What the tests share: no network, one thread, and tiny models in which nothing has its initial value."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+
+import pytest
+import torch
+
+from ldae import LDAEConfig, LDAEForPreTraining
+
+collect_ignore = ["common"]  # upstream's tests: `bash tests/common/run.sh` collects those
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """tiny_config(**fields): a configuration of 6 tokens, not square."""
+
+    def make(**fields) -> LDAEConfig:
+        tiny = {
+            "image_size": (8, 12), "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "decoder_num_hidden_layers": 1, "latent_dim": 8,
+        }  # fmt: skip
+        return LDAEConfig(**{**tiny, **fields})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config):
+    """tiny_model(cls, **fields): a seeded model, random weights everywhere and a tokenizer as if fitted by PCA."""
+
+    def make(cls=LDAEForPreTraining, **fields):
+        generator = torch.Generator().manual_seed(0)
+
+        def randn(*shape):
+            return torch.randn(*shape, generator=generator)
+
+        config = tiny_config(**fields)
+        model = cls(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(0.2 * randn(*parameter.shape))
+            tokenizer = model.tokenizer if hasattr(model, "tokenizer") else model.ldae.tokenizer
+            D, d = config.patch_dim, config.latent_dim
+            V = torch.linalg.qr(randn(D, D)).Q[:d] if config.tokenizer_type == "pca" else torch.eye(D)
+            spectrum = torch.linspace(2, 0.1, D)
+            scale = {"none": torch.ones(d), "global": spectrum[:d].mean().sqrt(), "component": spectrum[:d].sqrt()}
+            tokenizer.V.copy_(V)
+            tokenizer.U.copy_(V.T)
+            tokenizer.mean.copy_(0.3 * randn(D) * config.subtract_mean)
+            tokenizer.scale.copy_(scale[config.latent_scaling])
+            tokenizer.spectrum.copy_(spectrum)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """pictures(config, count=2): random pixel values (count, C, H, W) in [-1, 1]."""
+
+    def make(config, count=2, seed=1):
+        shape = (count, config.num_channels, *config.image_hw)
+        return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1
+
+    return make

@@ -1,0 +1,519 @@
+"""The model against independent computations: naive transcriptions, diffusers, timm; and what transformers promises."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.models.embeddings import get_2d_sincos_pos_embed, get_2d_sincos_pos_embed_from_grid
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+from torch.testing import assert_close
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    ViTImageProcessor,
+    pipeline,
+)
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
+
+from ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
+from modeling_ldae import NoiseSchedule, PatchTokenizer, patchify, sincos_positions, unpatchify
+
+HEADS = [LDAEModel, LDAEForPreTraining, LDAEForImageClassification, LDAEBackbone]
+
+
+def draw(model, count=2, seed=2):
+    return model.sample_noise(count, generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------------------------------------- the method, naively
+
+
+def naive_loss(model, pictures, noise, timesteps):
+    """METHOD.md, section 2, one picture and one patch at a time, with the full D x D basis; all in float64."""
+    config = model.config
+    w = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    (p, q), D, d, E = config.patch_hw, config.patch_dim, config.latent_dim, config.hidden_size
+    mean, scale = w["ldae.tokenizer.mean"], w["ldae.tokenizer.scale"]
+    V = torch.linalg.qr(
+        torch.cat([w["ldae.tokenizer.V"].T, torch.randn(D, D).double()], dim=1)
+    ).Q.T  # rows: d, then the rest
+    V[:d] = w["ldae.tokenizer.V"]
+    assert_close(V @ V.T, torch.eye(D).double(), atol=1e-6, rtol=0)
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def layer_norm(x):
+        return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + 1e-6)
+
+    def embed_time(t):
+        angles = [t * 10000 ** (-k / 128) for k in range(128)]
+        features = torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles]).double()
+        hidden = linear(features, "ldae.timestep_embedding.fc1")
+        return linear(hidden * torch.sigmoid(hidden), "ldae.timestep_embedding.fc2")
+
+    def position(row, column):
+        omega = [10000 ** (-k / (E // 4)) for k in range(E // 4)]
+        waves = [f(place * o) for place in (column, row) for f in (math.sin, math.cos) for o in omega]
+        return torch.tensor(waves).double()
+
+    def attention(x, name):
+        query, key, value = linear(x, f"{name}.qkv").split(E, dim=1)
+        size, heads = E // config.num_attention_heads, []
+        for h in range(config.num_attention_heads):
+            s = slice(h * size, (h + 1) * size)
+            heads.append(torch.softmax(query[:, s] @ key[:, s].T / math.sqrt(size), dim=1) @ value[:, s])
+        return linear(torch.cat(heads, dim=1), f"{name}.projection")
+
+    def block(x, c, name):
+        shift1, scale1, gate1, shift2, scale2, gate2 = linear(c * torch.sigmoid(c), f"{name}.modulation").split(E)
+        x = x + gate1 * attention(layer_norm(x) * (1 + scale1) + shift1, f"{name}.attention")
+        hidden = linear(layer_norm(x) * (1 + scale2) + shift2, f"{name}.mlp.fc1")
+        return x + gate2 * linear(hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))), f"{name}.mlp.fc2")
+
+    def network(tokens, t):
+        c = embed_time(t)
+        for i in range(config.num_hidden_layers):
+            tokens = block(tokens, c, f"ldae.layers.{i}")
+        tokens = layer_norm(tokens) * w["ldae.layernorm.weight"] + w["ldae.layernorm.bias"]
+        for i in range(config.decoder_num_hidden_layers):
+            tokens = block(tokens, c, f"decoder.layers.{i}")
+        shift, scale = linear(c * torch.sigmoid(c), "decoder.modulation").split(E)
+        return linear(layer_norm(tokens) * (1 + scale) + shift, "decoder.head")
+
+    losses = []
+    for picture, eps, t in zip(pictures.double(), noise.double(), timesteps.tolist(), strict=True):
+        sigma = math.sqrt(2) * t / (config.num_train_timesteps - 1)
+        x0, tokens = [], []
+        for row in range(config.image_hw[0] // p):
+            for column in range(config.image_hw[1] // q):
+                patch = picture[:, row * p : (row + 1) * p, column * q : (column + 1) * q].flatten()
+                z0 = V[:d] @ (patch - mean) / scale
+                zt = z0 + sigma * eps[len(x0)]
+                xt = V[:d].T @ (zt * scale) + mean
+                x0.append(patch)
+                tokens.append(linear(xt, "ldae.embeddings.projection") + position(row, column))
+        for patch, prediction in zip(x0, network(torch.stack(tokens), t), strict=True):
+            r = V @ (patch - prediction)
+            losses.append(sum((1 if i < d else 0.1) * r[i] ** 2 for i in range(D)) / (1 + sigma**2) / D)
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("subtract_mean", [True, False])
+@pytest.mark.parametrize("latent_scaling", ["none", "global", "component"])
+def test_loss_is_the_papers(tiny_model, pictures, latent_scaling, subtract_mean):
+    model = tiny_model(latent_scaling=latent_scaling, subtract_mean=subtract_mean)
+    x, drawn = pictures(model.config), draw(model)
+    assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
+
+
+def test_loss_weights_every_component_of_pixels_alike(tiny_model, pictures):
+    model = tiny_model(tokenizer_type="pixels", latent_dim=48, residual_weight=0)
+    x, drawn = pictures(model.config), draw(model)
+    output = model(x, **drawn)
+    weight = 1 / (1 + (math.sqrt(2) * drawn["timesteps"] / 999) ** 2)
+    error = (output.reconstruction - x).square().mean(dim=(1, 2, 3))
+    assert_close(output.loss, (weight * error).mean())
+
+
+def test_every_parameter_is_trained(tiny_model, pictures):
+    model = tiny_model()
+    model(pictures(model.config), **draw(model)).loss.backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+# ------------------------------------------------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize(
+    ("schedule", "gamma", "sigma"),
+    [
+        ("linear_sigma", lambda t: 1, lambda t: 1.3 * t / 999),
+        ("single_sigma", lambda t: 1, lambda t: 0.6),
+        ("linear_gamma2", lambda t: math.sqrt(1 - (t + 1) / 1000), lambda t: math.sqrt((t + 1) / 1000)),
+    ],
+)
+def test_schedules_are_their_formulas(tiny_config, schedule, gamma, sigma):
+    tables = NoiseSchedule(tiny_config(noise_schedule=schedule, sigma_max=1.3, sigma_single=0.6)).tables()
+    for t, values in enumerate(zip(*(table.tolist() for table in tables), strict=True)):
+        # 1 / (1 + sigma^2) of section 4.3; where gamma^2 + sigma^2 = 1 the paper's weight is gamma^2
+        weight = 1 / (1 + sigma(t) ** 2) if gamma(t) == 1 else gamma(t) ** 2
+        assert values == pytest.approx((gamma(t), sigma(t), weight), rel=1e-12, abs=1e-12)
+
+
+def test_ddpm_is_diffusers(tiny_config):
+    schedule = NoiseSchedule(tiny_config(noise_schedule="ddpm"))
+    z, eps, t = torch.randn(4, 6, 8), torch.randn(4, 6, 8), torch.tensor([0, 10, 500, 999])
+    assert_close(schedule.add_noise(z, eps, t), DDPMScheduler().add_noise(z, eps, t))
+    assert_close(schedule.loss_weight, DDPMScheduler().alphas_cumprod)
+
+
+def test_everything_random_can_be_given(tiny_model, pictures):
+    model = tiny_model()
+    x, drawn = pictures(model.config), draw(model)
+    given_all, by_generator = model(x, **drawn), model(x, generator=torch.Generator().manual_seed(2))
+    for name in ("loss", "reconstruction", "noisy_pixel_values", "timesteps"):
+        assert torch.equal(given_all[name], by_generator[name]), name
+    assert torch.equal(given_all.timesteps, drawn["timesteps"])
+    fixed_t = [model(x, timesteps=drawn["timesteps"], generator=torch.Generator().manual_seed(s)) for s in (3, 4)]
+    assert all(torch.equal(output.timesteps, drawn["timesteps"]) for output in fixed_t)
+    assert not torch.equal(fixed_t[0].noisy_pixel_values, fixed_t[1].noisy_pixel_values)
+
+
+def test_drawn_noise_is_standard_normal_and_timesteps_uniform(tiny_model):
+    drawn = draw(tiny_model(), count=4000)
+    assert drawn["noise"].shape == (4000, 6, 8)
+    assert abs(drawn["noise"].mean()) < 0.01
+    assert abs(drawn["noise"].std() - 1) < 0.01
+    assert (drawn["timesteps"].min(), drawn["timesteps"].max()) == (0, 999)  # P(either is missing) < 4 %, and seeded
+    assert abs(drawn["timesteps"].double().mean() - 499.5) < 20
+
+
+# ----------------------------------------------------------------------------------------------- patches, positions
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    patch=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    channels=st.integers(1, 4),
+)
+def test_patches_go_back_to_the_picture(grid, patch, channels):
+    x = torch.randn(2, channels, grid[0] * patch[0], grid[1] * patch[1])
+    patches = patchify(x, patch)
+    assert patches.shape == (2, grid[0] * grid[1], channels * patch[0] * patch[1])
+    assert torch.equal(patches[:, -1], x[:, :, -patch[0] :, -patch[1] :].flatten(1))
+    assert torch.equal(unpatchify(patches, patch, x.shape[-2:]), x)
+
+
+def test_positions_are_diffusers():
+    assert_close(sincos_positions((7, 7), (7, 7), 32), get_2d_sincos_pos_embed(32, 7, base_size=7).float())
+    columns, rows = torch.meshgrid(torch.arange(5.0), torch.arange(3.0), indexing="xy")
+    not_square = get_2d_sincos_pos_embed_from_grid(32, torch.stack([columns, rows]), output_type="pt")
+    assert_close(sincos_positions((3, 5), (3, 5), 32), not_square.float())
+
+
+def test_resized_positions_span_the_same_range():
+    # three times finer: the centre of each group of 3 x 3 is where the coarse patch was
+    fine = sincos_positions((6, 9), (2, 3), 32).view(6, 9, 32)
+    assert_close(fine[1::3, 1::3].reshape(6, 32), sincos_positions((2, 3), (2, 3), 32))
+
+
+def test_interpolation_at_the_native_size_changes_nothing(tiny_model, pictures):
+    model = tiny_model(LDAEModel)
+    x = pictures(model.config)
+    native, resized = model(x), model(x, interpolate_pos_encoding=True)
+    assert torch.equal(native.last_hidden_state, resized.last_hidden_state)
+
+
+# ---------------------------------------------------------------------------------------------------------- encoder
+
+
+@pytest.mark.parametrize("final_layernorm", [True, False])
+def test_at_a_fixed_t_the_encoder_is_a_plain_vit(tiny_model, pictures, final_layernorm):
+    model = tiny_model(LDAEModel, final_layernorm=final_layernorm)
+    config, tokenizer = model.config, model.tokenizer
+    vit = VisionTransformer(
+        config.image_hw, config.patch_hw, num_classes=0, global_pool="avg", class_token=False, fc_norm=False,
+        embed_dim=16, depth=2, num_heads=2, final_norm=final_layernorm,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+    )  # fmt: skip
+    with torch.no_grad():
+        project, embedding = tokenizer.U @ tokenizer.V, model.embeddings.projection
+        weights = {
+            "patch_embed.proj.weight": (embedding.weight @ project).view(16, 3, *config.patch_hw),
+            "patch_embed.proj.bias": embedding.bias + embedding.weight @ (tokenizer.mean - project @ tokenizer.mean),
+            "pos_embed": model.embeddings.position_embeddings,
+        }
+        conditioning = torch.nn.functional.silu(model.timestep_embedding(torch.tensor([10])))
+        for i, layer in enumerate(model.layers):
+            shift1, scale1, gate1, shift2, scale2, gate2 = layer.modulation(conditioning)[0].split(16)
+            weights |= {
+                f"blocks.{i}.norm1.weight": 1 + scale1,
+                f"blocks.{i}.norm1.bias": shift1,
+                f"blocks.{i}.attn.qkv.weight": layer.attention.qkv.weight,
+                f"blocks.{i}.attn.qkv.bias": layer.attention.qkv.bias,
+                f"blocks.{i}.attn.proj.weight": gate1[:, None] * layer.attention.projection.weight,
+                f"blocks.{i}.attn.proj.bias": gate1 * layer.attention.projection.bias,
+                f"blocks.{i}.norm2.weight": 1 + scale2,
+                f"blocks.{i}.norm2.bias": shift2,
+                f"blocks.{i}.mlp.fc1.weight": layer.mlp.fc1.weight,
+                f"blocks.{i}.mlp.fc1.bias": layer.mlp.fc1.bias,
+                f"blocks.{i}.mlp.fc2.weight": gate2[:, None] * layer.mlp.fc2.weight,
+                f"blocks.{i}.mlp.fc2.bias": gate2 * layer.mlp.fc2.bias,
+            }
+        if final_layernorm:
+            weights |= {"norm.weight": model.layernorm.weight, "norm.bias": model.layernorm.bias}
+        vit.load_state_dict(weights)
+        x = pictures(config)
+        output = model(x)
+        assert_close(vit.forward_features(x), output.last_hidden_state, atol=1e-5, rtol=1e-5)
+        assert_close(vit(x), output.pooler_output, atol=1e-5, rtol=1e-5)
+
+
+def test_encoder_sees_the_latent_subspace_only(tiny_model, pictures):
+    model = tiny_model()
+    encoder, config = model.ldae, model.config
+    x, other = pictures(config), patchify(pictures(config, seed=3), config.patch_hw)
+    inside = other @ encoder.tokenizer.V.T @ encoder.tokenizer.V
+    features = encoder(x).last_hidden_state
+    for change, same in ((other - inside, True), (inside, False)):
+        changed = encoder(x + unpatchify(change, config.patch_hw, config.image_hw)).last_hidden_state
+        assert torch.allclose(changed, features, atol=1e-5) == same
+    noisy = model(x, **draw(model)).noisy_pixel_values  # x_t lies in it already
+    assert_close(encoder.tokenizer.project(noisy), noisy, atol=1e-5, rtol=1e-5)
+
+
+def test_features_are_those_of_the_feature_timestep(tiny_model, pictures):
+    encoder = tiny_model(LDAEModel, feature_timestep=25)
+    x = pictures(encoder.config)
+    features = encoder(x).pooler_output
+    assert_close(features, encoder(x, torch.tensor([25, 25])).pooler_output)
+    assert not torch.allclose(features, encoder(x, torch.tensor([10])).pooler_output, atol=1e-4)
+
+
+def test_heads_read_the_encoder(tiny_model, pictures):
+    classifier = tiny_model(LDAEForImageClassification, num_labels=5)
+    x, labels = pictures(classifier.config), torch.tensor([4, 1])
+    output, features = classifier(x, labels), classifier.ldae(x)
+    assert_close(
+        output.logits,
+        features.last_hidden_state.mean(dim=1) @ classifier.classifier.weight.T + classifier.classifier.bias,
+    )
+    assert_close(output.loss, -output.logits.log_softmax(dim=1)[[0, 1], labels].mean())
+
+    backbone = tiny_model(LDAEBackbone, out_features=["stage1", "stage2"])
+    maps, features = backbone(x).feature_maps, backbone.ldae(x, output_hidden_states=True)
+    assert [m.shape for m in maps] == [(2, 16, 2, 3)] * 2
+    assert_close(maps[1].flatten(2).transpose(1, 2), features.last_hidden_state)
+    assert_close(maps[0].flatten(2).transpose(1, 2), backbone.ldae.layernorm(features.hidden_states[1]))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    patch=st.tuples(st.integers(1, 4), st.integers(2, 4)),
+    channels=st.sampled_from([1, 4]),
+    larger=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+)
+def test_shapes(tiny_model, pictures, grid, patch, channels, larger):
+    size = (grid[0] * patch[0], grid[1] * patch[1])
+    fields = {"image_size": size, "patch_size": patch, "num_channels": channels, "latent_dim": 2}
+    model = tiny_model(**fields)
+    x = pictures(model.config).repeat(1, 1, *larger)
+    tokens = grid[0] * larger[0] * grid[1] * larger[1]
+    output = model(x, interpolate_pos_encoding=True)
+    assert output.loss.shape == ()
+    assert output.reconstruction.shape == output.noisy_pixel_values.shape == x.shape
+    assert output.timesteps.shape == (2,)
+    features = model.ldae(x, interpolate_pos_encoding=True)
+    assert (features.last_hidden_state.shape, features.pooler_output.shape) == ((2, tokens, 16), (2, 16))
+    feature_map = tiny_model(LDAEBackbone, **fields)(x).feature_maps[0]
+    assert feature_map.shape == (2, 16, grid[0] * larger[0], grid[1] * larger[1])
+
+
+@pytest.mark.parametrize("cls", HEADS)
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((2, 1, 8, 12), {}, "pixel_values must have num_channels=3 channels, got 1"),
+        ((2, 3, 12, 8), {}, r"pixel_values must be \(8, 12\) \(image_size\) high and wide, got 12x8"),
+        (
+            (2, 3, 8, 10),
+            {"interpolate_pos_encoding": True},
+            r"pixel_values must be a multiple of patch_size=\(4, 4\) .* got 8x10",
+        ),
+    ],
+)
+def test_pictures_that_do_not_fit_are_refused(tiny_model, cls, shape, options, message):
+    if cls is LDAEBackbone:  # takes any multiple of the patch
+        options = {}
+        if shape[2] == 12:
+            assert tiny_model(cls)(torch.zeros(shape)).feature_maps[0].shape == (2, 16, 3, 2)
+            return
+    with pytest.raises(ValueError, match=message):
+        tiny_model(cls)(torch.zeros(shape), **options)
+
+
+# ------------------------------------------------------------------------------------------------ saving and loading
+
+
+def tensors(model):
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize(
+    ("cls", "auto"),
+    [
+        (LDAEModel, AutoModel),
+        (LDAEForPreTraining, AutoModelForPreTraining),
+        (LDAEForImageClassification, AutoModelForImageClassification),
+        (LDAEBackbone, LDAEBackbone),  # AutoBackbone of a local folder is broken in transformers 5.24
+    ],
+)
+@pytest.mark.parametrize("noise_schedule", ["linear_sigma", "ddpm"])
+def test_every_class_loads_a_pretraining_folder(tiny_model, pictures, tmp_path, cls, auto, noise_schedule):
+    model = tiny_model(noise_schedule=noise_schedule)
+    model.save_pretrained(tmp_path)
+    loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is cls
+    new = {"classifier.weight", "classifier.bias"} if cls is LDAEForImageClassification else set()
+    assert set(info["missing_keys"]) == new
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    saved = tensors(model)  # non-persistent buffers are among them
+    for name, tensor in tensors(loaded).items():
+        if name not in new:
+            assert torch.equal(tensor, saved[f"ldae.{name}" if cls is LDAEModel else name]), name
+    if cls is LDAEForPreTraining:
+        assert tensors(loaded).keys() == saved.keys()
+        x, drawn = pictures(model.config), draw(model)
+        assert torch.equal(loaded(x, **drawn).loss, model(x, **drawn).loss)
+    if new:
+        assert loaded.classifier.weight.isfinite().all()
+        assert loaded.classifier.weight.any()
+
+
+def test_fields_changed_on_loading_are_heeded(tiny_model, pictures, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    fields = {"noise_schedule": "single_sigma", "image_size": (12, 8), "num_train_timesteps": 20}
+    loaded, made = LDAEForPreTraining.from_pretrained(tmp_path, **fields), tiny_model(**fields)
+    x, drawn = pictures(made.config), draw(made)
+    assert torch.equal(loaded(x, **drawn).loss, made(x, **drawn).loss)
+
+
+def test_bfloat16_leaves_tokenizer_and_noise_in_float32(tiny_model, pictures, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    loaded = LDAEForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    for kept in (PatchTokenizer, NoiseSchedule):
+        (original,), (module,) = ([m for m in each.modules() if isinstance(m, kept)] for each in (model, loaded))
+        for name, buffer in original.named_buffers():
+            assert module.get_buffer(name).dtype == torch.float32
+            assert torch.equal(module.get_buffer(name), buffer)
+    x, drawn = pictures(model.config), draw(model)
+    output, expected = loaded(x, **drawn), model(x, **drawn)
+    assert torch.equal(output.noisy_pixel_values, expected.noisy_pixel_values)
+    assert_close(output.loss, expected.loss, rtol=0.03, atol=0)
+
+
+def test_a_new_model_starts_as_adaln_zero(tiny_config, pictures):
+    model = LDAEForPreTraining(tiny_config(conditioning_size=128, initializer_range=0.03))
+    for linear in (model.ldae.timestep_embedding.fc1, model.ldae.timestep_embedding.fc2):
+        assert linear.weight.std().item() == pytest.approx(0.03, rel=0.03)
+    bound = (6 / (16 + 3 * 16)) ** 0.5  # Xavier's
+    assert model.decoder.layers[0].attention.qkv.weight.abs().max().item() == pytest.approx(bound, rel=0.02)
+    x = pictures(model.config)
+    output = model(x, **draw(model), output_hidden_states=True)
+    assert not output.reconstruction.any()
+    assert torch.equal(output.hidden_states[0], output.hidden_states[-1])
+    assert output.hidden_states[0].any()
+
+
+def test_a_tokenizer_that_is_not_fitted_warns_once(tiny_config, tiny_model, pictures):
+    def warnings(model):
+        with CaptureLogger(logging.get_logger("modeling_ldae")) as captured:
+            for _ in range(3):
+                model(pictures(model.config))
+        return captured.out.count("fit_tokenizer")
+
+    assert warnings(LDAEForPreTraining(tiny_config()).train()) == 1
+    assert warnings(LDAEForPreTraining(tiny_config()).eval()) == 0
+    assert warnings(tiny_model().train()) == 0
+
+
+# ------------------------------------------------------------------------------------ training, attention, compiling
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_model, pictures):
+    gradients = []
+    for checkpointing in (False, True):
+        model, calls = tiny_model().train(), []
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        for layer in [*model.ldae.layers, *model.decoder.layers]:
+            layer.mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        model(pictures(model.config), **draw(model)).loss.backward()
+        assert len(calls) == (6 if checkpointing else 3)  # each of the three blocks is run again
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name in gradients[0]:
+        assert_close(gradients[1][name], gradients[0][name], msg=name)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
+def test_attention_implementations_agree_with_eager(tiny_model, pictures, attention):
+    outputs = {}
+    for name in ("eager", attention):
+        model = tiny_model(hidden_size=32)  # flex_attention wants heads of at least 16
+        model.set_attn_implementation(name)
+        assert model.ldae.layers[0].attention.config._attn_implementation == name
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # to compile flex_attention takes a minute
+            outputs[name] = model(pictures(model.config), **draw(model))
+    assert_close(outputs[attention].reconstruction, outputs["eager"].reconstruction, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_weights_come_from_eager(tiny_model, pictures):
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    output = model(pictures(model.config), **draw(model), output_attentions=True)
+    assert [weights.shape for weights in output.attentions] == [(2, 2, 6, 6)] * 2
+    assert_close(output.attentions[0].sum(dim=-1), torch.ones(2, 2, 6))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_without_a_graph_break(tiny_model, pictures, training):
+    model = tiny_model().train(training)
+    x, drawn = pictures(model.config), draw(model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert_close(compiled(x, **drawn).loss, model(x, **drawn).loss)
+
+
+@pytest.mark.parametrize("options", [{}, {"interpolate_pos_encoding": True}], ids=["native", "any-size"])
+def test_exports_with_dynamic_batch_and_size(tiny_model, pictures, options):
+    model = tiny_model(LDAEModel)
+    x = pictures(model.config)
+    Dim = torch.export.Dim
+    dynamic = {0: Dim("batch")}
+    if options:
+        dynamic |= {2: 4 * Dim("rows", max=64), 3: 4 * Dim("columns", max=64)}
+    shapes = {"pixel_values": dynamic, **dict.fromkeys(options)}
+    exported = torch.export.export(model, (), {"pixel_values": x, **options}, dynamic_shapes=shapes).module()
+    other = torch.randn(5, 3, *((20, 8) if options else (8, 12)))
+    output = exported(pixel_values=other, **options)
+    assert_close(output.last_hidden_state, model(other, **options).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------- pipelines
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model, tmp_path_factory):
+    """A folder as one would publish it, with an image processor."""
+    folder = tmp_path_factory.mktemp("published")
+    tiny_model(LDAEForImageClassification, num_labels=3).save_pretrained(folder)
+    size = {"height": 8, "width": 12}
+    ViTImageProcessor(size=size, do_convert_rgb=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_pipelines_take_any_picture(folder, mode):
+    picture = Image.effect_noise((30, 20), 80).convert(mode)
+    features = torch.tensor(pipeline("image-feature-extraction", model=str(folder))(picture, pool=True))
+    assert features.shape == (1, 16)
+    pixel_values = ViTImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = LDAEModel.from_pretrained(folder)(pixel_values).pooler_output
+        logits = LDAEForImageClassification.from_pretrained(folder)(pixel_values).logits
+    assert_close(features, expected, atol=1e-5, rtol=1e-5)
+    best = pipeline("image-classification", model=str(folder))(picture, top_k=3)
+    scores = torch.tensor([entry["score"] for entry in best])
+    assert_close(scores, logits.softmax(dim=1)[0].sort(descending=True).values, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,284 @@
+"""Pre-trains l-DAE: `accelerate launch train_ldae.py [recipe.yaml] [--options]`. `--help` lists the options."""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from ldae import LDAEConfig, LDAEForPreTraining, plots
+from ldae.arguments import parse_arguments
+from ldae.cards import write_card
+from ldae.checkpoints import Checkpoints, full_state, read_state
+from ldae.data import Pictures, StepSampler, load_examples, mix_seed, to_pixel_values, training_loader
+from ldae.evaluation import extract_features, format_probe, knn_accuracy, probe, untrained
+from ldae.hub import push_folder, save_hub_folder
+from ldae.optimization import learning_rate, parameter_groups
+from ldae.pca import explained_variance, fit_to_pictures
+from ldae.results import save_result
+
+RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if never stopped
+    "data", "train_split", "crop", "flip", "per_device_batch_size", "gradient_accumulation_steps", "base_learning_rate",
+    "learning_rate", "warmup_ratio", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "ema_decay", "seed",
+)  # fmt: skip
+
+
+def build_model(model_args, train_args) -> LDAEForPreTraining:
+    """A new model, or one that starts from the weights of `--init_from`."""
+    attention = train_args.attn_implementation
+    if train_args.init_from is not None:
+        config = LDAEConfig.from_pretrained(train_args.init_from, **model_args.overrides())
+        return LDAEForPreTraining.from_pretrained(train_args.init_from, config=config, attn_implementation=attention)
+    return LDAEForPreTraining._from_config(model_args.config(), attn_implementation=attention)
+
+
+def train(model_args, data_args, train_args, model: torch.nn.Module | None = None) -> Path:
+    """One pre-training run; returns its folder.
+
+    `model` replaces the l-DAE of the options by another pre-training model with `forward(pixel_values, **noise).loss` and
+    `sample_noise(batch_size, generator=)` (see benchmarks/peers).
+    """
+    began = time.monotonic()
+    args = {**vars(data_args), **vars(train_args)}
+    # ------------------------------------------------------------------------------- refuse what cannot work, then build
+    output_dir = Path(
+        train_args.output_dir or f"runs/ldae-{model_args.model_size}-{Path(data_args.data).name}"
+    ).expanduser()
+    checkpoints = Checkpoints(output_dir / "checkpoints", train_args.keep_checkpoints)
+    last = checkpoints.last() if train_args.resume else None
+    accelerator = Accelerator(
+        mixed_precision=train_args.mixed_precision,
+        gradient_accumulation_steps=train_args.gradient_accumulation_steps,
+        log_with=[tracker for tracker in train_args.report_to if tracker != "none"],
+        project_dir=output_dir,
+        dynamo_backend="inductor" if train_args.torch_compile else None,
+    )
+    if any(output_dir.glob("*")) and not (train_args.resume or train_args.overwrite):
+        raise FileExistsError(
+            f"output_dir {str(output_dir)!r} is not empty; pass --resume to go on with its run, --overwrite to replace it, "
+            "or another --output_dir"
+        )
+    set_seed(train_args.seed)
+    model = build_model(model_args, train_args) if model is None else model
+    config = model.config
+    image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
+    columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
+    examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
+    pictures = Pictures(examples, image_hw, config.num_channels, data_args.crop, data_args.flip, train_args.seed)
+    held_out = load_examples(data_args.data, data_args.validation_split, **columns)
+    labelled = held_out is not None and "label" in held_out.features and not pictures.streaming
+    if labelled:  # the probes look at centre crops of both splits
+        held_out = Pictures(held_out, image_hw, config.num_channels)
+        seen = Pictures(examples, image_hw, config.num_channels)
+
+    per_batch = train_args.per_device_batch_size * accelerator.num_processes
+    per_step = per_batch * train_args.gradient_accumulation_steps
+    if train_args.max_steps is not None:
+        max_steps = train_args.max_steps
+    elif train_args.max_minutes is not None:
+        max_steps = 1 << 40  # the clock decides
+    elif pictures.streaming:
+        raise ValueError("a stream has no length: give max_steps or max_minutes")
+    else:
+        max_steps = math.ceil(train_args.epochs * len(pictures) / per_step)
+    peak = train_args.learning_rate or train_args.base_learning_rate * per_step / 256
+
+    with accelerator.main_process_first():
+        if train_args.overwrite and last is None and accelerator.is_main_process:
+            for name in ("checkpoints", "results", "pictures", "losses.jsonl"):  # a run's own, nothing else
+                path = output_dir / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        output_dir.mkdir(parents=True, exist_ok=True)
+    if train_args.resume and last is None:
+        accelerator.print(f"There is no checkpoint in {checkpoints.folder}: starting afresh.")
+    state = {"step": 0, "seconds": 0.0, "bad_pictures": [], "loss": None, "options": {k: args[k] for k in RUN_DEFINING}}
+    if last is not None:
+        state = read_state(last)
+        changed = [f"{k} was {v!r}, is {args[k]!r}" for k, v in state["options"].items() if args[k] != v]
+        if state["pictures_per_step"] != per_step:
+            changed.append(f"pictures per step were {state['pictures_per_step']}, are {per_step}")
+        if changed:
+            raise ValueError(f"--resume must go on with the run's own options, but {'; '.join(changed)}")
+    elif isinstance(model, LDAEForPreTraining) and train_args.init_from is None:
+        state["bad_pictures"] = fit_to_pictures(model.to(accelerator.device), pictures, data_args.pca_patches, data_args.num_workers)
+        held = explained_variance(model.ldae.tokenizer)
+        accelerator.print(f"The latent space of {config.latent_dim} dimensions holds {held:.1%} of the patches' variance.")
+    state["pictures_per_step"] = per_step
+    if state["bad_pictures"] and data_args.on_bad_image == "error":
+        raise ValueError(f"unreadable pictures (--on_bad_image error): {'; '.join(state['bad_pictures'][:5])}")
+
+    plain = type(model)(config)  # an unwrapped copy for probes, pictures and saving
+    if train_args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    groups = parameter_groups(model, train_args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(train_args.adam_beta1, train_args.adam_beta2))
+    sample_noise = model.sample_noise
+    model, optimizer = accelerator.prepare(model, optimizer)
+    ema = EMAModel(model.parameters(), train_args.ema_decay, foreach=True) if train_args.ema_decay else None
+    if last is not None:
+        checkpoints.load(last, model, optimizer, ema)
+        accelerator.print(f"Going on from {last}.")
+    accelerator.init_trackers("ldae", {k: str(v) for k, v in args.items()})
+
+    def snapshot() -> torch.nn.Module | None:
+        """The averaged model as it is now, in evaluation mode; on the main process only."""
+        weights = full_state(model, ema)
+        if not accelerator.is_main_process:
+            return None
+        plain.load_state_dict(weights)
+        return plain.to(accelerator.device).eval()
+
+    # --------------------------------------------------------------------------------------------------------------- loop
+    losses = _open_losses(output_dir / "losses.jsonl", state["step"]) if accelerator.is_main_process else None
+    generator = torch.Generator(accelerator.device)
+    rank = slice(
+        accelerator.process_index * train_args.per_device_batch_size,
+        (accelerator.process_index + 1) * train_args.per_device_batch_size,
+    )
+    sampler = StepSampler(
+        pictures, state["step"], max_steps, train_args.per_device_batch_size, train_args.gradient_accumulation_steps,
+        accelerator.process_index, accelerator.num_processes,
+    )  # fmt: skip
+    batches = iter(training_loader(sampler, data_args.num_workers))
+    bar = tqdm(initial=state["step"], total=max_steps, desc="training", disable=not accelerator.is_main_process)
+    began -= state["seconds"]  # of the run before it was resumed
+    started, first_step = time.monotonic(), state["step"]
+    progress = state["step"] / max_steps
+    model.train()
+    while progress < 1:
+        step = state["step"]
+        rate = learning_rate(progress, peak, train_args.warmup_ratio)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=accelerator.device)
+        for micro_step in range(train_args.gradient_accumulation_steps):
+            batch = next(batches)
+            for name in gather_object(batch["bad"]) if accelerator.num_processes > 1 else batch["bad"]:
+                if name not in state["bad_pictures"]:
+                    if data_args.on_bad_image == "error":
+                        raise ValueError(f"unreadable picture (--on_bad_image error): {name}")
+                    accelerator.print(f"Skipping {name}")
+                    state["bad_pictures"].append(name)
+            # every process draws the noise of the whole batch and takes its part, so their number changes nothing
+            generator.manual_seed(mix_seed(train_args.seed, step, micro_step))
+            noise = {name: value[rank] for name, value in sample_noise(per_batch, generator=generator).items()}
+            with accelerator.accumulate(model):
+                loss = model(to_pixel_values(batch["pixel_values"].to(accelerator.device)), **noise).loss
+                total += accelerator.reduce(loss.detach(), "mean") / train_args.gradient_accumulation_steps
+                if not torch.isfinite(total):
+                    _stop(step, gather_object(batch["name"]), checkpoints.last(), total.item())
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and train_args.max_grad_norm:
+                    norm = accelerator.clip_grad_norm_(model.parameters(), train_args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        if ema is not None:
+            ema.step(model.parameters())
+
+        state["step"] = step = step + 1
+        seconds = torch.tensor(time.monotonic() - began, device=accelerator.device)
+        state["seconds"] = accelerator.reduce(seconds, "mean").item()
+        progress = step / max_steps
+        if train_args.max_minutes is not None:
+            progress = max(progress, state["seconds"] / 60 / train_args.max_minutes)
+        value = total.item()
+        state["loss"] = value if state["loss"] is None else 0.98 * state["loss"] + 0.02 * value
+        speed = (step - first_step) * per_step / (time.monotonic() - started)
+        entry = {"loss": value, "learning_rate": rate, "pictures_per_second": speed}
+        if train_args.max_grad_norm:
+            entry["grad_norm"] = float(norm)
+        if losses is not None:
+            losses.write(json.dumps({"step": step, **entry}) + "\n")
+        bar.total = max(step, round(step / progress))
+        bar.set_postfix(loss=f"{state['loss']:.4f}", lr=f"{rate:.1e}", pictures_s=f"{speed:.0f}", refresh=False)
+        bar.update()
+        if step % train_args.logging_steps == 0:
+            accelerator.log(entry, step)
+        if train_args.knn_steps and step % train_args.knn_steps == 0 and labelled:
+            encoder = snapshot()
+            if encoder is not None:
+                few = {"progress": False, "indices": range(0, len(seen), max(1, len(seen) // 5000))}
+                knn = knn_accuracy(extract_features(encoder, seen, **few), extract_features(encoder, held_out, progress=False))
+                accelerator.print(f"step {step}: k-NN {knn['accuracy']:.1f} %")
+                accelerator.log({"knn_accuracy": knn["accuracy"]}, step)
+            accelerator.wait_for_everyone()
+        if train_args.picture_steps and step % train_args.picture_steps == 0:
+            _picture(snapshot(), pictures, output_dir / "pictures" / f"step-{step:08d}.png")
+        if train_args.checkpointing_steps and step % train_args.checkpointing_steps == 0 and progress < 1:
+            checkpoints.save(accelerator, model, optimizer, ema, state)
+    bar.close()
+    checkpoints.save(accelerator, model, optimizer, ema, state)
+
+    # ---------------------------------------------------------------------------------------- the end: folder, probes, Hub
+    trained = snapshot()
+    if accelerator.is_main_process:
+        losses.close()
+        save_hub_folder(trained, output_dir)
+        _picture(trained, pictures, output_dir / "denoised.png")
+        if isinstance(trained, LDAEForPreTraining):
+            plots.filters(trained.ldae.tokenizer, config.patch_hw, config.num_channels, output_dir / "filters.png")
+            plots.spectrum(trained.ldae.tokenizer, output_dir / "spectrum.png")
+        name, pictures_seen = Path(data_args.data).name, state["step"] * per_step
+        num_pictures = None if pictures.streaming else len(pictures)
+        result = {
+            "kind": "train",
+            "data": {"name": name, "fingerprint": pictures.fingerprint(), "num_pictures": num_pictures,
+                     "bad_pictures": state["bad_pictures"]},
+            "arguments": {"model_size": model_args.model_size, **args},
+            "config": config.to_dict(),
+            "steps": state["step"],
+            "pictures_seen": pictures_seen,
+            "epochs": pictures_seen / num_pictures if num_pictures else None,
+            "seconds": state["seconds"],
+            "loss": state["loss"],
+            "seed": train_args.seed,
+        }  # fmt: skip
+        save_result(output_dir / "results" / "train.json", result, overwrite=train_args.overwrite or train_args.resume)
+        if train_args.probe and labelled:
+            result = probe(trained, untrained(trained), seen, held_out, data_name=name, seed=train_args.seed)
+            save_result(output_dir / "results" / f"probe-{name}.json", result, train_args.overwrite or train_args.resume)
+            print(format_probe(result))
+        write_card(output_dir, train_args.hub_model_id)
+        print(f"{len(state['bad_pictures'])} unreadable pictures were skipped." if state["bad_pictures"] else "", end="")
+        print(f"Checkpoint folder: {output_dir}\nclean | noisy | denoised: {output_dir / 'denoised.png'}")
+        if train_args.push_to_hub:
+            print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
+    accelerator.end_training()
+    return output_dir
+
+
+def _open_losses(path: Path, step: int):
+    """The JSONL of the losses, without the entries after the step that the run goes on from."""
+    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step] if path.exists() else []
+    path.write_text("".join(line + "\n" for line in kept))
+    return path.open("a", buffering=1)
+
+
+def _picture(model: torch.nn.Module | None, pictures: Pictures, path: Path):
+    """Rows of clean | noisy | denoised, for models that denoise; the first pictures of an epoch that training never sees."""
+    if isinstance(model, LDAEForPreTraining):
+        batch = next(iter(training_loader(StepSampler(pictures, 0, 1, batch_size=8))))
+        path.parent.mkdir(exist_ok=True)
+        plots.save_denoising(model, to_pixel_values(batch["pixel_values"]).to(model.device), path)
+
+
+def _stop(step: int, names: list[str], last: Path | None, loss: float):
+    raise FloatingPointError(
+        f"the loss is {loss} at step {step + 1}, on a batch of {', '.join(names)}. The last good checkpoint is "
+        f"{last or 'none: there was no checkpoint yet'}; it is whole, and --resume goes on from it. A lower "
+        "--base_learning_rate or --max_grad_norm often helps."
+    )
+
+
+def main(argv: list[str] | None = None) -> Path:
+    return train(*parse_arguments(argv))
+
+
+if __name__ == "__main__":
+    main()
