@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
@@ -55,8 +55,8 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     accelerator = Accelerator(
         mixed_precision=train_args.mixed_precision,
         gradient_accumulation_steps=train_args.gradient_accumulation_steps,
-        log_with=[tracker for tracker in train_args.report_to if tracker != "none"],
-        project_dir=output_dir,
+        log_with=[tracker for tracker in train_args.report_to if tracker != "none"] or None,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
         dynamo_backend="inductor" if train_args.torch_compile else None,
     )
     if any(output_dir.glob("*")) and not (train_args.resume or train_args.overwrite):
@@ -91,7 +91,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
 
     with accelerator.main_process_first():
         if train_args.overwrite and last is None and accelerator.is_main_process:
-            for name in ("checkpoints", "results", "pictures", "losses.jsonl"):  # a run's own, nothing else
+            for name in ("checkpoints", "results", "pictures", "logs", "losses.jsonl"):  # a run's own, nothing else
                 path = output_dir / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         output_dir.mkdir(parents=True, exist_ok=True)

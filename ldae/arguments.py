@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import yaml
 from configuration_ldae import SIZES, LDAEConfig
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "photos.yaml"
@@ -185,4 +186,7 @@ def _validate(model, data, train):
     if data.pca_patches < 0 or data.num_workers < 0:
         raise ValueError(f"pca_patches and num_workers must not be negative, got {data.pca_patches} and {data.num_workers}")
     if train.init_from is None:
-        model.config()  # refuses what contradicts itself, by the field's name
+        try:
+            model.config()
+        except StrictDataclassError as error:  # its cause is the sentence that names the field
+            raise ValueError(str(error.__cause__ or error)) from error

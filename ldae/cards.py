@@ -58,8 +58,8 @@ LIMITS = """\
 - The features are for further training or for comparing pictures: the model names nothing and describes nothing.
 - It knows the kind of pictures it was trained on, with whatever bias they hold; on others it is unmeasured. It has not
   been examined for any use that concerns people.
-- Pictures are resized to {height} × {width} pixels without keeping their proportions; for other sizes, multiples of the
-  patch, pass `interpolate_pos_encoding=True`. Pictures must be in [-1, 1], which the image processor sees to.
+- It takes pictures of {height} × {width} pixels in [-1, 1], which the image processor sees to; for other sizes, multiples
+  of the patch, pass `interpolate_pos_encoding=True`.
 - The reconstruction is a means of training, not a generator of pictures.
 """
 

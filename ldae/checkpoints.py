@@ -16,6 +16,8 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import state_dict as dcp
 
+FULL = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathered from shards, on the first process
+
 
 @contextmanager
 def averaged_weights(model: torch.nn.Module, ema: EMAModel | None) -> Iterator[None]:
@@ -33,10 +35,9 @@ def averaged_weights(model: torch.nn.Module, ema: EMAModel | None) -> Iterator[N
 
 def full_state(model: torch.nn.Module, ema: EMAModel | None = None) -> dict[str, torch.Tensor]:
     """The model's (averaged) weights and buffers on the CPU, gathered from all processes; on the first process only."""
-    options = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
     with averaged_weights(model, ema):
         # clones: on the CPU the gathered tensors may be the model's own
-        return {name: value.clone() for name, value in dcp.get_model_state_dict(model, options=options).items()}
+        return {name: value.clone() for name, value in dcp.get_model_state_dict(model, options=FULL).items()}
 
 
 class Checkpoints:
@@ -55,12 +56,11 @@ class Checkpoints:
         Args:
             state: what else the run needs, JSON: at least "step".
         """
-        options = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
         files = {"model": full_state(model)}
         if ema is not None:
             files["ema"] = full_state(model, ema)
-        flat = dcp.get_optimizer_state_dict(model, optimizer.optimizer, options=options)
-        files["optimizer"] = {name: value.clone() for name, value in flat.items() if isinstance(value, torch.Tensor)}
+        moments = dcp.get_optimizer_state_dict(model, optimizer.optimizer, options=FULL)["state"]
+        files["optimizer"] = {f"{name}/{key}": v.clone() for name, of in moments.items() for key, v in of.items()}
         final = self.folder / f"checkpoint-{state['step']:08d}"
         if accelerator.is_main_process:
             partial = self.folder / ".partial"
@@ -79,15 +79,16 @@ class Checkpoints:
     @staticmethod
     def load(checkpoint: Path, model, optimizer, ema: EMAModel | None):
         """Puts a checkpoint's tensors back into model, optimizer and averaged weights."""
-        options = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
         if ema is not None:
-            dcp.set_model_state_dict(model, load_file(checkpoint / "ema.safetensors"), options=options)
+            dcp.set_model_state_dict(model, load_file(checkpoint / "ema.safetensors"), options=FULL)
             ema.shadow_params = [parameter.detach().clone() for parameter in model.parameters()]
             ema.optimization_step = read_state(checkpoint)["step"]
-        dcp.set_model_state_dict(model, load_file(checkpoint / "model.safetensors"), options=options)
-        flat = dcp.get_optimizer_state_dict(model, optimizer.optimizer, options=options)
-        flat.update(load_file(checkpoint / "optimizer.safetensors"))
-        dcp.set_optimizer_state_dict(model, optimizer.optimizer, flat, options=options)
+        dcp.set_model_state_dict(model, load_file(checkpoint / "model.safetensors"), options=FULL)
+        state = dcp.get_optimizer_state_dict(model, optimizer.optimizer, options=FULL)
+        for name, value in load_file(checkpoint / "optimizer.safetensors").items():
+            parameter, key = name.split("/")
+            state["state"][parameter][key] = value
+        dcp.set_optimizer_state_dict(model, optimizer.optimizer, state, options=FULL)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def load_examples(
         raise FileNotFoundError(f"data: there is no folder {data!r}")
     try:
         splits = datasets.load_dataset(str(folder) if folder.is_dir() else data, streaming=streaming)
-    except (OSError, HFValidationError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (FileNotFoundError, ConnectionError, HFValidationError, datasets.exceptions.DatasetNotFoundError) as error:
         raise FileNotFoundError(
             f"data: {data!r} is neither 'photos', nor a local folder, nor a data set that the Hub gives ({error})"
         ) from error

@@ -37,15 +37,19 @@ NOT_PUBLISHED = (
 
 
 def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
-    """The processor that turns pictures into a model's `pixel_values`: its size, in [-1, 1].
+    """The processor that turns pictures into a model's `pixel_values` in [-1, 1], cropped as training and probes crop them.
 
-    Three channels are taken to be RGB, so grey and RGBA pictures are converted; pictures of another number of channels
+    Pictures for a model that takes squares are resized by their short side and the centre is cut out; for others they are
+    resized to height and width. Three channels are taken to be RGB, so grey and RGBA pictures are converted; pictures of another number of channels
     are taken as they are.
     """
     channels, size = config.num_channels, config.image_size
     height, width = (size, size) if isinstance(size, int) else size
+    square = height == width
     return ViTImageProcessor(
-        size={"height": height, "width": width},
+        size={"shortest_edge": height} if square else {"height": height, "width": width},
+        do_center_crop=square,
+        crop_size={"height": height, "width": width},
         resample=Image.Resampling.BICUBIC,
         image_mean=[0.5] * channels,
         image_std=[0.5] * channels,

@@ -85,8 +85,8 @@ def fit_tokenizer(tokenizer: PatchTokenizer, config, batches: Iterable[torch.Ten
     tokenizer.V.copy_(V)
     tokenizer.U.copy_(V.T)
     tokenizer.mean.copy_(mean)
-    # a component without variance is constant: any scale does, and zero would divide by it
-    tokenizer.scale.copy_(latent_variance.sqrt().clamp(min=1e-6))
+    # a component without variance is constant: any scale does, but not zero, nor the root of rounding below zero
+    tokenizer.scale.copy_(latent_variance.clamp(min=1e-12).sqrt())
     tokenizer.spectrum.copy_(variance)
     return tokenizer
 

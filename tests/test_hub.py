@@ -246,8 +246,8 @@ def pushed(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("pushed")
     folder, empty = make_folder(tmp_path / "ldae-vit-tiny"), tmp_path / "empty"
     empty.mkdir()
-    for name in ("checkpoints/checkpoint_0/optimizer.bin", "run/events.out.tfevents.1", "run/hparams.yml", "losses.jsonl",
-                 "pictures/step_10.png", "results/train.tmp"):  # fmt: skip
+    for name in ("checkpoints/checkpoint_0/optimizer.bin", "run/events.out.tfevents.1", "run/hparams.yml",
+                 "losses.jsonl", "pictures/step_10.png", "results/train.tmp"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"not for the Hub")
     contents = read_all(folder)

@@ -177,7 +177,7 @@ def test_splits_of_different_classes(folder, data):
 def test_wrong_paths(folder, data, tmp_path):
     with pytest.raises(FileNotFoundError, match="--model"):
         run("--model", tmp_path / "nowhere", "--data", data)
-    with pytest.raises(FileNotFoundError, match="data.*nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         run("--model", folder, "--data", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="--model"):
         run("--model", data, "--data", data)  # no model's folder
@@ -227,14 +227,14 @@ def test_names_become_safe_file_names(name, short):
 
 
 def test_two_processes_equal_one(folder, data, tmp_path):
-    """Four batches of training pictures and two of validation are shared; one picture of the second half is unreadable."""
+    """Four batches of training and two of validation pictures are shared; one of the second half is unreadable."""
     (data / "train" / "red" / "9.png").write_bytes(b"no picture")
     options = ["--model", folder, "--data", data, "--batch_size", 8, "--features_cache"]
     one = run(*options, tmp_path / "one", "--output_dir", tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 0]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     command += [Path(probe_ldae.__file__), *options, tmp_path / "two", "--output_dir", tmp_path / "two"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run(list(map(str, command)), check=True, env=environment)
+    subprocess.run(list(map(str, command)), check=True, env=environment, timeout=300)
     two = json.loads((tmp_path / "two" / "probe-colours.json").read_text())
     assert two["protocols"] == one["protocols"]
     assert two["floor"] == one["floor"]

@@ -10,7 +10,7 @@ from transformers import ImageFeatureExtractionPipeline
 class ImageFeatureExtractionPipelineTests(unittest.TestCase):
     pipeline_class = ImageFeatureExtractionPipeline
 
-    def get_test_pipeline(self, model, image_processor=None, dtype="float32", **kwargs):
+    def get_test_pipeline(self, model, tokenizer=None, image_processor=None, dtype="float32", **kwargs):
         pixels = np.random.RandomState(0).randint(0, 255, (2, 40, 30, 3), dtype="uint8")
         pictures = [Image.fromarray(picture) for picture in pixels]
         return self.pipeline_class(model=model, image_processor=image_processor, dtype=dtype), pictures

@@ -1,0 +1,122 @@
+"""Plots: files of the expected size, with the expected colours in the expected places."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldae import LDAEConfig, LDAEForPreTraining, plots
+from ldae.pca import fit_tokenizer
+
+
+def read(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def colours(*values, channels: int = 3, size: tuple[int, int] = (8, 6)) -> torch.Tensor:
+    """One picture of each value, constant."""
+    return torch.stack([torch.full((channels, *size), float(value)) for value in values])
+
+
+@pytest.fixture(scope="module")
+def model() -> LDAEForPreTraining:
+    torch.manual_seed(0)
+    config = LDAEConfig(image_size=16, patch_size=4, latent_dim=8, hidden_size=16, num_hidden_layers=1,
+                        num_attention_heads=2)  # fmt: skip
+    model = LDAEForPreTraining(config)
+    fit_tokenizer(model.ldae.tokenizer, config, [torch.rand(20, 3, 16, 16).cumsum(3) / 8 - 1])
+    return model
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_grid_shows_every_picture_in_its_place(tmp_path, channels):
+    clean = colours(-1, 1, channels=channels)
+    if channels == 4:
+        clean[:, 3] = 1  # opaque
+    noisy, denoised = clean * 0.5, clean * 2
+    if channels == 4:
+        noisy[:, 3] = 1
+    grid = read(plots.denoising_grid(clean, noisy, denoised, tmp_path / "new" / "grid.png"))
+    height, width = 8 * 24, 6 * 24  # enlarged to 192 pixels
+    assert grid.shape == (16 + 26 + 2 * (height + 8) + 8, 16 + 3 * (width + 8) + 8, 3)
+    top, left = 16 + 26, 16
+    expected = [[0, 64, 0], [255, 191, 255]]  # clamped on the right
+    for i, row in enumerate(expected):
+        for j, value in enumerate(row):
+            y, x = top + i * (height + 8), left + j * (width + 8)
+            assert np.abs(grid[y : y + height, x : x + width] - value).max() <= 1
+    assert (grid[top + height : top + height + 8] == 255).all()  # white between the rows
+    assert (grid[:top] < 128).any()  # titles
+
+
+def test_grid_repeats_pixels_exactly_and_writes_sigmas(tmp_path):
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    plain = read(plots.denoising_grid(x, x, x, tmp_path / "plain.png"))
+    grid = read(plots.denoising_grid(x, x, x, tmp_path / "grid.png", [0.5]))
+    added = grid.shape[1] - plain.shape[1]
+    assert added > 0
+    assert (grid[42:, :added] < 128).any()  # the label
+    levels = ((x[0].permute(1, 2, 0) + 1) * 127.5).round().numpy().repeat(3, 0).repeat(3, 1)
+    assert (grid[42 : 42 + 192, 16 + added : 16 + added + 192] == levels).all()
+
+
+def test_transparent_pictures_are_shown_on_white(tmp_path):
+    x = colours(-1, channels=4)  # black, wholly transparent
+    assert (read(plots.denoising_grid(x, x, x, tmp_path / "grid.png"))[42:] == 255).all()
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path, model):
+    x = colours(0)
+    with pytest.raises(ValueError, match="same shape"):
+        plots.denoising_grid(x, x, x[:, :1], tmp_path / "grid.png")
+    with pytest.raises(ValueError, match=r"sigmas .* 1 pictures, got 2"):
+        plots.denoising_grid(x, x, x, tmp_path / "grid.png", [1, 2])
+    with pytest.raises(ValueError, match=r"1, 3 or 4 channels .*got 2"):
+        plots.denoising_grid(*[colours(0, channels=2)] * 3, tmp_path / "grid.png")
+    with pytest.raises(ValueError, match="not fitted"):
+        plots.spectrum(LDAEForPreTraining(model.config).ldae.tokenizer, tmp_path / "spectrum.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_save_denoising_restores_the_mode_and_repeats_itself(tmp_path, model, training):
+    x = torch.rand(3, 3, 16, 16) * 2 - 1
+    model.train(training)
+    state, seen = torch.get_rng_state(), []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append((module.training, output)))
+    first, again, other = (plots.save_denoising(model, x, tmp_path / f"{i}.png", seed=i // 2) for i in range(3))
+    handle.remove()
+    assert model.training is training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [mode for mode, _ in seen] == [False] * 3
+    assert seen[0][1].timesteps.tolist() == [332, 665, 999]
+    assert not seen[0][1].reconstruction.requires_grad
+    assert first.read_bytes() == again.read_bytes() != other.read_bytes()
+
+
+def test_save_denoising_restores_the_mode_after_an_error(tmp_path, model):
+    model.train()
+    with pytest.raises(ValueError, match="pixel_values"):
+        plots.save_denoising(model, torch.zeros(1, 3, 5, 5), tmp_path / "grid.png")
+    assert model.training
+
+
+def test_filters_are_symmetric_about_grey(tmp_path, model):
+    tokenizer = model.ldae.tokenizer
+    sheet = read(plots.filters(tokenizer, (4, 4), 3, tmp_path / "filters.png"))
+    side = 4 * 16  # each enlarged to 64 pixels, 3 x 3 places for 8 components
+    assert sheet.shape == (8 + 3 * (side + 4) + 4, 8 + 3 * (side + 4) + 4, 3)
+    for i in range(8):
+        y, x = (8 + k * (side + 4) for k in divmod(i, 3))
+        shown = sheet[y : y + side : 16, x : x + side : 16] - 127.5
+        component = tokenizer.V[i].reshape(3, 4, 4).permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(shown, 127.5 * component / np.abs(component).max(), atol=0.51)
+    assert read(plots.filters(tokenizer, (4, 4), 3, tmp_path / "two.png", count=1)).shape == (80, 80, 3)
+
+
+def test_spectrum_is_a_picture_with_the_curve_and_the_mark(tmp_path, model):
+    figure = read(plots.spectrum(model.ldae.tokenizer, tmp_path / "spectrum.png"))
+    assert figure.shape == (510, 1350, 3)
+    for colour in (plots.BLUE, plots.RED):
+        exact = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (figure == exact).all(axis=-1).any()

@@ -1,0 +1,253 @@
+"""Runs of train_ldae.py on a tiny model and a handful of pictures."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import train_ldae
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from ldae import LDAEForPreTraining
+from ldae.arguments import parse_arguments
+from ldae.checkpoints import Checkpoints
+from ldae.results import environment
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+TINY = (
+    "--image_size 16 --patch_size 4 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --latent_dim 4 "
+    "--per_device_batch_size 4 --max_steps 6 --checkpointing_steps 2 --base_learning_rate 0.1 --report_to none --no_probe"
+).split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """22 smooth random pictures in two classes."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(22):
+        (root / "ab"[i % 2]).mkdir(exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        coarse.resize((25, 20), Image.Resampling.BICUBIC).save(root / "ab"[i % 2] / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    AcceleratorState._reset_state(True)
+
+
+def train(folder: Path, output: Path, *options: str) -> Path:
+    return train_ldae.main(["--data", str(folder), "--output_dir", str(output), *TINY, *options])
+
+
+def losses(output: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (output / "losses.jsonl").read_text().splitlines()]
+
+
+def same_run(a: Path, b: Path):
+    """The two runs' weights, averages, optimizers and losses are equal bit for bit."""
+    assert losses(a) == losses(b)
+    for name in ("model", "ema", "optimizer"):
+        x, y = (load_file(Checkpoints(run / "checkpoints").last() / f"{name}.safetensors") for run in (a, b))
+        assert x.keys() == y.keys()
+        assert all(torch.equal(x[key], y[key]) for key in x)
+
+
+def stop_at(monkeypatch, step: int):
+    """Makes the next run end like a crash once `step` steps are done, before it can save anything more."""
+    steps = iter(range(1, 1000))
+    real = train_ldae.EMAModel.step
+
+    def ema_step(self, parameters):
+        if next(steps) > step:
+            raise KeyboardInterrupt
+        real(self, parameters)
+
+    monkeypatch.setattr(train_ldae.EMAModel, "step", ema_step)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["", "--num_workers 2 --gradient_accumulation_steps 2 --crop random_resized"],
+    ids=["plain", "workers-accumulation-crops"],
+)
+def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(folder, tmp_path, monkeypatch, options):
+    options = options.split()
+    train(folder, tmp_path / "whole", *options)
+    with monkeypatch.context() as context:
+        stop_at(context, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, tmp_path / "broken", *options)
+    assert Checkpoints(tmp_path / "broken/checkpoints").last().name == "checkpoint-00000004"
+    train(folder, tmp_path / "broken", *options, "--resume")
+    same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def launch(folder: Path, output: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command += [str(ROOT / "train_ldae.py"), "--data", str(folder), "--output_dir", str(output), *TINY, *options]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_two_processes_killed_and_resumed(folder, tmp_path):
+    """Two processes are one with twice the batch, to rounding; killed and resumed they are themselves, bit for bit."""
+    options = ("--max_steps", "40", "--checkpointing_steps", "2")
+    whole = launch(folder, tmp_path / "whole", *options)
+    assert whole.wait(300) == 0, whole.stderr.read()
+    broken = launch(folder, tmp_path / "broken", *options)
+    while not (tmp_path / "broken/checkpoints/checkpoint-00000002").exists():
+        assert broken.poll() is None, broken.stderr.read()
+        time.sleep(0.01)
+    os.killpg(broken.pid, signal.SIGKILL)
+    broken.wait()
+    assert not (tmp_path / "broken/config.json").exists()  # it was killed before its end
+    resumed = launch(folder, tmp_path / "broken", *options, "--resume")
+    assert resumed.wait(300) == 0, resumed.stderr.read()
+    same_run(tmp_path / "whole", tmp_path / "broken")
+    train(folder, tmp_path / "one", *options, "--per_device_batch_size", "8")
+    assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+
+
+def test_golden_losses(folder, tmp_path):
+    """A refactor reproduces the curve; to write it anew after a meant change, remove the file and run this test twice."""
+    train(folder, tmp_path / "run", "--max_steps", "12")
+    now = {"losses": losses(tmp_path / "run"), "made_on": {k: environment()[k] for k in ("versions", "hardware")}}
+    if not GOLDEN.exists():
+        GOLDEN.write_text(json.dumps(now, indent=1) + "\n")
+        pytest.fail("there was no golden loss curve; it was written, look at it")
+    golden = json.loads(GOLDEN.read_text())
+    assert now["losses"][-1] < 0.9 * now["losses"][0]
+    if golden["made_on"] == now["made_on"]:
+        assert now["losses"] == golden["losses"]
+    assert now["losses"] == pytest.approx(golden["losses"], rel=1e-3)  # other processors round otherwise
+
+
+def test_the_folder_of_a_run(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data/train")
+    shutil.copytree(folder, tmp_path / "data/val")
+    output = train(tmp_path / "data", tmp_path / "run", "--probe", "--knn_steps", "4", "--picture_steps", "3")
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "modeling_ldae.py", "README.md",
+                 "configuration_ldae.py", "denoised.png", "filters.png", "spectrum.png", "pictures/step-00000003.png",
+                 "results/train.json"):  # fmt: skip
+        assert (output / name).is_file(), name
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [
+        "checkpoint-00000004", "checkpoint-00000006"
+    ]  # fmt: skip
+    result = json.loads((output / "results/train.json").read_text())
+    assert (result["steps"], result["pictures_seen"], result["data"]["num_pictures"]) == (6, 24, 22)
+    probe = json.loads((output / "results/probe-data.json").read_text())
+    assert set(probe["protocols"]) == {"knn", "linear"} == set(probe["floor"]) - {"description"}
+    # the result is the averaged model, with the tokenizer that PCA gave
+    model = LDAEForPreTraining.from_pretrained(output)
+    ema = load_file(output / "checkpoints/checkpoint-00000006/ema.safetensors")
+    assert all(torch.equal(value, ema[name]) for name, value in model.state_dict().items())
+    assert model.ldae.tokenizer.spectrum.sum() > 0
+
+
+def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
+    first = train(folder, tmp_path / "first")
+    second = train(folder, tmp_path / "second", "--init_from", str(first), "--learning_rate", "1e-12", "--ema_decay", "0")
+    a, b = (load_file(path / "model.safetensors") for path in (first, second))
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+    assert torch.equal(a["ldae.tokenizer.V"], b["ldae.tokenizer.V"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, monkeypatch):
+    real = train_ldae.LDAEForPreTraining.loss
+    calls = iter(range(1, 100))
+    monkeypatch.setattr(
+        train_ldae.LDAEForPreTraining, "loss", lambda *a: real(*a) * (float("nan") if next(calls) == 4 else 1)
+    )
+    with pytest.raises(FloatingPointError, match=r"step 4, on a batch of .*\.png.*checkpoint-00000002.*whole"):
+        train(folder, tmp_path / "run")
+    for name in ("model", "ema", "optimizer"):
+        tensors = load_file(tmp_path / f"run/checkpoints/checkpoint-00000002/{name}.safetensors")
+        assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_unreadable_pictures_are_named_and_skipped_or_refused(folder, tmp_path, capsys):
+    data = shutil.copytree(folder, tmp_path / "data")
+    (data / "a/broken.png").write_bytes((data / "a/00.png").read_bytes()[:60])
+    output = train(data, tmp_path / "run")
+    bad = json.loads((output / "results/train.json").read_text())["data"]["bad_pictures"]
+    assert len(bad) == 1
+    assert "broken.png" in bad[0]
+    assert "1 unreadable picture" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"on_bad_image error.*broken\.png"):
+        train(data, tmp_path / "strict", "--on_bad_image", "error")
+
+
+def test_a_run_never_replaces_another_unasked(folder, tmp_path, capsys):
+    output = train(folder, tmp_path / "run")
+    (output / "mine.txt").write_text("kept")
+    before = (output / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r"--resume.*--overwrite"):
+        train(folder, output)
+    with pytest.raises(ValueError, match=r"--resume .* seed was 0, is 1"):
+        train(folder, output, "--resume", "--seed", "1")
+    assert (output / "model.safetensors").read_bytes() == before
+    train(folder, output, "--overwrite", "--seed", "1")
+    assert (output / "model.safetensors").read_bytes() != before
+    assert (output / "mine.txt").read_text() == "kept"
+    train(folder, tmp_path / "fresh", "--resume")
+    assert "starting afresh" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--latent_dim 999", "latent_dim"),
+        ("--image_size 17", "patch_size must divide image_size"),
+        ("--per_device_batch_size 0", "per_device_batch_size"),
+        ("--warmup_ratio 1.5", "warmup_ratio"),
+        ("--learning_rate -1", "learning_rate"),
+        ("--init_from /nowhere", "/nowhere"),
+        ("--train_split nope", "nope"),
+        ("--validation_split nope", "nope"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(folder, tmp_path, options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        train(folder, tmp_path / "run", *options.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_options(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: somewhere\nhidden_size: 64\nbase_learning_rate: 1e-4\nimage_size: [32, 64]\nmodel_size: small\n")
+    model, data, run = parse_arguments([str(recipe), "--hidden_size", "96", "--no_flip"])
+    assert (data.data, data.flip, run.base_learning_rate) == ("somewhere", False, 1e-4)
+    assert (model.config().hidden_size, model.config().image_hw, model.config().num_hidden_layers) == (96, (32, 64), 12)
+    assert parse_arguments([])[1].data == "photos"
+    recipe.write_text("hiden_size: 64\n")
+    with pytest.raises(ValueError, match="hiden_size"):
+        parse_arguments([str(recipe)])
+    for wrong in (["--hiden_size", "64"], ["--latent_scaling", "all"]):
+        with pytest.raises((SystemExit, ValueError)):
+            parse_arguments(["--data", "x", *wrong])
+    with pytest.raises(SystemExit, match="0"):
+        parse_arguments(["--help"])
+    assert "equation 4" in " ".join(capsys.readouterr().out.split())  # the configuration's own texts
+
+
+def test_learning_rate_is_the_half_cycle_cosine_of_transformers():
+    from transformers import get_cosine_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, 20, 100)
+    for step in range(100):
+        assert train_ldae.learning_rate(step / 100, 0.3, 0.2) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        scheduler.step()
