@@ -78,6 +78,8 @@ def load_encoder(name: str, trust_remote_code: bool = False) -> PreTrainedModel:
     folder = Path(name).expanduser()
     if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"--model: there is no folder {name!r}")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"--model: folder {name!r} holds no model, that is no config.json")
     try:
         model, loaded = AutoModel.from_pretrained(
             str(folder) if folder.is_dir() else name, trust_remote_code=trust_remote_code, output_loading_info=True

@@ -16,7 +16,8 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import state_dict as dcp
 
-FULL = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathered from shards, on the first process
+FULL = dcp.StateDictOptions(full_state_dict=True)  # whole tensors, gathered from shards, on every process
+SAVED = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)  # the same, on the first process's CPU only
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def full_state(model: torch.nn.Module, ema: EMAModel | None = None) -> dict[str,
     """The model's (averaged) weights and buffers on the CPU, gathered from all processes; on the first process only."""
     with averaged_weights(model, ema):
         # clones: on the CPU the gathered tensors may be the model's own
-        return {name: value.clone() for name, value in dcp.get_model_state_dict(model, options=FULL).items()}
+        return {name: value.clone() for name, value in dcp.get_model_state_dict(model, options=SAVED).items()}
 
 
 class Checkpoints:
@@ -59,7 +60,7 @@ class Checkpoints:
         files = {"model": full_state(model)}
         if ema is not None:
             files["ema"] = full_state(model, ema)
-        moments = dcp.get_optimizer_state_dict(model, optimizer.optimizer, options=FULL)["state"]
+        moments = dcp.get_optimizer_state_dict(model, optimizer.optimizer, options=SAVED).get("state", {})
         files["optimizer"] = {f"{name}/{key}": v.clone() for name, of in moments.items() for key, v in of.items()}
         final = self.folder / f"checkpoint-{state['step']:08d}"
         if accelerator.is_main_process:

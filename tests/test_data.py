@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -75,6 +75,7 @@ class Numbers:
 # ---------------------------------------------------------------------------------------------------------------- order
 
 
+@example(n=7, share=1, accumulation=2, start=3)
 @settings(max_examples=15, deadline=None)
 @given(n=st.integers(1, 40), share=st.integers(1, 5), accumulation=st.integers(1, 3), start=st.integers(0, 8))
 def test_order_is_the_same_for_any_number_of_processes_and_after_a_resume(n, share, accumulation, start):
@@ -153,6 +154,8 @@ def test_a_stream_resumes_and_is_shared(tmp_path, monkeypatch):
 
     whole = batches(start=0, stop=6, batch_size=4)
     assert sorted(labels(whole)[:10]) == sorted(labels(whole)[10:20]) == list(range(10))
+    stream = load_examples(data, "train", streaming=True).shuffle(seed=5, buffer_size=1000)
+    assert labels(whole)[:10] == [example["label"] for example in stream]
     assert labels(whole)[:10] != labels(whole)[10:20]  # epochs differ
     assert [round(float(x[0, 0, 0])) for batch in whole for x in batch["pixel_values"]] == labels(whole)
     assert labels(batches(start=2, stop=6, batch_size=4)) == labels(whole)[8:]

@@ -264,7 +264,6 @@ def test_linear_has_batch_norm():
     C = 1 / (with_norm["settings"]["l2"] * len(train))
     raw = LogisticRegression(C=C, max_iter=5000).fit(train.features.double(), train.labels)
     difference = 100 * raw.score(validation.features.double(), validation.labels) - with_norm["accuracy"]
-    print("raw", difference, with_norm)
     assert abs(difference) > 2
 
 

@@ -94,7 +94,7 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(folder, tmp_path, monk
 
 
 def launch(folder: Path, output: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(ROOT / "train_ldae.py"), "--data", str(folder), "--output_dir", str(output), *TINY, *options]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
