@@ -164,7 +164,9 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size must be a multiple of 4 for 2-D sin-cos positions, got {self.hidden_size}")
         if self.latent_dim > self.patch_dim:
-            raise ValueError(f"latent_dim must not exceed the {self.patch_dim} numbers of a patch, got {self.latent_dim}")
+            raise ValueError(
+                f"latent_dim must not exceed the {self.patch_dim} numbers of a patch, got {self.latent_dim}"
+            )
         if self.tokenizer_type == "pixels" and self.latent_dim != self.patch_dim:
             raise ValueError(
                 f"tokenizer_type='pixels' needs latent_dim={self.patch_dim} (all of a patch), got {self.latent_dim}"

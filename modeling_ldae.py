@@ -212,7 +212,9 @@ class LDAETimestepEmbedding(nn.Module):
         self.fc2 = NormalLinear(config.conditioning_size, config.conditioning_size)
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        exponent = torch.arange(self.num_frequencies, device=timesteps.device, dtype=torch.float32) / self.num_frequencies
+        exponent = (
+            torch.arange(self.num_frequencies, device=timesteps.device, dtype=torch.float32) / self.num_frequencies
+        )
         angle = timesteps[:, None].float() * torch.exp(-math.log(10000) * exponent)
         features = torch.cat([angle.cos(), angle.sin()], dim=-1)
         return self.fc2(nn.functional.silu(self.fc1(features.to(self.fc1.weight.dtype))))
@@ -445,7 +447,9 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         if num_patches is None:
             num_patches = self.ldae.embeddings.position_embeddings.shape[1]
         noise = torch.randn(batch_size, num_patches, self.config.latent_dim, generator=generator, device=self.device)
-        timesteps = torch.randint(self.config.num_train_timesteps, (batch_size,), generator=generator, device=self.device)
+        timesteps = torch.randint(
+            self.config.num_train_timesteps, (batch_size,), generator=generator, device=self.device
+        )
         return {"noise": noise, "timesteps": timesteps}
 
     def loss(self, target: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -513,7 +517,9 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         if not getattr(self, "_fitted", False):
             self._fitted = True  # looked at once: it costs a synchronization
             if not self.ldae.tokenizer.spectrum.any():
-                logger.warning("The tokenizer is not fitted to any pictures: call ldae.pca.fit_tokenizer(model, pictures).")
+                logger.warning(
+                    "The tokenizer is not fitted to any pictures: call ldae.pca.fit_tokenizer(model, pictures)."
+                )
 
 
 class LDAEForImageClassification(LDAEPreTrainedModel):

@@ -36,7 +36,14 @@ setup(
         "scikit-learn>=1.4",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "parameterized>=0.9", "ruff>=0.14", "timm>=1.0.12"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "parameterized>=0.9",
+            "ruff>=0.14",
+            "timm>=1.0.12",
+            "setuptools>=77",
+        ],
         "trackio": ["trackio>=0.4"],
     },
 )

@@ -106,9 +106,13 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         if changed:
             raise ValueError(f"--resume must go on with the run's own options, but {'; '.join(changed)}")
     elif isinstance(model, LDAEForPreTraining) and train_args.init_from is None:
-        state["bad_pictures"] = fit_to_pictures(model.to(accelerator.device), pictures, data_args.pca_patches, data_args.num_workers)
+        state["bad_pictures"] = fit_to_pictures(
+            model.to(accelerator.device), pictures, data_args.pca_patches, data_args.num_workers
+        )
         held = explained_variance(model.ldae.tokenizer)
-        accelerator.print(f"The latent space of {config.latent_dim} dimensions holds {held:.1%} of the patches' variance.")
+        accelerator.print(
+            f"The latent space of {config.latent_dim} dimensions holds {held:.1%} of the patches' variance."
+        )
     state["pictures_per_step"] = per_step
     if state["bad_pictures"] and data_args.on_bad_image == "error":
         raise ValueError(f"unreadable pictures (--on_bad_image error): {'; '.join(state['bad_pictures'][:5])}")
@@ -204,7 +208,9 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             encoder = snapshot()
             if encoder is not None:
                 few = {"progress": False, "indices": range(0, len(seen), max(1, len(seen) // 5000))}
-                knn = knn_accuracy(extract_features(encoder, seen, **few), extract_features(encoder, held_out, progress=False))
+                knn = knn_accuracy(
+                    extract_features(encoder, seen, **few), extract_features(encoder, held_out, progress=False)
+                )
                 accelerator.print(f"step {step}: k-NN {knn['accuracy']:.1f} %")
                 accelerator.log({"knn_accuracy": knn["accuracy"]}, step)
             accelerator.wait_for_everyone()
@@ -242,10 +248,14 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         save_result(output_dir / "results" / "train.json", result, overwrite=train_args.overwrite or train_args.resume)
         if train_args.probe and labelled:
             result = probe(trained, untrained(trained), seen, held_out, data_name=name, seed=train_args.seed)
-            save_result(output_dir / "results" / f"probe-{name}.json", result, train_args.overwrite or train_args.resume)
+            save_result(
+                output_dir / "results" / f"probe-{name}.json", result, train_args.overwrite or train_args.resume
+            )
             print(format_probe(result))
         write_card(output_dir, train_args.hub_model_id)
-        print(f"{len(state['bad_pictures'])} unreadable pictures were skipped." if state["bad_pictures"] else "", end="")
+        print(
+            f"{len(state['bad_pictures'])} unreadable pictures were skipped." if state["bad_pictures"] else "", end=""
+        )
         print(f"Checkpoint folder: {output_dir}\nclean | noisy | denoised: {output_dir / 'denoised.png'}")
         if train_args.push_to_hub:
             print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ldae import LDAEConfig, LDAEForPreTraining
 from ldae.results import environment, save_result
+from ldae.tables import fill
 
 FLOOR = "matrix products alone"
 OURS = {"l-DAE, sdpa": "sdpa", "l-DAE, eager": "eager"}
@@ -277,19 +278,11 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def fill_readme(text: str):
-    """Puts a table between the markers of README.md."""
-    readme = Path(__file__).with_name("README.md")
-    marker = "<!-- step -->"
-    before, _, after = readme.read_text().split(marker)
-    readme.write_text(f"{before}{marker}\n{text}\n{marker}{after}")
-
-
 def main():
     (arguments,) = HfArgumentParser(StepArguments).parse_args_into_dataclasses()
     if arguments.table:
         text = table(json.loads(Path(arguments.table).read_text()))
-        fill_readme(text)
+        fill(Path(__file__).with_name("README.md"), "step", text)
     else:
         if arguments.output and Path(arguments.output).exists() and not arguments.overwrite:  # known before the run
             raise FileExistsError(f"{arguments.output} is there; pass --overwrite or another --output")

@@ -1,7 +1,5 @@
 """l-DAE for Python. Importing it registers the configuration and the models with transformers' Auto classes."""
 
-from configuration_ldae import LDAEConfig
-from modeling_ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -12,6 +10,9 @@ from transformers import (
     ViTImageProcessor,
     ViTImageProcessorPil,
 )
+
+from configuration_ldae import LDAEConfig
+from modeling_ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
 
 __version__ = "0.1.0"
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import yaml
-from configuration_ldae import SIZES, LDAEConfig
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
+
+from configuration_ldae import SIZES, LDAEConfig
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "photos.yaml"
 
@@ -31,10 +32,15 @@ class DataArguments:
     train_split: str = _option("train", "Split to train on.")
     validation_split: str = _option("validation", "Labelled split for the probes; val, valid and test are found too.")
     image_column: str | None = _option(None, "Column of the pictures; by default the first that holds pictures.")
-    label_column: str | None = _option(None, "Column of the labels; by default 'label' or the first that holds classes.")
-    streaming: bool = _option(False, "Read a Hub data set or parquet files as they come, without preparing them on disk.")
+    label_column: str | None = _option(
+        None, "Column of the labels; by default 'label' or the first that holds classes."
+    )
+    streaming: bool = _option(
+        False, "Read a Hub data set or parquet files as they come, without preparing them on disk."
+    )
     crop: Literal["center", "random", "random_resized"] = _option(
-        "center", "What is cut out of a picture: the centre (the paper's default), a random window, or a random part, resized."
+        "center",
+        "What is cut out of a picture: the centre (the paper's default), a random window, or a random part, resized.",
     )
     flip: bool = _option(True, "Mirror half of the pictures (the paper does not say).")
     on_bad_image: Literal["skip", "error"] = _option(
@@ -53,23 +59,29 @@ class TrainArguments:
     )
     overwrite: bool = _option(False, "Replace another run's results in output_dir.")
     resume: bool = _option(False, "Go on from the last checkpoint in output_dir, or start afresh where there is none.")
-    init_from: str | None = _option(None, "Start a new run from the weights and configuration of this folder or Hub model.")
+    init_from: str | None = _option(
+        None, "Start a new run from the weights and configuration of this folder or Hub model."
+    )
     epochs: float = _option(100, "Passes over the pictures.")
     max_steps: int | None = _option(None, "Optimizer steps; overrides epochs.")
     max_minutes: float | None = _option(
-        None, "Wall-clock budget of the run with PCA and without the probes; the learning rate follows it. Overrides epochs."
+        None,
+        "Wall-clock budget of the run with PCA and without the probes; the learning rate follows it. Overrides epochs.",
     )
     per_device_batch_size: int = _option(64, "Pictures a batch of one process holds.")
     gradient_accumulation_steps: int = _option(1, "Batches an optimizer step is made of.")
     base_learning_rate: float = _option(2e-3, "Peak learning rate for 256 pictures a step, scaled linearly with them.")
     learning_rate: float | None = _option(None, "Peak learning rate as it is, instead of base_learning_rate.")
-    warmup_ratio: float = _option(0.1, "Part of the run in which the rate rises linearly; it then falls by half a cosine.")
+    warmup_ratio: float = _option(
+        0.1, "Part of the run in which the rate rises linearly; it then falls by half a cosine."
+    )
     adam_beta1: float = _option(0.9, "AdamW's beta 1.")
     adam_beta2: float = _option(0.999, "AdamW's beta 2.")
     weight_decay: float = _option(0.0, "AdamW's weight decay of matrices (paper: none).")
     max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm; 0 does not clip.")
     ema_decay: float = _option(
-        0.9999, "Decay of the averaged weights, which are the run's result; it rises to this by (1 + step) / (10 + step). 0: none."
+        0.9999,
+        "Decay of the averaged weights, which are the run's result; it rises to this by (1 + step) / (10 + step). 0: none.",
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
         None, "As accelerate's; by default what accelerate's configuration says."
@@ -86,9 +98,13 @@ class TrainArguments:
     report_to: list[str] = _option(["tensorboard"], "Accelerate's trackers: tensorboard, trackio, wandb, ...; or none.")
     knn_steps: int = _option(1000, "Steps between online k-NN probes, where there are labels; 0: none.")
     picture_steps: int = _option(1000, "Steps between pictures of clean | noisy | denoised; 0: only at the end.")
-    probe: bool = _option(True, "Measure k-NN and linear accuracy at the end, beside the untrained floor, given labels.")
+    probe: bool = _option(
+        True, "Measure k-NN and linear accuracy at the end, beside the untrained floor, given labels."
+    )
     push_to_hub: bool = _option(False, "Upload output_dir when the run ends.")
-    hub_model_id: str | None = _option(None, "Where to: org/name; by default the name of output_dir in your own account.")
+    hub_model_id: str | None = _option(
+        None, "Where to: org/name; by default the name of output_dir in your own account."
+    )
     hub_private: bool = _option(False, "Make a new repository private.")
 
 
@@ -96,9 +112,13 @@ def _model_arguments() -> type:
     """A dataclass of the options that configure the model: `model_size` and every field of LDAEConfig, help and all."""
     texts = {
         name: " ".join(text.split()).replace("`", "")
-        for name, text in re.findall(r"^        (\w+) \(.*\):\n((?:            .*\n)+)", LDAEConfig.__doc__, re.MULTILINE)
+        for name, text in re.findall(
+            r"^        (\w+) \(.*\):\n((?:            .*\n)+)", LDAEConfig.__doc__, re.MULTILINE
+        )
     }
-    fields = [("model_size", Literal[tuple(SIZES)], _option("tiny", "Named size of the encoder; the decoder is as large."))]
+    fields = [
+        ("model_size", Literal[tuple(SIZES)], _option("tiny", "Named size of the encoder; the decoder is as large."))
+    ]
     for name, annotation in LDAEConfig.__annotations__.items():
         if name in texts:
             if name in ("image_size", "patch_size"):
@@ -164,7 +184,9 @@ def _read_recipe(path: Path, known: dict) -> dict:
         if action.nargs == "+" and not isinstance(value, list):
             recipe[name] = value = [value]
         if action.choices is not None and value not in action.choices:
-            raise ValueError(f"recipe {str(path)!r}: {name} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
+            raise ValueError(
+                f"recipe {str(path)!r}: {name} must be one of {', '.join(map(str, action.choices))}, got {value!r}"
+            )
         if action.type is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             recipe[name] = float(value)  # YAML reads 1e-4 as text
     return recipe
@@ -184,7 +206,9 @@ def _validate(model, data, train):
         if not 0 <= getattr(train, name) < 1:
             raise ValueError(f"{name} must be in [0, 1), got {getattr(train, name)}")
     if data.pca_patches < 0 or data.num_workers < 0:
-        raise ValueError(f"pca_patches and num_workers must not be negative, got {data.pca_patches} and {data.num_workers}")
+        raise ValueError(
+            f"pca_patches and num_workers must not be negative, got {data.pca_patches} and {data.num_workers}"
+        )
     if train.init_from is None:
         try:
             model.config()

@@ -40,8 +40,8 @@ def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
     """The processor that turns pictures into a model's `pixel_values` in [-1, 1], cropped as training and probes crop them.
 
     Pictures for a model that takes squares are resized by their short side and the centre is cut out; for others they are
-    resized to height and width. Three channels are taken to be RGB, so grey and RGBA pictures are converted; pictures of another number of channels
-    are taken as they are.
+    resized to height and width. Three channels are taken to be RGB, so grey and RGBA pictures are converted; pictures of
+    another number of channels are taken as they are.
     """
     channels, size = config.num_channels, config.image_size
     height, width = (size, size) if isinstance(size, int) else size

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from modeling_ldae import LDAEForPreTraining, PatchTokenizer, patchify
 from tqdm.auto import tqdm
+
+from modeling_ldae import LDAEForPreTraining, PatchTokenizer, patchify
 
 from .data import Pictures, evaluation_loader, to_pixel_values
 

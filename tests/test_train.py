@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import train_ldae
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
+import train_ldae
 from ldae import LDAEForPreTraining
 from ldae.arguments import parse_arguments
 from ldae.checkpoints import Checkpoints
@@ -25,9 +25,9 @@ from ldae.results import environment
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 TINY = (
-    "--image_size 16 --patch_size 4 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --latent_dim 4 "
-    "--per_device_batch_size 4 --max_steps 6 --checkpointing_steps 2 --base_learning_rate 0.1 --report_to none --no_probe"
-).split()
+    "--image_size=16 --patch_size=4 --hidden_size=32 --num_hidden_layers=1 --num_attention_heads=2 --latent_dim=4",
+    "--per_device_batch_size=4 --max_steps=6 --checkpointing_steps=2 --base_learning_rate=0.1 --report_to=none --no_probe",
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def fresh_accelerate():
 
 
 def train(folder: Path, output: Path, *options: str) -> Path:
-    return train_ldae.main(["--data", str(folder), "--output_dir", str(output), *TINY, *options])
+    return train_ldae.main(["--data", str(folder), "--output_dir", str(output), *" ".join(TINY).split(), *options])
 
 
 def losses(output: Path) -> list[float]:
@@ -95,9 +95,19 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(folder, tmp_path, monk
 
 def launch(folder: Path, output: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "train_ldae.py"), "--data", str(folder), "--output_dir", str(output), *TINY, *options]
+    command += [
+        str(ROOT / "train_ldae.py"),
+        "--data",
+        str(folder),
+        "--output_dir",
+        str(output),
+        *" ".join(TINY).split(),
+        *options,
+    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def test_two_processes_killed_and_resumed(folder, tmp_path):
@@ -157,7 +167,9 @@ def test_the_folder_of_a_run(folder, tmp_path):
 
 def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
     first = train(folder, tmp_path / "first")
-    second = train(folder, tmp_path / "second", "--init_from", str(first), "--learning_rate", "1e-12", "--ema_decay", "0")
+    second = train(
+        folder, tmp_path / "second", "--init_from", str(first), "--learning_rate", "1e-12", "--ema_decay", "0"
+    )
     a, b = (load_file(path / "model.safetensors") for path in (first, second))
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
     assert torch.equal(a["ldae.tokenizer.V"], b["ldae.tokenizer.V"])
@@ -226,7 +238,9 @@ def test_bad_options_are_refused_before_any_work(folder, tmp_path, options, mess
 
 def test_options(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("data: somewhere\nhidden_size: 64\nbase_learning_rate: 1e-4\nimage_size: [32, 64]\nmodel_size: small\n")
+    recipe.write_text(
+        "data: somewhere\nhidden_size: 64\nbase_learning_rate: 1e-4\nimage_size: [32, 64]\nmodel_size: small\n"
+    )
     model, data, run = parse_arguments([str(recipe), "--hidden_size", "96", "--no_flip"])
     assert (data.data, data.flip, run.base_learning_rate) == ("somewhere", False, 1e-4)
     assert (model.config().hidden_size, model.config().image_hw, model.config().num_hidden_layers) == (96, (32, 64), 12)

@@ -7,10 +7,10 @@ the pixels of a patch normalised in the target, as the authors recommend (MAE, t
 """
 
 import torch
-from train_ldae import train
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from ldae.arguments import parse_arguments
+from train_ldae import train
 
 
 class ViTMAEPeer(ViTMAEForPreTraining):
