@@ -6,7 +6,6 @@ vision encoder of transformers can stand in for an l-DAE. `--help` lists the opt
 
 import hashlib
 import json
-import re
 import sys
 from dataclasses import MISSING, dataclass, field
 from functools import partial
@@ -24,7 +23,7 @@ from transformers import AutoImageProcessor, AutoModel, HfArgumentParser, PreTra
 import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae.data import Pictures, load_examples
 from ldae.evaluation import PROTOCOLS, Features, extract_features, format_probe, probe, untrained
-from ldae.results import save_result
+from ldae.results import save_result, short_name
 
 
 def _option(default: Any, text: str):
@@ -145,12 +144,6 @@ def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
         only = sorted(set(names[0]) ^ set(names[1]))
         raise ValueError(f"--data {options.data!r}: the splits have different classes; not in both: {', '.join(only)}")
     return train, validation
-
-
-def short_name(name: str) -> str:
-    """A data set's or model's name as part of a file name: a folder's own name, or the Hub id."""
-    name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
 
 
 def result_path(options: ProbeArguments) -> Path:

@@ -21,7 +21,7 @@ from ldae.evaluation import extract_features, format_probe, knn_accuracy, probe,
 from ldae.hub import push_folder, save_hub_folder
 from ldae.optimization import learning_rate, parameter_groups
 from ldae.pca import explained_variance, fit_to_pictures
-from ldae.results import save_result
+from ldae.results import save_result, short_name
 
 RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if never stopped
     "data", "train_split", "crop", "flip", "per_device_batch_size", "gradient_accumulation_steps", "base_learning_rate",
@@ -48,7 +48,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     args = {**vars(data_args), **vars(train_args)}
     # ------------------------------------------------------------------------------- refuse what cannot work, then build
     output_dir = Path(
-        train_args.output_dir or f"runs/ldae-{model_args.model_size}-{Path(data_args.data).name}"
+        train_args.output_dir or f"runs/ldae-{model_args.model_size}-{short_name(data_args.data)}"
     ).expanduser()
     checkpoints = Checkpoints(output_dir / "checkpoints", train_args.keep_checkpoints)
     last = checkpoints.last() if train_args.resume else None
@@ -97,10 +97,11 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         output_dir.mkdir(parents=True, exist_ok=True)
     if train_args.resume and last is None:
         accelerator.print(f"There is no checkpoint in {checkpoints.folder}: starting afresh.")
-    state = {"step": 0, "seconds": 0.0, "bad_pictures": [], "loss": None, "options": {k: args[k] for k in RUN_DEFINING}}
+    options = {**vars(model_args), **{name: args[name] for name in RUN_DEFINING}}
+    state = {"step": 0, "seconds": 0.0, "bad_pictures": [], "loss": None, "options": options}
     if last is not None:
         state = read_state(last)
-        changed = [f"{k} was {v!r}, is {args[k]!r}" for k, v in state["options"].items() if args[k] != v]
+        changed = [f"{k} was {v!r}, is {options[k]!r}" for k, v in state["options"].items() if options[k] != v]
         if state["pictures_per_step"] != per_step:
             changed.append(f"pictures per step were {state['pictures_per_step']}, are {per_step}")
         if changed:
@@ -226,16 +227,21 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     if accelerator.is_main_process:
         losses.close()
         save_hub_folder(trained, output_dir)
-        _picture(trained, pictures, output_dir / "denoised.png")
         if isinstance(trained, LDAEForPreTraining):
+            _picture(trained, pictures, output_dir / "denoised.png")
             plots.filters(trained.ldae.tokenizer, config.patch_hw, config.num_channels, output_dir / "filters.png")
             plots.spectrum(trained.ldae.tokenizer, output_dir / "spectrum.png")
-        name, pictures_seen = Path(data_args.data).name, state["step"] * per_step
+        name, pictures_seen = short_name(data_args.data), state["step"] * per_step
         num_pictures = None if pictures.streaming else len(pictures)
         result = {
             "kind": "train",
-            "data": {"name": name, "fingerprint": pictures.fingerprint(), "num_pictures": num_pictures,
-                     "bad_pictures": state["bad_pictures"]},
+            "data": {
+                "name": name,
+                "hub_id": _hub_id(data_args.data),
+                "fingerprint": pictures.fingerprint(),
+                "num_pictures": num_pictures,
+                "bad_pictures": state["bad_pictures"],
+            },
             "arguments": {"model_size": model_args.model_size, **args},
             "config": config.to_dict(),
             "steps": state["step"],
@@ -244,7 +250,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             "seconds": state["seconds"],
             "loss": state["loss"],
             "seed": train_args.seed,
-        }  # fmt: skip
+        }
         save_result(output_dir / "results" / "train.json", result, overwrite=train_args.overwrite or train_args.resume)
         if train_args.probe and labelled:
             result = probe(trained, untrained(trained), seen, held_out, data_name=name, seed=train_args.seed)
@@ -261,6 +267,11 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
     accelerator.end_training()
     return output_dir
+
+
+def _hub_id(data: str) -> str | None:
+    """The name, if it is a Hub data set's."""
+    return None if data == "photos" or Path(data).expanduser().is_dir() else data
 
 
 def _open_losses(path: Path, step: int):

@@ -11,8 +11,6 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 Result = dict[str, Any]
 
@@ -140,7 +138,7 @@ def _metadata(model_id: str, is_ldae: bool, training: Result | None, probes: dic
         pipeline_tag="image-feature-extraction",
         tags=["vision", "self-supervised-learning"]
         + (["ldae", "denoising-autoencoder", "arxiv:2401.14404"] if is_ldae else []),
-        datasets=[training["data"]["name"]] if training and _is_id(training["data"]["name"]) else None,
+        datasets=[training["data"]["hub_id"]] if training and training["data"]["hub_id"] else None,
         metrics=["accuracy"] if evaluations else None,
         model_name=model_id.split("/")[-1],
         eval_results=evaluations or None,
@@ -217,14 +215,6 @@ def _accuracy(protocol: Result | None) -> str:
 
 def _title(protocol: str) -> str:
     return TITLES.get(protocol, protocol)
-
-
-def _is_id(name: str) -> bool:  # of a data set on the Hub, rather than a folder or an address
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _pair(size: int | list[int]) -> tuple[int, int]:

@@ -2,11 +2,15 @@
 
 import datetime
 import json
+import os
 import platform
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 PACKAGES = (
     "torch",
@@ -53,22 +57,25 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
     ]
 
 
+def short_name(name: str) -> str:
+    """A data set's or model's name as part of a file name: a folder's own name, or the Hub id."""
+    name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
+
+
 def _commit() -> str | None:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", __file__)  # installed inside another project's repository, it is not of that
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):  # installed without its repository
         return None
 
 
 def _hardware() -> dict[str, Any]:
-    import os
-
-    import torch
-
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -30,7 +30,13 @@ TINY = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers
 
 TRAINING = {
     "kind": "train",
-    "data": {"name": "imagenette", "fingerprint": "0123abcd", "num_pictures": 9469, "bad_pictures": []},
+    "data": {
+        "name": "frgfm-imagenette",
+        "hub_id": "frgfm/imagenette",
+        "fingerprint": "0123abcd",
+        "num_pictures": 9469,
+        "bad_pictures": [],
+    },
     "arguments": {"data": "imagenette", "learning_rate": 0.0001, "batch_size": 64, "seed": 3},
     "config": {},
     "steps": 1480,
@@ -344,7 +350,7 @@ def test_card_holds_the_numbers_of_the_results(folder):
     assert len({result.metric_name for result in card.data.eval_results}) == 3
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
     assert (card.data.pipeline_tag, card.data.model_name) == ("image-feature-extraction", "ldae-vit-tiny")
-    assert card.data.datasets == ["imagenette"]
+    assert card.data.datasets == ["frgfm/imagenette"]
     for text in ("| 43.2 ± 0.8 | 34.9 ± 0.8 |", "| 55.0 ± 0.8 | 47.6 ± 0.8 |", "9,469 pictures", "1,480 steps",
                  "1.50 hours", "learning_rate: 0.0001", "2401.14404",
                  f'"{MODEL_ID}", trust_remote_code=True'):  # fmt: skip

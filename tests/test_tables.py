@@ -1,0 +1,33 @@
+"""Tables hold the numbers of the results files and nothing else."""
+
+import pytest
+
+from ldae.results import save_result
+from ldae.tables import comparison, fill
+
+
+def run(folder, config, knn, linear, floor):
+    protocol = lambda accuracy: {"accuracy": accuracy, "standard_error": 0.8}  # noqa: E731
+    save_result(folder / "results/train.json", {"kind": "train", "config": config, "seconds": 1206, "epochs": 6.54})
+    probe = {"protocols": {"knn": protocol(knn), "linear": protocol(linear)}}
+    probe["floor"] = {"knn": protocol(floor), "linear": protocol(floor + 1), "description": "untrained"}
+    save_result(folder / "results/probe-x.json", {"kind": "probe", **probe})
+
+
+def test_comparison(tmp_path):
+    ldae = {"model_type": "ldae", "tokenizer_type": "pca", "latent_dim": 16, "latent_scaling": "component"}
+    run(tmp_path / "a", ldae, 41.25, 55.0, 30.0)
+    run(tmp_path / "b", {"model_type": "vit_mae"}, 44.0, 56.04, 35.0)
+    save_result(tmp_path / "unfinished/results/train.json", {"kind": "train"})
+    assert comparison(tmp_path).splitlines()[2:] == [
+        "| untrained ViT | – | 0 | 35.0 ± 0.8 | 36.0 ± 0.8 |",
+        "| untrained l-DAE, d = 16 | – | 0 | 30.0 ± 0.8 | 31.0 ± 0.8 |",
+        "| ViTMAE (transformers), 75 % masked | 20.1 | 6.5 | 44.0 ± 0.8 | 56.0 ± 0.8 |",
+        "| l-DAE, d = 16, each component scaled | 20.1 | 6.5 | 41.2 ± 0.8 | 55.0 ± 0.8 |",
+    ]
+    text = tmp_path / "README.md"
+    text.write_text("before\n<!-- t -->\nold\n<!-- t -->\nafter\n")
+    fill(text, "t", "| new |")
+    assert text.read_text() == "before\n<!-- t -->\n| new |\n<!-- t -->\nafter\n"
+    with pytest.raises(FileNotFoundError, match="no run"):
+        comparison(tmp_path / "unfinished")
