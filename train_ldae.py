@@ -16,7 +16,7 @@ from ldae import LDAEConfig, LDAEForPreTraining, plots
 from ldae.arguments import parse_arguments
 from ldae.cards import write_card
 from ldae.checkpoints import Checkpoints, full_state, read_state
-from ldae.data import Pictures, StepSampler, load_examples, mix_seed, to_pixel_values, training_loader
+from ldae.data import Pictures, StepSampler, hub_id, load_examples, mix_seed, to_pixel_values, training_loader
 from ldae.evaluation import extract_features, format_probe, knn_accuracy, probe, untrained
 from ldae.hub import push_folder, save_hub_folder
 from ldae.optimization import learning_rate, parameter_groups
@@ -208,10 +208,9 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         if train_args.knn_steps and step % train_args.knn_steps == 0 and labelled:
             encoder = snapshot()
             if encoder is not None:
-                few = {"progress": False, "indices": range(0, len(seen), max(1, len(seen) // 5000))}
-                knn = knn_accuracy(
-                    extract_features(encoder, seen, **few), extract_features(encoder, held_out, progress=False)
-                )
+                few = range(0, len(seen), max(1, len(seen) // 5000))
+                known = extract_features(encoder, seen, indices=few, progress=False)
+                knn = knn_accuracy(known, extract_features(encoder, held_out, progress=False))
                 accelerator.print(f"step {step}: k-NN {knn['accuracy']:.1f} %")
                 accelerator.log({"knn_accuracy": knn["accuracy"]}, step)
             accelerator.wait_for_everyone()
@@ -237,7 +236,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             "kind": "train",
             "data": {
                 "name": name,
-                "hub_id": _hub_id(data_args.data),
+                "hub_id": hub_id(data_args.data),
                 "fingerprint": pictures.fingerprint(),
                 "num_pictures": num_pictures,
                 "bad_pictures": state["bad_pictures"],
@@ -251,27 +250,22 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             "loss": state["loss"],
             "seed": train_args.seed,
         }
-        save_result(output_dir / "results" / "train.json", result, overwrite=train_args.overwrite or train_args.resume)
+        replace = train_args.overwrite or train_args.resume
+        save_result(output_dir / "results" / "train.json", result, replace)
         if train_args.probe and labelled:
             result = probe(trained, untrained(trained), seen, held_out, data_name=name, seed=train_args.seed)
-            save_result(
-                output_dir / "results" / f"probe-{name}.json", result, train_args.overwrite or train_args.resume
-            )
+            save_result(output_dir / "results" / f"probe-{name}.json", result, replace)
             print(format_probe(result))
         write_card(output_dir, train_args.hub_model_id)
-        print(
-            f"{len(state['bad_pictures'])} unreadable pictures were skipped." if state["bad_pictures"] else "", end=""
-        )
-        print(f"Checkpoint folder: {output_dir}\nclean | noisy | denoised: {output_dir / 'denoised.png'}")
+        if state["bad_pictures"]:
+            print(f"Unreadable pictures, skipped: {len(state['bad_pictures'])}; results/train.json names them.")
+        print(f"Checkpoint: {output_dir}")
+        if isinstance(trained, LDAEForPreTraining):
+            print(f"clean | noisy | denoised: {output_dir / 'denoised.png'}")
         if train_args.push_to_hub:
             print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
     accelerator.end_training()
     return output_dir
-
-
-def _hub_id(data: str) -> str | None:
-    """The name, if it is a Hub data set's."""
-    return None if data == "photos" or Path(data).expanduser().is_dir() else data
 
 
 def _open_losses(path: Path, step: int):
@@ -282,7 +276,7 @@ def _open_losses(path: Path, step: int):
 
 
 def _picture(model: torch.nn.Module | None, pictures: Pictures, path: Path):
-    """Rows of clean | noisy | denoised, for models that denoise; the first pictures of an epoch that training never sees."""
+    """Rows of clean | noisy | denoised, for models that denoise: the first pictures of the run."""
     if isinstance(model, LDAEForPreTraining):
         batch = next(iter(training_loader(StepSampler(pictures, 0, 1, batch_size=8))))
         path.parent.mkdir(exist_ok=True)

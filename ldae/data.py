@@ -99,6 +99,11 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
+def hub_id(data: str) -> str | None:
+    """The name, if `load_examples` takes it for a Hub data set's."""
+    return None if data == "photos" or Path(data).expanduser().is_dir() else data
+
+
 def _load_folder(folder: Path, split: str) -> datasets.Dataset | None:
     """Pictures of a folder. Its classes are its sub-folders, if every picture lies in one; otherwise there are no labels."""
     children = {child.name.lower(): child for child in folder.iterdir() if child.is_dir() and child.name[0] != "."}

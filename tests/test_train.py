@@ -196,7 +196,7 @@ def test_unreadable_pictures_are_named_and_skipped_or_refused(folder, tmp_path, 
     bad = json.loads((output / "results/train.json").read_text())["data"]["bad_pictures"]
     assert len(bad) == 1
     assert "broken.png" in bad[0]
-    assert "1 unreadable picture" in capsys.readouterr().out
+    assert "Unreadable pictures, skipped: 1;" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"on_bad_image error.*broken\.png"):
         train(data, tmp_path / "strict", "--on_bad_image", "error")
 
