@@ -58,7 +58,7 @@ class PatchTokenizer(nn.Module):
     """The linear patch tokenizer (paper, section 4.2): z = V (x - mean) / scale and back, x = U (scale z) + mean.
 
     PCA is V with orthonormal rows and U its transpose; pixels are V = U = identity. The numbers are part of the
-    checkpoint and always float32. `ldae.pca.fit_tokenizer` fills them; until then V picks the patch's first d numbers.
+    checkpoint and always float32. `ldae.pca.fit_to_pictures` fills them; until then V picks the patch's first d numbers.
     """
 
     def __init__(self, config: LDAEConfig):
@@ -518,7 +518,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             self._fitted = True  # looked at once: it costs a synchronization
             if not self.ldae.tokenizer.spectrum.any():
                 logger.warning(
-                    "The tokenizer is not fitted to any pictures: call ldae.pca.fit_tokenizer(model, pictures)."
+                    "The tokenizer is not fitted to any pictures: fit it with ldae.pca.fit_to_pictures(model, pictures)."
                 )
 
 

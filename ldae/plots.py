@@ -101,7 +101,7 @@ def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
     """
     variance = tokenizer.spectrum.double().cpu().numpy()
     if not variance.any():
-        raise ValueError("the tokenizer is not fitted: call ldae.pca.fit_tokenizer first")
+        raise ValueError("the tokenizer is not fitted: call ldae.pca.fit_to_pictures first")
     explained, d = variance.cumsum() / variance.sum(), len(tokenizer.V)
     index = np.arange(1, len(variance) + 1)
     figure = Figure(figsize=(9, 3.4), layout="constrained")

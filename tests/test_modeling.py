@@ -423,7 +423,7 @@ def test_a_tokenizer_that_is_not_fitted_warns_once(tiny_config, tiny_model, pict
         with CaptureLogger(logging.get_logger("modeling_ldae")) as captured:
             for _ in range(3):
                 model(pictures(model.config))
-        return captured.out.count("fit_tokenizer")
+        return captured.out.count("fit_to_pictures")
 
     assert warnings(LDAEForPreTraining(tiny_config()).train()) == 1
     assert warnings(LDAEForPreTraining(tiny_config()).eval()) == 0

@@ -23,11 +23,11 @@ class ViTMAEPeer(ViTMAEForPreTraining):
 
 
 def build(model_args) -> ViTMAEPeer:
-    """ViTMAE with the blocks of an l-DAE's options."""
+    """ViTMAE with the blocks of an l-DAE's options, and its authors' initial values."""
     config = model_args.config()
     same = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
     decoder = ("hidden_size", "num_attention_heads", "intermediate_size")
-    return ViTMAEPeer(
+    model = ViTMAEPeer(
         ViTMAEConfig(
             **{name: getattr(config, name) for name in (*same, "intermediate_size")},
             **{f"decoder_{name}": getattr(config, name) for name in decoder},
@@ -37,6 +37,14 @@ def build(model_args) -> ViTMAEPeer:
             norm_pix_loss=True,
         )
     )
+    # A new ViTMAE of transformers 5.24 has zeros for positions, in the encoder and the decoder, which would handicap it:
+    # its own initialization returns early, or zeroes them. What it defines is called here.
+    embeddings = model.vit.embeddings
+    embeddings.patch_embeddings.projection._is_hf_initialized = False
+    with torch.no_grad():
+        embeddings.initialize_weights()
+        model.decoder.initialize_weights(embeddings.patch_embeddings.num_patches)
+    return model
 
 
 if __name__ == "__main__":
