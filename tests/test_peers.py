@@ -4,11 +4,11 @@ import json
 
 import torch
 from PIL import Image
-from train_ldae import train
 from transformers import AutoModel, ViTMAEModel
 
 from benchmarks.peers import vit_mae
 from ldae.arguments import parse_arguments
+from train_ldae import train
 
 
 def test_vit_mae_trains_in_the_same_loop(tmp_path):
