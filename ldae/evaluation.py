@@ -296,14 +296,17 @@ def evaluate_features(
 def untrained(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """The floor: a model of the same class and configuration with fresh weights.
 
-    An l-DAE keeps the tokenizer, which is fitted to pictures and not trained. Its fresh blocks are the identity
-    (adaLN-Zero), so its floor is a random linear embedding of the patches.
+    What is not trained is kept: an l-DAE's tokenizer, which is fitted to pictures, and fixed positions. An l-DAE's fresh
+    blocks are the identity (adaLN-Zero), so its floor is a random linear embedding of the patches.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         floor = type(model)(copy.deepcopy(model.config))
     if model.config.model_type == "ldae":
         floor.base_model.tokenizer.load_state_dict(model.base_model.tokenizer.state_dict())
+    trained = model.state_dict()
+    fixed = {name: trained[name] for name, parameter in floor.named_parameters() if not parameter.requires_grad}
+    floor.load_state_dict(fixed, strict=False)
     return floor.to(model.device)
 
 

@@ -323,6 +323,17 @@ def test_untrained_keeps_the_tokenizer_and_nothing_else():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_untrained_keeps_fixed_positions_but_nothing_that_a_user_froze():
+    config = ViTMAEConfig(
+        image_size=16, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    model = ViTMAEModel(config).requires_grad_(False)
+    model.embeddings.position_embeddings.fill_(0.5)
+    floor = untrained(model)
+    assert torch.equal(floor.embeddings.position_embeddings, model.embeddings.position_embeddings)
+    assert not torch.equal(floor.layers[0].mlp.fc1.weight, model.layers[0].mlp.fc1.weight)
+
+
 def test_untrained_is_seeded_and_leaves_the_global_generator_alone():
     model = ldae_model()
     torch.manual_seed(5)
