@@ -16,6 +16,7 @@ from transformers import (
     ViTForImageClassification,
     ViTMAEConfig,
     ViTMAEForPreTraining,
+    ViTMAEModel,
     ViTModel,
 )
 
