@@ -14,24 +14,25 @@ setup(
     python_requires=">=3.10",
     packages=["ldae"],
     py_modules=["configuration_ldae", "modeling_ldae", "train_ldae", "probe_ldae"],
+    # The bounds of the first group are what this code was run with; older versions are untried.
     install_requires=[
-        # the model idioms used here (initialization, capture_outputs, strict configurations) are transformers 5.24's
+        "torch>=2.14",
+        "torchvision>=0.29",
         "transformers>=5.24",
-        "torch>=2.6",
-        "torchvision>=0.21",
-        "diffusers>=0.35",
-        "datasets>=4.0",
-        "accelerate>=1.10",
-        "huggingface-hub>=2.0",
-        "evaluate>=0.4.3",
-        "safetensors>=0.5",
+        "diffusers>=0.42",
+        "datasets>=5.2",
+        "accelerate>=1.15",
+        "huggingface-hub>=2.4",
+        "evaluate>=0.4.6",
+        "safetensors>=0.8",
+        # little is asked of these
         "numpy>=1.26",
-        "pillow>=10.3",
+        "pillow>=11",
         "matplotlib>=3.8",
         "tensorboard>=2.16",
         "tqdm>=4.66",
         "pyyaml>=6.0",
-        # the photographs of the embedded data set, and the peer of the tests
+        # the photographs of the embedded data set
         "scikit-image>=0.24",
         "scikit-learn>=1.4",
     ],

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from diffusers.training_utils import EMAModel
+from huggingface_hub import get_token
 from tqdm.auto import tqdm
 
 from ldae import LDAEConfig, LDAEForPreTraining, plots
@@ -64,6 +65,8 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             f"output_dir {str(output_dir)!r} is not empty; pass --resume to go on with its run, --overwrite to replace it, "
             "or another --output_dir"
         )
+    if train_args.push_to_hub and not get_token():
+        raise ValueError("push_to_hub needs an access token: log in with `hf auth login` or set HF_TOKEN")
     set_seed(train_args.seed)
     model = build_model(model_args, train_args) if model is None else model
     config = model.config

@@ -138,7 +138,7 @@ def _metadata(model_id: str, is_ldae: bool, training: Result | None, probes: dic
         pipeline_tag="image-feature-extraction",
         tags=["vision", "self-supervised-learning"]
         + (["ldae", "denoising-autoencoder", "arxiv:2401.14404"] if is_ldae else []),
-        datasets=[training["data"]["hub_id"]] if training and training["data"]["hub_id"] else None,
+        datasets=[training["data"]["hub_id"]] if training and training["data"].get("hub_id") else None,
         metrics=["accuracy"] if evaluations else None,
         model_name=model_id.split("/")[-1],
         eval_results=evaluations or None,

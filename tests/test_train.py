@@ -226,11 +226,13 @@ def test_a_run_never_replaces_another_unasked(folder, tmp_path, capsys):
         ("--warmup_ratio 1.5", "warmup_ratio"),
         ("--learning_rate -1", "learning_rate"),
         ("--init_from /nowhere", "/nowhere"),
+        ("--push_to_hub", "push_to_hub needs an access token"),
         ("--train_split nope", "nope"),
         ("--validation_split nope", "nope"),
     ],
 )
-def test_bad_options_are_refused_before_any_work(folder, tmp_path, options, message):
+def test_bad_options_are_refused_before_any_work(folder, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(train_ldae, "get_token", lambda: None)
     with pytest.raises((ValueError, OSError), match=message):
         train(folder, tmp_path / "run", *options.split())
     assert not (tmp_path / "run").exists()
