@@ -22,7 +22,7 @@ from ldae.evaluation import extract_features, format_probe, knn_accuracy, probe,
 from ldae.hub import push_folder, save_hub_folder
 from ldae.optimization import learning_rate, parameter_groups
 from ldae.pca import explained_variance, fit_to_pictures
-from ldae.results import save_result, short_name
+from ldae.results import open_losses, save_result, short_name
 
 RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if never stopped
     "data", "train_split", "crop", "flip", "per_device_batch_size", "gradient_accumulation_steps", "base_learning_rate",
@@ -33,9 +33,9 @@ RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if n
 def build_model(model_args, train_args) -> LDAEForPreTraining:
     """A new model, or one that starts from the weights of `--init_from`."""
     attention = train_args.attn_implementation
-    if train_args.init_from is not None:
-        config = LDAEConfig.from_pretrained(train_args.init_from, **model_args.overrides())
-        return LDAEForPreTraining.from_pretrained(train_args.init_from, config=config, attn_implementation=attention)
+    if source := train_args.init_from:
+        config = LDAEConfig.from_pretrained(source, **model_args.overrides())
+        return LDAEForPreTraining.from_pretrained(source, config=config, attn_implementation=attention)
     return LDAEForPreTraining._from_config(model_args.config(), attn_implementation=attention)
 
 
@@ -143,7 +143,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         return plain.to(accelerator.device).eval()
 
     # --------------------------------------------------------------------------------------------------------------- loop
-    losses = _open_losses(output_dir / "losses.jsonl", state["step"]) if accelerator.is_main_process else None
+    losses = open_losses(output_dir / "losses.jsonl", state["step"]) if accelerator.is_main_process else None
     generator = torch.Generator(accelerator.device)
     rank = slice(
         accelerator.process_index * train_args.per_device_batch_size,
@@ -271,13 +271,6 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     return output_dir
 
 
-def _open_losses(path: Path, step: int):
-    """The JSONL of the losses, without the entries after the step that the run goes on from."""
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step] if path.exists() else []
-    path.write_text("".join(line + "\n" for line in kept))
-    return path.open("a", buffering=1)
-
-
 def _picture(model: torch.nn.Module | None, pictures: Pictures, path: Path):
     """Rows of clean | noisy | denoised, for models that denoise: the first pictures of the run."""
     if isinstance(model, LDAEForPreTraining):
@@ -287,10 +280,14 @@ def _picture(model: torch.nn.Module | None, pictures: Pictures, path: Path):
 
 
 def _stop(step: int, names: list[str], last: Path | None, loss: float):
+    good = (
+        f"The last good checkpoint, {last}, is whole; --resume goes on from it."
+        if last
+        else "There is no checkpoint yet."
+    )
     raise FloatingPointError(
-        f"the loss is {loss} at step {step + 1}, on a batch of {', '.join(names)}. The last good checkpoint is "
-        f"{last or 'none: there was no checkpoint yet'}; it is whole, and --resume goes on from it. A lower "
-        "--base_learning_rate or --max_grad_norm often helps."
+        f"the loss is {loss} at step {step + 1}, on a batch of {', '.join(names)}. {good} "
+        "A lower --base_learning_rate or --max_grad_norm often helps."
     )
 
 

@@ -8,7 +8,7 @@ import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -55,6 +55,13 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
     return [
         {**json.loads(path.read_text()), "file": str(path)} for path in sorted(Path(folder).rglob("results/*.json"))
     ]
+
+
+def open_losses(path: Path, step: int) -> TextIO:
+    """The JSONL of a run's losses to append to, without entries after the step that a resumed run goes on from."""
+    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step] if path.exists() else []
+    path.write_text("".join(line + "\n" for line in kept))
+    return path.open("a", buffering=1)
 
 
 def short_name(name: str) -> str:
