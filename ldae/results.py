@@ -59,7 +59,10 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
 
 def open_losses(path: Path, step: int) -> TextIO:
     """The JSONL of a run's losses to append to, without entries after the step that a resumed run goes on from."""
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [
+        line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step
+    ]  # a kill may tear the last
     path.write_text("".join(line + "\n" for line in kept))
     return path.open("a", buffering=1)
 
