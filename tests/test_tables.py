@@ -6,8 +6,11 @@ from ldae.results import save_result
 from ldae.tables import comparison, fill
 
 
+def protocol(accuracy):
+    return {"accuracy": accuracy, "standard_error": 0.8}
+
+
 def run(folder, config, knn, linear, floor):
-    protocol = lambda accuracy: {"accuracy": accuracy, "standard_error": 0.8}  # noqa: E731
     save_result(folder / "results/train.json", {"kind": "train", "config": config, "seconds": 1206, "epochs": 6.54})
     probe = {"protocols": {"knn": protocol(knn), "linear": protocol(linear)}}
     probe["floor"] = {"knn": protocol(floor), "linear": protocol(floor + 1), "description": "untrained"}
