@@ -19,6 +19,7 @@ from ldae.cards import write_card
 from ldae.checkpoints import Checkpoints, full_state, read_state
 from ldae.data import Pictures, StepSampler, hub_id, load_examples, mix_seed, to_pixel_values, training_loader
 from ldae.evaluation import extract_features, format_probe, knn_accuracy, probe, untrained
+from ldae.hardware import has_bf16
 from ldae.hub import push_folder, save_hub_folder
 from ldae.optimization import learning_rate, parameter_groups
 from ldae.pca import explained_variance, fit_to_pictures
@@ -67,6 +68,8 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         )
     if train_args.push_to_hub and not get_token():
         raise ValueError("push_to_hub needs an access token: log in with `hf auth login` or set HF_TOKEN")
+    if accelerator.mixed_precision == "bf16" and not has_bf16(accelerator.device):
+        accelerator.print("This processor has no bf16 instructions: --mixed_precision no is many times faster here.")
     set_seed(train_args.seed)
     model = build_model(model_args, train_args) if model is None else model
     config = model.config

@@ -9,7 +9,6 @@ products, as many of each shape, without anything between them.
 
 import json
 import multiprocessing
-import platform
 import statistics
 import sys
 import time
@@ -28,6 +27,7 @@ from transformers import HfArgumentParser, ViTMAEConfig, ViTMAEForPreTraining
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ldae import LDAEConfig, LDAEForPreTraining
+from ldae.hardware import has_bf16
 from ldae.results import environment, save_result
 from ldae.tables import fill
 
@@ -180,12 +180,7 @@ def peak_memory(name: str, config: LDAEConfig, batch_size: int, device: str, bf1
 
 def wants_bf16(mixed_precision: str, device: torch.device) -> tuple[bool, str]:
     """Whether to autocast to bf16, and a sentence on why."""
-    if device.type == "cuda":
-        has = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        if platform.machine() in ("aarch64", "arm64"):
-            has = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    has = has_bf16(device)
     if mixed_precision == "bf16" and not has:
         print(f"warning: this {device.type} has no bf16 instructions: a step may take minutes", file=sys.stderr)
     bf16 = has if mixed_precision == "auto" else mixed_precision == "bf16"
