@@ -80,8 +80,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     held_out = load_examples(data_args.data, data_args.validation_split, **columns)
     labelled = held_out is not None and "label" in held_out.features and not pictures.streaming
     if labelled:  # the probes look at centre crops of both splits
-        held_out = Pictures(held_out, image_hw, config.num_channels)
-        seen = Pictures(examples, image_hw, config.num_channels)
+        seen, held_out = (Pictures(part, image_hw, config.num_channels) for part in (examples, held_out))
 
     per_batch = train_args.per_device_batch_size * accelerator.num_processes
     per_step = per_batch * train_args.gradient_accumulation_steps
@@ -185,8 +184,8 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
                 if not torch.isfinite(total):
                     _stop(step, gather_object(batch["name"]), checkpoints.last(), total.item())
                 accelerator.backward(loss)
-                if accelerator.sync_gradients and train_args.max_grad_norm:
-                    norm = accelerator.clip_grad_norm_(model.parameters(), train_args.max_grad_norm)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(model.parameters(), train_args.max_grad_norm or math.inf)
                 optimizer.step()
                 optimizer.zero_grad()
         if ema is not None:
@@ -201,9 +200,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         value = total.item()
         state["loss"] = value if state["loss"] is None else 0.98 * state["loss"] + 0.02 * value
         speed = (step - first_step) * per_step / (time.monotonic() - started)
-        entry = {"loss": value, "learning_rate": rate, "pictures_per_second": speed}
-        if train_args.max_grad_norm:
-            entry["grad_norm"] = float(norm)
+        entry = {"loss": value, "learning_rate": rate, "pictures_per_second": speed, "grad_norm": float(norm)}
         if losses is not None:
             losses.write(json.dumps({"step": step, **entry}) + "\n")
         bar.total = max(step, round(step / progress))
