@@ -252,8 +252,9 @@ def test_linear_equals_scikit_learn_on_standardised_features():
     assert result["accuracy"] == pytest.approx(expected, abs=0.21)  # one picture of 500 on the boundary
 
 
-def test_linear_has_batch_norm():
+def test_linear_has_batch_norm(monkeypatch):
     """BatchNorm makes the probe blind to the features' scales; scikit-learn without it is not."""
+    monkeypatch.setattr("ldae.evaluation.MAX_ITERATIONS", 100)
     train, validation = blobs(600, 1), blobs(500, 2)
     factor = torch.logspace(1, -1, 12)
     scaled = [Features(part.features * factor, part.labels) for part in (train, validation)]
