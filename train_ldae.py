@@ -130,7 +130,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(train_args.adam_beta1, train_args.adam_beta2))
     sample_noise = model.sample_noise
     model, optimizer = accelerator.prepare(model, optimizer)
-    ema = EMAModel(model.parameters(), train_args.ema_decay, foreach=True) if train_args.ema_decay else None
+    ema = EMAModel(model.parameters(), train_args.ema_decay) if train_args.ema_decay else None
     if last is not None:
         checkpoints.load(last, model, optimizer, ema)
         accelerator.print(f"Going on from {last}.")

@@ -29,7 +29,7 @@ def build(seed):
             fully_shard(layer)
         fully_shard(model)
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(model.parameters(), lr=1e-2))
-    return model, optimizer, EMAModel(model.parameters(), foreach=True)
+    return model, optimizer, EMAModel(model.parameters())
 
 def step(model, optimizer, ema):
     torch.manual_seed(1)
