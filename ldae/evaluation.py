@@ -18,7 +18,7 @@ from .metrics import Accuracy
 L2_GRID = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # strengths that the linear probe tries, in this order
 HELD_OUT = 0.2  # part of the training pictures on which it chooses
 BATCH_NORM_EPS = 1e-5
-MAX_ITERATIONS = 1000  # pooled features are ill-conditioned: at 200 the probe reads four points too low
+MAX_ITERATIONS = 1000  # of L-BFGS: pooled features are ill-conditioned, and a probe that is stopped early reads too low
 
 
 # ------------------------------------------------------------------------------------------------------------- features

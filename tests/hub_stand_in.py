@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": repository.sha})
         return self.fail(404)
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET  # noqa: N815 - http.server dispatches on this name
 
     def create(self, request: dict):
         name = f"{request.get('organization') or 'user'}/{request['name']}"
