@@ -144,13 +144,15 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         plain.load_state_dict(weights)
         return plain.to(accelerator.device).eval()
 
+    def save_checkpoint():
+        state["bad_pictures"] = sorted(set(gather_object(state["bad_pictures"])))  # each process has met its own
+        checkpoints.save(accelerator, model, optimizer, ema, state)
+
     # --------------------------------------------------------------------------------------------------------------- loop
     losses = open_losses(output_dir / "losses.jsonl", state["step"]) if accelerator.is_main_process else None
     generator = torch.Generator(accelerator.device)
-    rank = slice(
-        accelerator.process_index * train_args.per_device_batch_size,
-        (accelerator.process_index + 1) * train_args.per_device_batch_size,
-    )
+    first = accelerator.process_index * train_args.per_device_batch_size
+    rank = slice(first, first + train_args.per_device_batch_size)  # this process's part of a batch
     sampler = StepSampler(
         pictures, state["step"], max_steps, train_args.per_device_batch_size, train_args.gradient_accumulation_steps,
         accelerator.process_index, accelerator.num_processes,
@@ -169,12 +171,11 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         total = torch.zeros((), device=accelerator.device)
         for micro_step in range(train_args.gradient_accumulation_steps):
             batch = next(batches)
-            for name in gather_object(batch["bad"]) if accelerator.num_processes > 1 else batch["bad"]:
-                if name not in state["bad_pictures"]:
-                    if data_args.on_bad_image == "error":
-                        raise ValueError(f"unreadable picture (--on_bad_image error): {name}")
-                    accelerator.print(f"Skipping {name}")
-                    state["bad_pictures"].append(name)
+            for name in set(batch["bad"]).difference(state["bad_pictures"]):
+                if data_args.on_bad_image == "error":
+                    raise ValueError(f"unreadable picture (--on_bad_image error): {name}")
+                print(f"Skipping {name}")
+                state["bad_pictures"].append(name)
             # every process draws the noise of the whole batch and takes its part, so their number changes nothing
             generator.manual_seed(mix_seed(train_args.seed, step, micro_step))
             noise = {name: value[rank] for name, value in sample_noise(per_batch, generator=generator).items()}
@@ -220,9 +221,9 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         if train_args.picture_steps and step % train_args.picture_steps == 0:
             _picture(snapshot(), pictures, output_dir / "pictures" / f"step-{step:08d}.png")
         if train_args.checkpointing_steps and step % train_args.checkpointing_steps == 0 and progress < 1:
-            checkpoints.save(accelerator, model, optimizer, ema, state)
+            save_checkpoint()
     bar.close()
-    checkpoints.save(accelerator, model, optimizer, ema, state)
+    save_checkpoint()
 
     # ---------------------------------------------------------------------------------------- the end: folder, probes, Hub
     trained = snapshot()
