@@ -43,8 +43,10 @@ setup(
             "parameterized>=0.9",
             "ruff>=0.14",
             "timm>=1.0.12",
+            "lightly>=1.6",
             "setuptools>=77",
         ],
+        "peers": ["lightly>=1.6"],  # benchmarks/peers/moco_v3.py
         "trackio": ["trackio>=0.4"],
     },
 )

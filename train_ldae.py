@@ -18,11 +18,13 @@ from ldae.arguments import parse_arguments
 from ldae.cards import write_card
 from ldae.checkpoints import Checkpoints, full_state, read_state
 from ldae.data import Pictures, StepSampler, hub_id, load_examples, mix_seed, to_pixel_values, training_loader
-from ldae.evaluation import extract_features, format_probe, knn_accuracy, probe, untrained
+from ldae.encoders import Encoder
+from ldae.features import extract_features
 from ldae.hardware import has_bf16
 from ldae.hub import push_folder, save_hub_folder
 from ldae.optimization import learning_rate, parameter_groups
 from ldae.pca import explained_variance, fit_to_pictures
+from ldae.probes import Knn, Subject, format_probe, probe
 from ldae.results import open_losses, save_result, short_name
 
 RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if never stopped
@@ -44,14 +46,13 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     """One pre-training run; returns its folder.
 
     `model` replaces the l-DAE of the options by another pre-training model with `forward(pixel_values, **noise).loss` and
-    `sample_noise(batch_size, generator=)` (see benchmarks/peers).
+    `sample_noise(batch_size, generator=)` (see benchmarks/peers); with a true `uses_labels`, it is also given `labels` (B,).
     """
     began = time.monotonic()
     args = {**vars(data_args), **vars(train_args)}
     # ------------------------------------------------------------------------------- refuse what cannot work, then build
-    output_dir = Path(
-        train_args.output_dir or f"runs/ldae-{model_args.model_size}-{short_name(data_args.data)}"
-    ).expanduser()
+    default_dir = f"runs/ldae-{model_args.model_size}-{short_name(data_args.data)}"
+    output_dir = Path(train_args.output_dir or default_dir).expanduser()
     checkpoints = Checkpoints(output_dir / "checkpoints", train_args.keep_checkpoints)
     last = checkpoints.last() if train_args.resume else None
     accelerator = Accelerator(
@@ -76,6 +77,9 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
     columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
     examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
+    uses_labels = getattr(model, "uses_labels", False)
+    if uses_labels and "label" not in (examples.features or {}):
+        raise ValueError("--data has no labels, which this model needs: give --label_column or a folder for each class")
     pictures = Pictures(examples, image_hw, config.num_channels, data_args.crop, data_args.flip, train_args.seed)
     held_out = load_examples(data_args.data, data_args.validation_split, **columns)
     labelled = held_out is not None and "label" in held_out.features and not pictures.streaming
@@ -179,6 +183,8 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             # every process draws the noise of the whole batch and takes its part, so their number changes nothing
             generator.manual_seed(mix_seed(train_args.seed, step, micro_step))
             noise = {name: value[rank] for name, value in sample_noise(per_batch, generator=generator).items()}
+            if uses_labels:
+                noise["labels"] = batch["label"].to(accelerator.device)
             with accelerator.accumulate(model):
                 loss = model(to_pixel_values(batch["pixel_values"].to(accelerator.device)), **noise).loss
                 total += accelerator.reduce(loss.detach(), "mean") / train_args.gradient_accumulation_steps
@@ -210,11 +216,11 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         if step % train_args.logging_steps == 0:
             accelerator.log(entry, step)
         if train_args.knn_steps and step % train_args.knn_steps == 0 and labelled:
-            encoder = snapshot()
-            if encoder is not None:
-                few = range(0, len(seen), max(1, len(seen) // 5000))
-                known = extract_features(encoder, seen, indices=few, progress=False)
-                knn = knn_accuracy(known, extract_features(encoder, held_out, progress=False))
+            if (averaged := snapshot()) is not None:
+                encoder, few = Encoder(averaged), range(0, len(seen), max(1, len(seen) // 5000))
+                parts = {"train": extract_features(encoder, seen, indices=few, progress=False)}
+                parts["validation"] = extract_features(encoder, held_out, progress=False)
+                knn = Knn()(Subject(encoder, seen, held_out, known=parts))
                 accelerator.print(f"step {step}: k-NN {knn['accuracy']:.1f} %")
                 accelerator.log({"knn_accuracy": knn["accuracy"]}, step)
             accelerator.wait_for_everyone()
@@ -226,8 +232,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     save_checkpoint()
 
     # ---------------------------------------------------------------------------------------- the end: folder, probes, Hub
-    trained = snapshot()
-    if accelerator.is_main_process:
+    if (trained := snapshot()) is not None:  # on the main process
         losses.close()
         save_hub_folder(trained, output_dir)
         if isinstance(trained, LDAEForPreTraining):
@@ -257,7 +262,8 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         replace = train_args.overwrite or train_args.resume
         save_result(output_dir / "results" / "train.json", result, replace)
         if train_args.probe and labelled:
-            result = probe(trained, untrained(trained), seen, held_out, data_name=name, seed=train_args.seed)
+            subject = Subject(Encoder(trained, name=str(output_dir)), seen, held_out, seed=train_args.seed)
+            result = probe(subject, data_name=name)
             save_result(output_dir / "results" / f"probe-{name}.json", result, replace)
             print(format_probe(result))
         write_card(output_dir, train_args.hub_model_id)
@@ -281,11 +287,9 @@ def _picture(model: torch.nn.Module | None, pictures: Pictures, path: Path):
 
 
 def _stop(step: int, names: list[str], last: Path | None, loss: float):
-    good = (
-        f"The last good checkpoint, {last}, is whole; --resume goes on from it."
-        if last
-        else "There is no checkpoint yet."
-    )
+    good = "There is no checkpoint yet."
+    if last:
+        good = f"The last good checkpoint, {last}, is whole; --resume goes on from it."
     raise FloatingPointError(
         f"the loss is {loss} at step {step + 1}, on a batch of {', '.join(names)}. {good} "
         "A lower --base_learning_rate or --max_grad_norm often helps."

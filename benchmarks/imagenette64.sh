@@ -17,6 +17,8 @@ run() { # name, module or script, options
 }
 
 run vitmae "-m benchmarks.peers.vit_mae"
+run moco_v3 "-m benchmarks.peers.moco_v3" --per_device_batch_size 128 --base_learning_rate 2e-3
+run supervised "-m benchmarks.peers.supervised" --crop random_resized
 run pixels train_ldae.py --tokenizer_type pixels --latent_dim 192 --latent_scaling global
 run ldae-d16-component train_ldae.py --latent_dim 16 --latent_scaling component
 run ldae-d16-global train_ldae.py --latent_dim 16 --latent_scaling global

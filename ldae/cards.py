@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-Result = dict[str, Any]
+from .probes import PROTOCOLS, Result, format_figure
 
 # Pictures that a run may leave in its folder, and what they show.
 PICTURES = {
@@ -21,7 +21,6 @@ PICTURES = {
     "filters.png": "The leading principal components of the patches: the axes of the latent space",
 }
 
-TITLES = {"knn": "k-NN", "linear": "Linear probe", "attentive": "Attentive probe", "finetune": "Fine-tuning"}
 
 INTRODUCTION = """\
 A vision transformer that learned visual features without labels by l-DAE, the latent denoising autoencoder of
@@ -125,12 +124,12 @@ def _metadata(model_id: str, is_ldae: bool, training: Result | None, probes: dic
             dataset_type=probe["data"]["name"],
             dataset_name=probe["data"]["name"],
             dataset_split="validation",
-            metric_type="accuracy",
-            metric_name=f"{_title(name)} accuracy (%), seed {probe['seed']}",
-            metric_value=protocol["accuracy"],
+            metric_type=PROTOCOLS[name].metric,
+            metric_name=f"{PROTOCOLS[name].title}: {PROTOCOLS[name].metric} (%), seed {probe['seed']}",
+            metric_value=figures[PROTOCOLS[name].metric],
         )
         for probe in probes.values()
-        for name, protocol in probe["protocols"].items()
+        for name, figures in probe["protocols"].items()
     ]
     return ModelCardData(
         license="apache-2.0",
@@ -151,19 +150,20 @@ def _results(probes: dict[Path, Result]) -> str:
     rows, notes = [], []
     for path, probe in probes.items():
         data, floor = probe["data"], probe["floor"]
-        for name, protocol in probe["protocols"].items():
+        for name, figures in probe["protocols"].items():
+            title = PROTOCOLS[name].title
             rows.append(
-                f"| {_title(name)} | {_accuracy(protocol)} | {_accuracy(floor.get(name))} | {data['name']} "
+                f"| {title} | {format_figure(name, figures)} | {format_figure(name, floor.get(name))} | {data['name']} "
                 f"| {probe['seed']} | [{path.name}]({path.as_posix()}) |\n"
             )
-            notes.append(f"- {_title(name)}: {protocol['description']}\n")
-        notes.append(f"- Floor: {floor['description']}\n")
+            notes.append(f"- {title}: {figures['description']}\n")
+        notes.append(f"- Floor: {floor.get('description', 'not measured here')}\n")
         notes.append(
             f"- {data['name']} (fingerprint `{data['fingerprint']}`): {data['num_train']:,} training and "
             f"{data['num_validation']:,} validation pictures of {data['num_classes']} classes\n"
         )
     return (
-        "Accuracy in percent on validation pictures, ± one standard error. The floor is what the same network reaches\n"
+        "In percent, on validation pictures, ± one standard error. The floor is what the same network reaches\n"
         "untrained; only the difference was learned.\n\n"
         "| Protocol | This model | Floor | Data | Seed | File |\n|---|---|---|---|---|---|\n"
         + "".join(rows) + "\n" + "".join(dict.fromkeys(notes))
@@ -207,14 +207,6 @@ def _training(result: Result) -> str:
 
 def _facts(facts: dict[str, Any]) -> str:
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in facts.items())
-
-
-def _accuracy(protocol: Result | None) -> str:
-    return f"{protocol['accuracy']:.1f} ± {protocol['standard_error']:.1f}" if protocol else "–"
-
-
-def _title(protocol: str) -> str:
-    return TITLES.get(protocol, protocol)
 
 
 def _pair(size: int | list[int]) -> tuple[int, int]:

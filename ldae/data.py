@@ -201,8 +201,9 @@ class Pictures(Dataset):
         examples: what `load_examples` returns.
         image_hw: height and width in pixels.
         crop: "center" (short side resized, centre cut out: the paper's default), "random" (short side resized to 8/7 of
-            the size, a random window cut out) or "random_resized" (a random 20 to 100 % of the area, resized).
+            the size, a random window cut out) or "random_resized" (a random part of the area, resized).
         flip: whether half of the pictures are mirrored.
+        min_area: smallest part of the area that "random_resized" takes; MAE pre-trains with 0.2 and probes with 0.08.
     """
 
     def __init__(
@@ -213,6 +214,7 @@ class Pictures(Dataset):
         crop: str = "center",
         flip: bool = False,
         seed: int = 0,
+        min_area: float = 0.2,
     ):
         if num_channels not in PIL_MODES:
             raise ValueError(f"num_channels must be one of {list(PIL_MODES)} to read picture files, got {num_channels}")
@@ -220,7 +222,8 @@ class Pictures(Dataset):
         self.streaming = isinstance(examples, datasets.IterableDataset)
         if not self.streaming and not len(examples):
             raise ValueError("data holds no pictures")
-        self.prepare, augment = _transforms(image_hw, crop)
+        self.transform = (tuple(image_hw), num_channels, crop, flip, seed, min_area)  # what caches tell apart
+        self.prepare, augment = _transforms(image_hw, crop, min_area)
         self.augment = v2.Compose([augment or v2.Identity()] + [v2.RandomHorizontalFlip()] * flip)
         self.random = augment is not None or flip
         self.cache = self.cached = None
@@ -280,7 +283,7 @@ class Pictures(Dataset):
         return pixel_values
 
 
-def _transforms(image_hw: tuple[int, int], crop: str):
+def _transforms(image_hw: tuple[int, int], crop: str, min_area: float):
     """What is done to the decoded picture, and what is drawn anew every time."""
 
     def resize(factor: float):
@@ -291,7 +294,7 @@ def _transforms(image_hw: tuple[int, int], crop: str):
     if crop == "random":
         return resize(8 / 7), v2.RandomCrop(image_hw)
     if crop == "random_resized":
-        return v2.Identity(), v2.RandomResizedCrop(image_hw, (0.2, 1), interpolation=v2.InterpolationMode.BICUBIC)
+        return v2.Identity(), v2.RandomResizedCrop(image_hw, (min_area, 1), interpolation=v2.InterpolationMode.BICUBIC)
     raise ValueError(f"crop must be 'center', 'random' or 'random_resized', got {crop!r}")
 
 
@@ -396,13 +399,17 @@ def training_loader(sampler: StepSampler, num_workers: int = 0) -> DataLoader:
 
 
 def evaluation_loader(
-    pictures: Pictures, batch_size: int, num_workers: int = 0, indices: Sequence[int] | None = None
+    pictures: Pictures, batch_size: int, num_workers: int = 0, indices: Sequence[int] | None = None, view: int = 0
 ) -> DataLoader:
-    """Every picture once (or those of `indices`, for a stream a range), in order, unreadable ones left out."""
+    """Every picture once (or those of `indices`, for a stream a range), in order, unreadable ones left out.
+
+    Args:
+        view: stands in for the epoch in what is drawn for a picture's crop and flip.
+    """
     if pictures.streaming:
         return _loader(pictures, _Chunks(pictures.examples, batch_size, indices), collate, num_workers)
     indices = range(len(pictures)) if indices is None else indices
-    batches = [[(0, int(i)) for i in indices[b : b + batch_size]] for b in range(0, len(indices), batch_size)]
+    batches = [[(view, int(i)) for i in indices[b : b + batch_size]] for b in range(0, len(indices), batch_size)]
     return _loader(pictures, batches, collate, num_workers)
 
 

@@ -26,7 +26,7 @@ PACKAGES = (
 def environment() -> dict[str, Any]:
     """The commit of the code (with "+changes" if it is not clean), versions of the libraries, the machine and the date."""
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "hardware": hardware(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -72,7 +72,7 @@ def short_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

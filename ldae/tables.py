@@ -9,13 +9,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .probes import PROTOCOLS, Result, format_figure
 from .results import load_results
 
-Result = dict[str, Any]
+SCALINGS = {"none": "unscaled", "global": "one global factor", "component": "each component scaled"}
+PEERS = {  # of benchmarks/peers
+    "ViTMAEPeer": "ViTMAE (transformers), 75 % masked",
+    "MoCoV3": "MoCo v3 (lightly's parts)",
+    "Supervised": "supervised ViT",
+}
 
 
 def comparison(folder: str | Path) -> str:
-    """A Markdown table of the runs below a folder, untrained floors first: pictures seen, k-NN and linear accuracy.
+    """A Markdown table of the runs below a folder: what each cost, and every protocol by which all of them were measured.
+
+    Untrained floors come first; the floor of an l-DAE, or of a ViT, is the same for all runs of its configuration.
 
     Raises:
         FileNotFoundError: if no run below the folder has both a training and a probing result.
@@ -26,29 +34,36 @@ def comparison(folder: str | Path) -> str:
     whole = [run for run in runs.values() if {"train", "probe"} <= run.keys()]
     if not whole:
         raise FileNotFoundError(f"no run below {str(folder)!r} has results of its training and of a probe")
-    floors = {}  # the same for all runs of the same network and tokenizer
+    measured = {name for run in whole for name in run["probe"]["protocols"]}
+    protocols = [name for name in PROTOCOLS if name in measured]
+    floors = {}
     for run in whole:
-        config = run["train"]["config"]
-        name = "untrained ViT" if config["model_type"] != "ldae" else f"untrained l-DAE, d = {config['latent_dim']}"
-        floors.setdefault(name, _row(name, None, run["probe"]["floor"]))
-    rows = [_row(_name(run["train"]["config"]), run["train"], run["probe"]["protocols"]) for run in whole]
-    head = ["| encoder | minutes | epochs | 20-NN | linear |", "|---|---:|---:|---:|---:|"]
-    return "\n".join(head + sorted(floors.values()) + sorted(rows))
+        if any(name in run["probe"]["floor"] for name in protocols):
+            floors.setdefault(_floor_name(run["train"]["config"]), run["probe"]["floor"])
+    head = ["encoder", "minutes", "epochs", *(PROTOCOLS[name].title for name in protocols)]
+    rows = [[name, "–", "0", *_figures(floor, protocols)] for name, floor in sorted(floors.items())]
+    for run in sorted(whole, key=lambda run: _name(run["train"]["config"])):
+        training = run["train"]
+        cost = [f"{training['seconds'] / 60:.1f}", f"{training['epochs']:.1f}"]
+        rows.append([_name(training["config"]), *cost, *_figures(run["probe"]["protocols"], protocols)])
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _name(config: dict[str, Any]) -> str:
     if config["model_type"] != "ldae":
-        return "ViTMAE (transformers), 75 % masked"
+        return PEERS[config["architectures"][0]]
     if config["tokenizer_type"] == "pixels":
         return "classical DAE: noise on pixels"
-    scaling = {"none": "unscaled", "global": "one global factor", "component": "each component scaled"}
-    return f"l-DAE, d = {config['latent_dim']:>2}, {scaling[config['latent_scaling']]}"
+    return f"l-DAE, d = {config['latent_dim']:>2}, {SCALINGS[config['latent_scaling']]}"
 
 
-def _row(name: str, training: Result | None, protocols: dict[str, Result]) -> str:
-    cost = (f"{training['seconds'] / 60:.1f}", f"{training['epochs']:.1f}") if training else ("–", "0")
-    accuracy = (f"{p['accuracy']:.1f} ± {p['standard_error']:.1f}" for p in (protocols["knn"], protocols["linear"]))
-    return "| " + " | ".join([name, *cost, *accuracy]) + " |"
+def _floor_name(config: dict[str, Any]) -> str:
+    return "untrained ViT" if config["model_type"] != "ldae" else f"untrained l-DAE, d = {config['latent_dim']}"
+
+
+def _figures(measured: dict[str, Result], protocols: list[str]) -> list[str]:
+    return [format_figure(name, measured.get(name)) for name in protocols]
 
 
 def fill(path: str | Path, marker: str, text: str):

@@ -1,0 +1,96 @@
+"""How good an encoder is: protocols, each beside its floor, the same network with fresh weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..results import commit
+from .knn import Knn
+from .linear_fast import LinearFast
+from .protocol import Protocol, Subject
+
+PROTOCOLS: dict[str, type[Protocol]] = {protocol.name: protocol for protocol in (Knn, LinearFast)}
+DEFAULT_PROTOCOLS = ("knn", "linear-fast")
+
+Result = dict[str, Any]
+
+
+def probe(
+    subject: Subject,
+    protocols: Sequence[Protocol] = (Knn(), LinearFast()),
+    floor: bool = True,
+    data_name: str = "data",
+    earlier: Result | None = None,
+    on_protocol: Callable[[Result], None] | None = None,
+) -> Result | None:
+    """Measures an encoder by each protocol and, beside it, the floor: the same network with fresh weights.
+
+    Args:
+        floor: without it, the result says nothing of the floor.
+        earlier: a result of the same subject; what it holds is not measured again.
+        on_protocol: called on the main process after each protocol with the result so far, so that nothing is lost.
+
+    Returns:
+        What `ldae.results.save_result` writes, without the environment: "kind", "model", "identity", "data", "protocols",
+        "floor", "seed". None on other processes than the main one.
+    """
+    fresh = (
+        replace(subject, encoder=subject.encoder.untrained(subject.seed), known={}, predictions={}) if floor else None
+    )
+    result = earlier or {
+        "kind": "probe",
+        "model": subject.encoder.name,
+        "identity": subject.identity,
+        "data": {
+            "name": data_name,
+            "fingerprint": subject.fingerprint,
+            "num_train": len(subject.train),
+            "num_validation": len(subject.validation),
+            "num_classes": subject.num_classes,
+            "unreadable": [],
+        },
+        "protocols": {},
+        "floor": {},
+        "seed": subject.seed,
+    }
+    if fresh is not None:
+        same = " and the same tokenizer" if subject.encoder.config.model_type == "ldae" else ""
+        result["floor"]["description"] = "the same network with fresh weights" + same
+    for protocol in protocols:
+        for part, measured in (("protocols", subject), ("floor", fresh)):
+            if measured is None or protocol.name in result[part]:
+                continue
+            figures = protocol(measured)
+            if figures is not None:
+                result[part][protocol.name] = {**figures, "commit": commit()}  # several runs may share a file
+        result["data"]["unreadable"] = sorted({name for f in subject.known.values() if f for name in f.bad})
+        if on_protocol is not None and subject.is_main_process:
+            on_protocol(result)
+    return result if subject.is_main_process else None
+
+
+def format_figure(name: str, figures: Result | None) -> str:
+    """The main figure of a protocol's result with its standard error; a dash where it was not measured."""
+    return f"{figures[PROTOCOLS[name].metric]:.1f} ± {figures['standard_error']:.1f}" if figures else "–"
+
+
+def format_probe(result: Result) -> str:
+    """The figures of a probe as lines of text, the floor beside the encoder."""
+    lines = [f"{'in %':<20}{'untrained floor':>18}{'encoder':>18}"]
+    for name, figures in result["protocols"].items():
+        floor = format_figure(name, result["floor"].get(name))
+        lines.append(f"{name:<20}{floor:>18}{format_figure(name, figures):>18}")
+    return "\n".join(lines)
+
+
+__all__ = [
+    "DEFAULT_PROTOCOLS",
+    "PROTOCOLS",
+    "Knn",
+    "LinearFast",
+    "Protocol",
+    "Subject",
+    "format_figure",
+    "format_probe",
+    "probe",
+]

@@ -1,0 +1,67 @@
+"""k-nearest neighbours: no training, no choice but k and the temperature."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..features import Features
+from .protocol import Protocol, Subject, option, score
+
+
+@dataclass
+class Knn(Protocol):
+    """Weighted k-nearest-neighbour vote by cosine similarity s, each neighbour with weight exp(s / temperature).
+
+    The protocol of InstDisc (Wu et al., 2018, section 3.4) and DINO; k is at most the number of training pictures.
+    """
+
+    name = "knn"
+    title = "k-NN"
+    knn_k: int = option(20, "knn: neighbours that vote.")
+    knn_temperature: float = option(
+        0.07, "knn: the weight of a neighbour of cosine similarity s is exp(s / temperature)."
+    )
+
+    @property
+    def description(self) -> str:
+        return (
+            f"weighted {self.knn_k}-NN by cosine similarity, temperature {self.knn_temperature:g}, on average-pooled "
+            "features"
+        )
+
+    def check(self):
+        for name in ("knn_k", "knn_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name} must be greater than 0, got {getattr(self, name)}")
+
+    def measure(self, subject: Subject) -> dict[str, Any] | None:
+        train, validation = subject.features("train"), subject.features("validation")
+        if train is None or validation is None:
+            return None
+        predictions = knn_predictions(
+            train, validation.features, subject.num_classes, self.knn_k, self.knn_temperature, subject.device
+        )
+        return score(predictions, validation.labels)
+
+
+@torch.no_grad()
+def knn_predictions(
+    train: Features,
+    queries: torch.Tensor,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Classes (n,) of queries (n, E)."""
+    k = min(k, len(train))
+    keys, labels = nn.functional.normalize(train.features.to(device)), train.labels.to(device)
+    predictions = []
+    for some in nn.functional.normalize(queries.to(device)).split(256):
+        similarity, neighbours = (some @ keys.T).topk(k)
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # a common factor changes no vote
+        votes = weights.new_zeros(len(some), num_classes).scatter_add_(1, labels[neighbours], weights)
+        predictions.append(votes.argmax(dim=1).cpu())
+    return torch.cat(predictions)
