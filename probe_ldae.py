@@ -1,120 +1,87 @@
-"""Measures a frozen encoder on labelled pictures: `accelerate launch probe_ldae.py --model FOLDER --data DATA`.
+"""Measures an encoder on labelled pictures: `accelerate launch probe_ldae.py --model FOLDER --data DATA`.
 
-k-NN and a linear probe on average-pooled features, each beside its floor: the same network with fresh weights. Any
-vision encoder of transformers can stand in for an l-DAE. `--help` lists the options.
+Every protocol stands beside its floor, the same network with fresh weights. The encoder is an l-DAE or any other vision model
+that transformers loads, timm's among them. `--help` lists the options, docs/probes.md says what each protocol does.
 """
 
-import hashlib
+import dataclasses
 import json
-import sys
-from dataclasses import MISSING, dataclass, field
-from functools import partial
+from dataclasses import MISSING, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import safe_open
-from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoModel, HfArgumentParser, PreTrainedModel
+from accelerate import Accelerator, InitProcessGroupKwargs
+from transformers import HfArgumentParser
 
 import ldae  # noqa: F401 - registers l-DAE with the Auto classes
+from ldae import plots
 from ldae.data import Pictures, load_examples
-from ldae.evaluation import PROTOCOLS, Features, extract_features, format_probe, probe, untrained
+from ldae.encoders import load_encoder
+from ldae.probes import DEFAULT_PROTOCOLS, PROTOCOLS, Protocol, Result, Subject, format_probe, probe
+from ldae.probes.knn import nearest_pictures
+from ldae.probes.protocol import option
 from ldae.results import save_result, short_name
-
-
-def _option(default: Any, text: str):
-    return field(default=default, metadata={"help": text})
+from ldae.sweep import format_sweep, load_decoder, sweep
 
 
 @dataclass
 class ProbeArguments:
-    model: str = _option(
-        MISSING, "An l-DAE folder or Hub id, or any other vision encoder that transformers' AutoModel loads."
+    model: str = option(
+        MISSING,
+        "An l-DAE folder or Hub id, or any other vision encoder that transformers' AutoModel loads, timm's too.",
     )
-    data: str = _option(
+    data: str = option(
         "photos", "'photos' (embedded), a folder of pictures in classes, a folder of parquet files, or a Hub data set."
     )
-    train_split: str = _option("train", "Split whose pictures and labels the probes learn from.")
-    validation_split: str = _option("validation", "Split that is measured; val, valid and test are found too.")
-    image_column: str | None = _option(None, "Column of the pictures; by default the first that holds pictures.")
-    label_column: str | None = _option(
-        None, "Column of the labels; by default 'label' or the first that holds classes."
+    train_split: str = option("train", "Split whose pictures and labels the probes learn from.")
+    validation_split: str = option("validation", "Split that is measured; val, valid and test are found too.")
+    image_column: str | None = option(None, "Column of the pictures; by default the first that holds pictures.")
+    label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
+    protocols: list[str] = option(list(DEFAULT_PROTOCOLS), f"What to measure, of {', '.join(PROTOCOLS)}.")
+    floor: bool = option(True, "Measure the untrained floor too; without it, say where the same floor is measured.")
+    sweep: bool = option(False, "Also measure by depth and by t, clean and noisy (paper, appendix A), with a plot.")
+    figures: bool = option(False, "Also draw confusion matrices and nearest neighbours, beside the result.")
+    seed: int = option(0, "Seed of the floor's weights, of the held-out pictures and of all that protocols draw.")
+    batch_size: int = option(256, "Pictures in a forward pass of one process.")
+    num_workers: int = option(0, "Processes that read pictures, for each process of accelerate.")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
+        None, "Of fine-tuning, as accelerate's; by default what accelerate's configuration says."
     )
-    protocols: list[str] = field(
-        default_factory=lambda: list(PROTOCOLS), metadata={"help": f"What to measure: {', '.join(PROTOCOLS)}."}
-    )
-    k: int = _option(20, "Neighbours of k-NN.")
-    seed: int = _option(0, "Seed of the untrained floor and of the pictures that the linear probe holds out.")
-    batch_size: int = _option(256, "Pictures in a forward pass of one process.")
-    num_workers: int = _option(0, "Processes that read pictures, for each process of accelerate.")
-    output_dir: str | None = _option(
+    output_dir: str | None = option(
         None,
         "Where probe-DATA.json goes; by default results/ in the model's folder, or runs/probes/MODEL for a Hub id.",
     )
-    overwrite: bool = _option(False, "Replace the result of an earlier probe.")
-    features_cache: str = _option(
+    overwrite: bool = option(False, "Measure again what an earlier run has measured.")
+    features_cache: str = option(
         "~/.cache/ldae/features",
-        "Folder that keeps features (4 bytes x pictures x hidden_size), so that they are computed once; 'none': none.",
+        "Folder that keeps pooled features (4 bytes x pictures x hidden_size), so that they are computed once; 'none'.",
     )
-    trust_remote_code: bool = _option(False, "Run the code that comes with the model. Only for a model that you trust.")
-    device: Literal["auto", "cpu"] = _option("auto", "auto: what accelerate chooses.")
+    trust_remote_code: bool = option(False, "Run the code that comes with the model. Only for a model that you trust.")
+    device: Literal["auto", "cpu"] = option("auto", "auto: what accelerate chooses.")
 
 
-# ------------------------------------------------------------------------------------------------------- model and data
-
-
-def load_encoder(name: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a folder or Hub id, complete.
+def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list[Protocol]]:
+    """Options of a command line, and the protocols that they name.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if weights are missing, which transformers would replace by random ones.
+        SystemExit: for an unknown option.
+        ValueError: for a value that cannot be.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(f"--model: there is no folder {name!r}")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"--model: folder {name!r} holds no model, that is no config.json")
-    try:
-        model, loaded = AutoModel.from_pretrained(
-            str(folder) if folder.is_dir() else name, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
-    except OSError as error:
-        raise FileNotFoundError(f"--model: {name!r} is neither a model's folder nor on the Hub ({error})") from error
-    # a pooler on the class token is often missing; it is not used here
-    if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
-        raise ValueError(
-            f"--model: {name!r} lacks {len(missing)} of the weights of {type(model).__name__}, such as {missing[0]}"
-        )
-    return model
-
-
-def input_format(model: PreTrainedModel, name: str, trust_remote_code: bool = False) -> dict[str, Any]:
-    """What pictures the model takes: "image_hw", "num_channels", "mean" and "std" (None: pictures in [-1, 1])."""
-    config = model.config
-    if config.model_type == "ldae":
-        return {"image_hw": config.image_hw, "num_channels": config.num_channels, "mean": None, "std": None}
-    try:
-        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code).to_dict()
-    except (OSError, ValueError):  # a model without one
-        print(f"{name} has no image processor: pictures are given in [-1, 1]", file=sys.stderr)
-        processor = {}
-    size = processor.get("crop_size") or processor.get("size") or {}
-    height = size.get("height") or size.get("shortest_edge") or 224
-    image_hw = getattr(config, "image_size", None) or (height, size.get("width") or height)
-    mean, std = processor.get("image_mean"), processor.get("image_std")
-    if processor and not processor.get("do_normalize", True):
-        mean, std = [0.0], [1.0]
-    return {
-        "image_hw": (image_hw, image_hw) if isinstance(image_hw, int) else tuple(image_hw),
-        "num_channels": getattr(config, "num_channels", 3),
-        "mean": mean,
-        "std": std,
-    }
+    parser = HfArgumentParser(
+        (ProbeArguments, *PROTOCOLS.values()), description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    options, *protocols = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    if unknown := [name for name in options.protocols if name not in PROTOCOLS]:
+        raise ValueError(f"--protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch_size must be at least 1, got {options.batch_size}")
+    chosen = {protocol.name: protocol for protocol in protocols}
+    chosen = [chosen[name] for name in dict.fromkeys(options.protocols)]
+    for protocol in chosen:
+        protocol.check()
+    return options, chosen
 
 
 def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
@@ -154,143 +121,87 @@ def result_path(options: ProbeArguments) -> Path:
     return folder / f"probe-{short_name(options.data)}.json"
 
 
-# ------------------------------------------------------------------------------------------------------------- features
-
-
-def weights_digest(model: PreTrainedModel) -> str:
-    """A digest of what a model computes: its class, configuration and every weight and buffer."""
-    incidental = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
-    config = {key: value for key, value in model.config.to_dict().items() if key not in incidental}
-    digest = hashlib.sha256(f"{type(model).__name__} {json.dumps(config, sort_keys=True, default=str)}".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def shared_features(
-    model: PreTrainedModel, pictures: Pictures, accelerator: Accelerator, batch_size: int = 256, **kwargs
-) -> Features | None:
-    """`extract_features`, where every process of accelerate takes a share of the batches; None in all but the main one.
-
-    Batches are those of one process, so features are the same for any number of processes.
-    """
-    batches = [range(i, min(i + batch_size, len(pictures))) for i in range(0, len(pictures), batch_size)]
-    per_process = -(-len(batches) // accelerator.num_processes)
-    mine = batches[accelerator.process_index * per_process :][:per_process]
-    indices = range(mine[0].start, mine[-1].stop) if mine else range(0)
-    part = extract_features(
-        model, pictures, batch_size, indices=indices, progress=accelerator.is_main_process, **kwargs
-    )
-    parts = gather_object([part])
-    if not accelerator.is_main_process:
-        return None
-    read = [part for part in parts if len(part)] or [part]
-    return Features(
-        torch.cat([part.features for part in read]),
-        torch.cat([part.labels for part in read]),
-        [name for part in parts for name in part.bad],
-    )
-
-
-def cached_features(
-    model: PreTrainedModel,
-    pictures: Pictures,
-    takes: dict[str, Any],
-    folder: Path | None,
-    accelerator: Accelerator,
-    **kwargs,
-) -> Features | None:
-    """`shared_features`, read from `folder` where the same model has seen the same pictures in the same way before.
-
-    Args:
-        takes: what `input_format` says of the model.
-        folder: of safetensors files; None: none.
-    """
-    path, found = None, [False]
-    if folder is not None and accelerator.is_main_process:
-        key = hashlib.sha256(f"{weights_digest(model)} {pictures.fingerprint()} {takes}".encode())
-        path = folder / f"{key.hexdigest()[:32]}.safetensors"
-        found = [path.exists()]
-    if broadcast_object_list(found)[0]:
-        return None if path is None else _read_features(path)
-    features = shared_features(model, pictures, accelerator, mean=takes["mean"], std=takes["std"], **kwargs)
-    if path is not None:
-        _write_features(features, path)
-    return features
-
-
-def _read_features(path: Path) -> Features:
-    with safe_open(path, "pt") as file:
-        return Features(file.get_tensor("features"), file.get_tensor("labels"), json.loads(file.metadata()["bad"]))
-
-
-def _write_features(features: Features, path: Path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    tensors = {"features": features.features.contiguous(), "labels": features.labels.contiguous()}
-    save_file(tensors, temporary, {"bad": json.dumps(features.bad)})
-    temporary.replace(path)
-
-
-# ----------------------------------------------------------------------------------------------------------------- main
-
-
-def parse_arguments(argv: list[str] | None = None) -> ProbeArguments:
-    """Options of a command line.
+def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], overwrite: bool) -> Result | None:
+    """What an earlier run's file holds and this run keeps: figures of the same encoder on the same pictures.
 
     Raises:
-        SystemExit: for an unknown option.
-        ValueError: for a value that cannot be.
+        FileExistsError: if it holds another encoder's figures, or a protocol's with other options, and `overwrite` is false.
     """
-    parser = HfArgumentParser(ProbeArguments, description=__doc__.split("\n")[0], allow_abbrev=False)
-    (options,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    if unknown := [name for name in options.protocols if name not in PROTOCOLS]:
-        raise ValueError(f"--protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")
-    for name in ("k", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    return options
+    if not path.exists():
+        return None
+    earlier = json.loads(path.read_text())
+    if earlier.get("identity") != subject.identity:
+        if overwrite:
+            return None
+        raise FileExistsError(
+            f"{path} holds figures of another encoder, other pictures or another seed; choose another --output_dir or pass "
+            "--overwrite"
+        )
+    for protocol in protocols:
+        measured, asked = earlier["protocols"].get(protocol.name), dataclasses.asdict(protocol)
+        if measured is None:
+            continue
+        if overwrite:
+            for part in ("protocols", "floor"):
+                earlier[part].pop(protocol.name, None)
+        elif changed := [name for name, value in asked.items() if measured["settings"][name] != value]:
+            raise FileExistsError(
+                f"{path} holds {protocol.name} with another --{changed[0]}; choose another --output_dir or pass --overwrite"
+            )
+    return earlier
+
+
+def draw(subject: Subject, result: Result, path: Path):
+    """Confusion matrices of the protocols that this run measured, and the nearest neighbours of some pictures."""
+    data, validation = result["data"]["name"], subject.features("validation")
+    feature = subject.validation.examples.features["label"]
+    names = getattr(feature, "names", None) or [str(i) for i in range(subject.num_classes)]
+    for name, predictions in subject.predictions.items():
+        file = path.with_name(f"confusion-{name}-{data}.png")
+        print(plots.confusion_matrix(predictions, validation.labels, names, file))
+    print(plots.neighbours(*nearest_pictures(subject), path.with_name(f"neighbours-{data}.png")))
 
 
 def main(argv: list[str] | None = None) -> Path:
     """Probes a model; returns the result's file."""
-    options = parse_arguments(argv)
+    options, protocols = parse_arguments(argv)
     path = result_path(options)
-    if path.exists() and not options.overwrite:
-        raise FileExistsError(f"{path} holds another probe's result; choose another --output_dir or pass --overwrite")
-    accelerator = Accelerator(cpu=options.device == "cpu")
+    accelerator = Accelerator(
+        cpu=options.device == "cpu",
+        mixed_precision=options.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))],  # heads are trained while others wait
+    )
     with accelerator.main_process_first():  # one process downloads and prepares
-        train, validation = labelled_splits(options)
-        model = load_encoder(options.model, options.trust_remote_code)
-        takes = input_format(model, options.model, options.trust_remote_code)
-    splits = [Pictures(split, takes["image_hw"], takes["num_channels"]) for split in (train, validation)]
-    model = model.to(accelerator.device).eval()
-    extract = partial(
-        cached_features,
-        takes=takes,
-        folder=None if options.features_cache == "none" else Path(options.features_cache).expanduser(),
-        accelerator=accelerator,
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-    )
+        examples = labelled_splits(options)
+        encoder = load_encoder(options.model, options.trust_remote_code).to(accelerator.device)
+    train, validation = (Pictures(split, encoder.image_hw, encoder.num_channels) for split in examples)
+    cache = None if options.features_cache == "none" else Path(options.features_cache).expanduser()
+    subject = Subject(
+        encoder, train, validation, accelerator, options.seed, options.batch_size, options.num_workers, cache,
+        tokens=any(protocol.needs_tokens for protocol in protocols),
+    )  # fmt: skip
+    data, earlier = short_name(options.data), earlier_result(path, subject, protocols, options.overwrite)
+    sweep_path = path.with_name(f"sweep-{data}.json")
+    if options.sweep and sweep_path.exists() and not options.overwrite:
+        raise FileExistsError(f"{sweep_path} holds an earlier sweep; choose another --output_dir or pass --overwrite")
+
     result = probe(
-        model,
-        untrained(model, options.seed),
-        *splits,
-        k=options.k,
-        seed=options.seed,
-        protocols=options.protocols,
-        model_name=options.model,
-        data_name=short_name(options.data),
-        extract=extract,
-    )
+        subject, protocols, options.floor, data, earlier,
+        on_protocol=lambda result: save_result(path, result, overwrite=True),  # a run that is stopped loses nothing
+    )  # fmt: skip
     if result is not None:
-        save_result(path, result, options.overwrite)
         print(format_probe(result))
         for name in result["data"]["unreadable"]:
             print(f"left out, unreadable: {name}")
+        if options.figures:
+            draw(subject, result, path)
         print(f"Result: {path}")
+    if options.sweep:
+        measured = sweep(subject, load_decoder(encoder), data_name=data)
+        if measured is not None:
+            save_result(sweep_path, measured, overwrite=True)
+            print(format_sweep(measured))
+            print(f"Sweep: {plots.sweep(measured, sweep_path.with_suffix('.png'))}")
     accelerator.end_training()
     return path
 

@@ -14,6 +14,7 @@ setup(
     python_requires=">=3.10",
     packages=["ldae"],
     py_modules=["configuration_ldae", "modeling_ldae", "train_ldae", "probe_ldae"],
+    entry_points={"console_scripts": ["ldae-features = ldae.features:main"]},
     # The bounds of the first group are what this code was run with; older versions are untried.
     install_requires=[
         "torch>=2.14",
@@ -25,6 +26,7 @@ setup(
         "huggingface-hub>=2.4",
         "evaluate>=0.4.6",
         "safetensors>=0.8",
+        "torchmetrics>=1.9",
         # little is asked of these
         "numpy>=1.26",
         "pillow>=11",

@@ -189,7 +189,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
                 loss = model(to_pixel_values(batch["pixel_values"].to(accelerator.device)), **noise).loss
                 total += accelerator.reduce(loss.detach(), "mean") / train_args.gradient_accumulation_steps
                 if not torch.isfinite(total):
-                    _stop(step, gather_object(batch["name"]), checkpoints.last(), total.item())
+                    checkpoints.stop(step + 1, total.item(), gather_object(batch["name"]))
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(model.parameters(), train_args.max_grad_norm or math.inf)
@@ -258,6 +258,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             "seconds": state["seconds"],
             "loss": state["loss"],
             "seed": train_args.seed,
+            "uses_labels": uses_labels,
         }
         replace = train_args.overwrite or train_args.resume
         save_result(output_dir / "results" / "train.json", result, replace)
@@ -284,16 +285,6 @@ def _picture(model: torch.nn.Module | None, pictures: Pictures, path: Path):
         batch = next(iter(training_loader(StepSampler(pictures, 0, 1, batch_size=8))))
         path.parent.mkdir(exist_ok=True)
         plots.save_denoising(model, to_pixel_values(batch["pixel_values"]).to(model.device), path)
-
-
-def _stop(step: int, names: list[str], last: Path | None, loss: float):
-    good = "There is no checkpoint yet."
-    if last:
-        good = f"The last good checkpoint, {last}, is whole; --resume goes on from it."
-    raise FloatingPointError(
-        f"the loss is {loss} at step {step + 1}, on a batch of {', '.join(names)}. {good} "
-        "A lower --base_learning_rate or --max_grad_norm often helps."
-    )
 
 
 def main(argv: list[str] | None = None) -> Path:

@@ -189,10 +189,11 @@ def _model(config: dict[str, Any]) -> str:
 def _training(result: Result) -> str:
     data, hardware = result["data"], result["hardware"]
     number = f"{data['num_pictures']:,} pictures" if data["num_pictures"] else "streamed"
+    labels = "with labels" if result.get("uses_labels") else "no labels"
     epochs = f", {result['epochs']:.1f} epochs" if result["epochs"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     facts = {
-        "Data": f"{data['name']}, {number}, no labels (fingerprint `{data['fingerprint']}`)",
+        "Data": f"{data['name']}, {number}, {labels} (fingerprint `{data['fingerprint']}`)",
         "Seen": f"{result['pictures_seen']:,} pictures in {result['steps']:,} steps{epochs}",
         "Final loss": f"{result['loss']:.4f}",
         "Seed": result["seed"],

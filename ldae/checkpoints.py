@@ -51,6 +51,23 @@ class Checkpoints:
         """The newest whole checkpoint."""
         return max(self.folder.glob("checkpoint-*"), default=None)
 
+    def stop(self, step: int, loss: float, names: list[str]):
+        """Ends a run whose loss is no number.
+
+        Raises:
+            FloatingPointError: naming the step, its pictures and the checkpoint to go on from.
+        """
+        last = self.last()
+        good = (
+            f"The last good checkpoint, {last}, is whole; --resume goes on from it."
+            if last
+            else "There is no checkpoint yet."
+        )
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step}, on a batch of {', '.join(names)}. {good} "
+            "A lower --base_learning_rate or --max_grad_norm often helps."
+        )
+
     def save(self, accelerator: Accelerator, model, optimizer, ema: EMAModel | None, state: dict[str, Any]) -> Path:
         """Writes a checkpoint under another name, renames it when it is whole, and removes the oldest.
 

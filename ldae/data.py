@@ -192,7 +192,7 @@ def decode(image: dict[str, Any], num_channels: int) -> Image.Image:
 
 
 class Pictures(Dataset):
-    """Decoded, cropped pictures: key (epoch, index) -> {"pixel_values": uint8 (C, H, W), "label": int, "name": str}.
+    """Decoded crops: key (epoch, index) -> {"pixel_values": uint8 (C, H, W), "label": int, "name": str, "index": int}.
 
     What a key gives depends on (seed, epoch, index) alone, not on workers or processes. A key may carry its example as a
     third part (streaming). A picture that cannot be read gives {"name", "error"} instead.
@@ -271,7 +271,7 @@ class Pictures(Dataset):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
                 pixel_values = self.augment(pixel_values)
-        return {**item, "pixel_values": pixel_values}
+        return {**item, "index": index, "pixel_values": pixel_values}
 
     def _prepared(self, image: dict[str, Any], index: int) -> torch.Tensor:
         if self.cache is not None and self.cached[index]:
@@ -372,7 +372,7 @@ def mix_seed(*numbers: int) -> int:
 
 
 def collate(items: list[dict[str, Any]], refill: bool = False) -> dict[str, Any]:
-    """Items -> {"pixel_values": uint8 (B, C, H, W), "label": (B,), "name": [str], "bad": ["name: error"]}.
+    """Items -> {"pixel_values": uint8 (B, C, H, W), "label": (B,), "name": [str], "index": (B,), "bad": ["name: error"]}.
 
     Unreadable pictures are left out; with `refill`, readable ones of the same batch are repeated in their place.
 
@@ -389,6 +389,7 @@ def collate(items: list[dict[str, Any]], refill: bool = False) -> dict[str, Any]
         "pixel_values": torch.stack([item["pixel_values"] for item in good]) if good else None,
         "label": torch.tensor([item["label"] for item in good], dtype=torch.long),
         "name": [item["name"] for item in good],
+        "index": torch.tensor([item["index"] for item in good], dtype=torch.long),
         "bad": bad,
     }
 

@@ -38,7 +38,8 @@ class Encoder(nn.Module):
         name: str | None = None,
     ):
         super().__init__()
-        self.model = model.base_model  # `.ldae`, `.vit`, … of a model with a head, or the model itself
+        base = model.base_model  # `.ldae`, `.vit`, … of a model with a head, or the model itself
+        self.model = base if isinstance(base, PreTrainedModel) else model  # timm's wrapper calls timm's model its base
         config = self.model.config
         size = getattr(config, "image_size", None) or 224
         self.image_hw = image_hw or ((size, size) if isinstance(size, int) else tuple(size))
@@ -81,7 +82,7 @@ class Encoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The blocks in their order: the longest list of modules of one class in the model."""
+        """The blocks in their order: the longest list of modules of one class; of a hierarchy, those of its longest stage."""
         lists = [
             list(module)
             for module in self.model.modules()
@@ -111,6 +112,8 @@ class Encoder(nn.Module):
         text = f"{type(self.model).__name__} {json.dumps([config, takes], sort_keys=True, default=str)}"
         digest = hashlib.sha256(text.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
+            if name.startswith("pooler."):  # not used here, and random where a checkpoint has none
+                continue
             digest.update(f"{name} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -214,9 +217,13 @@ def _input_format(model: PreTrainedModel, name: str, trust_remote_code: bool):
     if config.model_type == "ldae":
         return config.image_hw, config.num_channels, None, None
     if config.model_type == "timm_wrapper":
-        cfg = model.timm_model.pretrained_cfg
+        cfg = (
+            getattr(config, "pretrained_cfg", None) or model.timm_model.pretrained_cfg
+        )  # the Hub's; the architecture's
         channels, height, width = cfg["input_size"]
-        return (height, width), channels, list(cfg["mean"]), list(cfg["std"])
+        size = (config.model_args or {}).get("img_size") or (height, width)
+        image_hw = (size, size) if isinstance(size, int) else tuple(size)
+        return image_hw, channels, list(cfg["mean"]), list(cfg["std"])
     try:
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code).to_dict()
     except (OSError, ValueError):  # a model without one

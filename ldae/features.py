@@ -36,12 +36,13 @@ class Features:
     """What a pass over n readable pictures gives, on the CPU, in order.
 
     features: float32 (n, E), the mean of the patch tokens, or (n, …) as `represent` gives them. labels: int64 (n,), -1:
-    none. tokens: (n, N, E), where asked for. names: of the pictures. bad: names of those that cannot be read, with the
-    reason.
+    none. indices: int64 (n,), which pictures these are. tokens: (n, N, E), where asked for. names: of the pictures. bad:
+    names of those that cannot be read, with the reason.
     """
 
     features: torch.Tensor
     labels: torch.Tensor
+    indices: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
     names: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
@@ -78,7 +79,7 @@ def extract_features(
     Raises:
         ValueError: for the first unreadable picture, with on_bad_image="error".
     """
-    features, labels, patches, names, bad = [], [], [], [], []
+    features, labels, positions, patches, names, bad = [], [], [], [], [], []
     loader = evaluation_loader(pictures, batch_size, num_workers, indices, view)
     if bar is None:
         total = None if pictures.streaming else len(pictures) if indices is None else len(indices)
@@ -103,11 +104,17 @@ def extract_features(
                 else:
                     features.append(represent(pixel_values).float().cpu())
             labels.append(batch["label"])
+            positions.append(batch["index"])
             names += batch["name"]
     if not features:
         return Features(torch.empty(0, 0), torch.empty(0, dtype=torch.long), bad=bad)
     return Features(
-        torch.cat(features), torch.cat(labels), torch.cat(patches) if tokens else None, names=names, bad=bad
+        torch.cat(features),
+        torch.cat(labels),
+        torch.cat(positions),
+        torch.cat(patches) if tokens else None,
+        names,
+        bad,
     )
 
 
@@ -142,6 +149,7 @@ def shared_features(
     return Features(
         torch.cat([part.features for part in read]),
         torch.cat([part.labels for part in read]),
+        torch.cat([part.indices for part in read]),
         None if read[0].tokens is None else torch.cat([part.tokens for part in read]),
         names=[name for part in parts for name in part.names],
         bad=[name for part in parts for name in part.bad],
@@ -178,13 +186,13 @@ def cached_features(
 def _read(path: Path) -> Features:
     with safe_open(path, "pt") as file:
         texts = {name: json.loads(file.metadata()[name]) for name in ("names", "bad")}
-        return Features(file.get_tensor("features"), file.get_tensor("labels"), **texts)
+        return Features(*(file.get_tensor(name) for name in ("features", "labels", "indices")), **texts)
 
 
 def _write(features: Features, path: Path):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    tensors = {"features": features.features.contiguous(), "labels": features.labels.contiguous()}
+    tensors = {name: getattr(features, name).contiguous() for name in ("features", "labels", "indices")}
     save_file(tensors, temporary, {name: json.dumps(getattr(features, name)) for name in ("names", "bad")})
     temporary.replace(path)
 
@@ -390,8 +398,10 @@ def _write_shard(path: Path, features: Features, identity: dict[str, Any]):
     else:
         table = _table(features.names, {**labels, **tensors}, identity["classes"])
         table = table.replace_schema_metadata({**table.schema.metadata, "unreadable": unreadable})
-        # numbers of a network neither repeat nor compress; small groups let a reader take a part
-        pq.write_table(table, temporary, row_group_size=1000, compression="none", use_dictionary=False)
+        # numbers of a network neither repeat nor compress
+        with pq.ParquetWriter(temporary, table.schema, compression="none", use_dictionary=False) as writer:
+            if len(table):  # `datasets` cannot read an empty row group
+                writer.write_table(table, row_group_size=1000)
     temporary.replace(path)
 
 

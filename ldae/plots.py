@@ -1,20 +1,28 @@
-"""Pictures of what a model does: denoised examples, the principal components as patches (figure 4), their spectrum."""
+"""Pictures of what a model does: denoised examples, the principal components as patches (figure 4), their spectrum.
 
-from collections.abc import Iterable
+And of what a probe found: which classes it takes for which, and the nearest neighbours of pictures.
+"""
+
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from sklearn.metrics import confusion_matrix as count_confusions
 
 from modeling_ldae import LDAEForPreTraining, PatchTokenizer
 
 SIDE = 192  # pixels to which small pictures are enlarged, by a whole factor
 GAP = 8  # pixels between pictures, and half of the margin around them
-INK, BLUE, RED = "#333333", "#3b6ea5", "#c44e52"
+FRAME = 5  # pixels of the coloured frame around a neighbour
+MAX_NUMBERED = 50  # classes up to which a confusion matrix has its numbers written into it
+MAX_NAMED = 100  # and up to which its classes are named
+INK, BLUE, RED, GREEN = "#333333", "#3b6ea5", "#c44e52", "#3f9b56"
 
 
 def denoising_grid(
@@ -131,6 +139,135 @@ def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
     path = _made(path)
     figure.savefig(path, dpi=150)
     return path
+
+
+def confusion_matrix(
+    predictions: torch.Tensor, labels: torch.Tensor, class_names: Sequence[str], path: str | Path
+) -> Path:
+    """Writes how many percent of each class's pictures (a row) are taken for each class (a column).
+
+    Numbers stand in the cells of up to 50 classes, those that round to 0 left out; a class without pictures is a row of 0.
+
+    Args:
+        predictions, labels: class numbers (n,) in [0, len(class_names)).
+
+    Raises:
+        ValueError: for shapes that differ, or a class number without a name.
+    """
+    if predictions.shape != labels.shape:
+        raise ValueError(f"predictions and labels must be as many, got {len(predictions)} and {len(labels)}")
+    count = len(class_names)
+    for name, numbers in (("predictions", predictions), ("labels", labels)):
+        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < count:
+            got = f"{int(numbers.min())} to {int(numbers.max())}"
+            raise ValueError(f"{name} must be in [0, {count}), the classes that have a name, got {got}")
+    percent = 100 * count_confusions(labels.cpu(), predictions.cpu(), labels=range(count), normalize="true")
+    side = max(3.0, 0.4 * count) if count <= MAX_NUMBERED else 13.0  # inches
+    size = min(9.0, 0.8 * 72 * side / count)  # points
+    figure = Figure(figsize=(side + 2.5, side + 2), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    if count <= MAX_NUMBERED:
+        for i, j in np.argwhere(percent >= 0.5):
+            colour = "white" if percent[i, j] > 50 else INK
+            axes.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=size)
+    ticks = list(range(count)) if count <= MAX_NAMED else []
+    names = [class_names[i] for i in ticks]
+    axes.set_xticks(ticks, names, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, names, fontsize=size)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, label="% of the class's pictures")
+    bar.outline.set_visible(False)
+    path = _made(path)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    return path
+
+
+def neighbours(queries: torch.Tensor, nearest: torch.Tensor, same_class: torch.Tensor, path: str | Path) -> Path:
+    """Writes a PNG with a row for each query: the query, then its nearest pictures, framed green where of its class, else red.
+
+    Args:
+        queries: pictures (B, C, H, W) with C = 1, 3 or 4 (RGBA, shown on white), clamped to [-1, 1].
+        nearest: (B, k, C, H, W), the nearest first.
+        same_class: bool (B, k).
+
+    Raises:
+        ValueError: for other channels, or shapes that do not fit.
+    """
+    fits = queries.ndim == 4 and nearest.ndim == 5
+    fits = fits and queries.shape == nearest[:, 0].shape and same_class.shape == nearest.shape[:2]
+    if not fits:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (queries, nearest, same_class))
+        raise ValueError(
+            f"queries, nearest and same_class must have shapes (B, C, H, W), (B, k, C, H, W), (B, k), got {shapes}"
+        )
+    factor = max(1, round(SIDE / 2 / max(queries.shape[-2:])))
+    rows = []
+    for query, pictures, right in zip(queries, nearest, same_class.tolist(), strict=True):
+        colours = ["white"] + [GREEN if x else RED for x in right]
+        drawn = [_enlarge(x, factor) for x in _pictures(torch.cat([query[None], pictures]))]
+        rows.append([ImageOps.expand(x, FRAME, colour) for x, colour in zip(drawn, colours, strict=True)])
+    titles = ["query"] + [str(i) for i in range(1, nearest.shape[1] + 1)]
+    return _save(_grid(rows, GAP, titles), path)
+
+
+def sweep(result: dict[str, Any], path: str | Path) -> Path:
+    """Writes a sweep's accuracy by block and, where it has them, by t with clean and noisy pictures; the floor is dashed.
+
+    Args:
+        result: what `ldae.sweep.sweep` returns. Bars are one standard error.
+
+    Raises:
+        ValueError: if it has no blocks.
+    """
+    depth, timesteps = result["depth"], result["timesteps"]
+    if not depth:
+        raise ValueError("a sweep without blocks cannot be drawn")
+    figure = Figure(figsize=(9 if timesteps else 5.2, 3.6), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, 2 if timesteps else 1, sharey=True))
+    places = np.arange(1, len(depth) + 1)
+    num_encoder = sum(row["part"] == "encoder" for row in depth)
+    for number, name in enumerate(depth[0]["protocols"]):
+        colour = (BLUE, RED, GREEN)[number % 3]
+        _measured(panels[0], places, [row["protocols"][name] for row in depth], color=colour, label=name)
+        for noisy in (False, True) if timesteps else ():
+            rows = [row for row in timesteps if row["noisy"] == noisy]
+            style = {"linestyle": (0, (1, 1.5)), "markerfacecolor": "white"} if noisy else {}
+            label = f"{name}, {'noisy' if noisy else 'clean'}"
+            figures = [row["protocols"][name] for row in rows]
+            _measured(panels[1], [row["t"] for row in rows], figures, color=colour, label=label, **style)
+        for axes in panels:
+            axes.axhline(result["floor"][name]["accuracy"], color=colour, linewidth=1, linestyle="--", alpha=0.7)
+    for axes in panels:  # what the dashed lines are
+        axes.plot([], [], color="grey", linewidth=1, linestyle="--", label="untrained")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+    panels[0].set_ylabel("accuracy (%)")
+    panels[0].set_xlabel("block")
+    shown = places[:: -(-len(places) // 16)]
+    panels[0].set_xticks(shown, [str(depth[i - 1]["block"]) for i in shown])
+    panels[0].set_xlim(0.5, len(depth) + 0.5)
+    if num_encoder < len(depth):
+        panels[0].axvspan(num_encoder + 0.5, len(depth) + 0.5, color=INK, alpha=0.06, linewidth=0)
+        for x, text in (((1 + num_encoder) / 2, "encoder"), ((num_encoder + 1 + len(depth)) / 2, "decoder")):
+            panels[0].annotate(text, (x, 1), (0, 3), ("data", "axes fraction"), "offset points", ha="center", color=INK)
+    if timesteps:
+        panels[1].set_xlabel("timestep t")
+        panels[1].set_xticks(sorted({row["t"] for row in timesteps}))
+    for axes in panels:
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+    path = _made(path)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _measured(axes, places: Sequence[float], figures: list[dict[str, Any]], **style):
+    """A line through accuracies, with their standard errors."""
+    errors = [figure["standard_error"] for figure in figures]
+    style = {"marker": "o", "markersize": 4.5, "linewidth": 1.8, "capsize": 2.5, "elinewidth": 1, **style}
+    axes.errorbar(places, [figure["accuracy"] for figure in figures], errors, **style)
 
 
 # ------------------------------------------------------------------------------------------------------------ drawing

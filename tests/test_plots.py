@@ -120,3 +120,61 @@ def test_spectrum_is_a_picture_with_the_curve_and_the_mark(tmp_path, model):
     for colour in (plots.BLUE, plots.RED):
         exact = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (figure == exact).all(axis=-1).any()
+
+
+def test_confusion_matrix_shows_percent_of_the_rows(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, path, **options: drawn.append(figure))
+    labels, predictions = torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([0, 0, 1, 1, 0, 2])
+    path = plots.confusion_matrix(predictions, labels, ["a", "b", "c", "unseen"], tmp_path / "new" / "matrix.png")
+    assert path == tmp_path / "new" / "matrix.png"
+    axes = drawn[0].axes[0]
+    (image,) = axes.get_images()
+    third = 100 / 3
+    expected = [[2 * third, third, 0, 0], [0, 100, 0, 0], [50, 0, 50, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(image.get_array(), expected)
+    assert [text.get_text() for text in axes.texts] == ["67", "33", "100", "50", "50"]
+    assert [text.get_position() for text in axes.texts] == [(0, 0), (1, 0), (1, 1), (0, 2), (2, 2)]  # column, row
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b", "c", "unseen"]
+    for count, numbered, named in ((50, True, True), (51, False, True), (101, False, False)):
+        classes = torch.arange(count)
+        plots.confusion_matrix(classes, classes, list(map(str, range(count))), path)
+        axes = drawn[-1].axes[0]
+        assert (bool(axes.texts), bool(axes.get_yticklabels())) == (numbered, named)
+
+
+def test_confusion_matrix_is_a_picture(tmp_path):
+    sheet = read(plots.confusion_matrix(torch.tensor([0, 1]), torch.tensor([0, 1]), ["a", "b"], tmp_path / "m.png"))
+    assert ((sheet[..., 2] > 90) & (sheet[..., 0] < 20)).any()  # the dark blue of 100 %
+
+
+def test_neighbours_are_framed_by_class(tmp_path):
+    queries, nearest = colours(-1, 1), torch.stack([colours(-0.5, 0.5), colours(0, 2)])
+    same_class = torch.tensor([[True, False], [False, True]])
+    sheet = read(plots.neighbours(queries, nearest, same_class, tmp_path / "new" / "neighbours.png"))
+    height, width, frame = 8 * 12, 6 * 12, 5  # enlarged to 96 pixels
+    outer = height + 2 * frame, width + 2 * frame
+    assert sheet.shape == (16 + 26 + 2 * (outer[0] + 8) + 8, 16 + 3 * (outer[1] + 8) + 8, 3)
+    exact = {x: [int(x[i : i + 2], 16) for i in (1, 3, 5)] for x in (plots.GREEN, plots.RED)}
+    frames = [["white", plots.GREEN, plots.RED], ["white", plots.RED, plots.GREEN]]
+    levels = [[0, 64, 191], [255, 128, 255]]
+    for i in range(2):
+        for j in range(3):
+            y, x = 42 + i * (outer[0] + 8), 16 + j * (outer[1] + 8)
+            cell = sheet[y : y + outer[0], x : x + outer[1]]
+            assert np.abs(cell[frame:-frame, frame:-frame] - levels[i][j]).max() <= 1
+            colour = exact.get(frames[i][j], [255] * 3)
+            for edge in (cell[:frame], cell[-frame:], cell[:, :frame], cell[:, -frame:]):
+                assert (edge == colour).all()
+
+
+def test_what_a_probe_cannot_have_found_is_refused(tmp_path):
+    classes = torch.tensor([0, 2])
+    with pytest.raises(ValueError, match="as many, got 2 and 1"):
+        plots.confusion_matrix(classes, classes[:1], ["a", "b", "c"], tmp_path / "matrix.png")
+    with pytest.raises(ValueError, match=r"predictions must be in \[0, 2\), .*got 0 to 2"):
+        plots.confusion_matrix(classes, classes, ["a", "b"], tmp_path / "matrix.png")
+    x, same_class = colours(0, 0), torch.ones(2, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"got \(2, 3, 8, 6\), \(2, 1, 3, 8, 6\), \(2, 2\)"):
+        plots.neighbours(x, x[:, None], same_class.repeat(1, 2), tmp_path / "neighbours.png")
+    assert not list(tmp_path.iterdir())

@@ -14,8 +14,9 @@ from transformers import ResNetConfig, ResNetModel, ViTImageProcessor, ViTMAECon
 
 import probe_ldae
 from ldae import LDAEConfig, LDAEForPreTraining
-from ldae.data import Pictures
-from ldae.evaluation import extract_features, knn_accuracy, linear_accuracy
+from ldae.data import Pictures, load_examples
+from ldae.encoders import Encoder, load_encoder
+from ldae.probes import Knn, LinearFast, Subject
 
 TINY = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 COLOURS = {"blue": (60, 60, 190), "green": (60, 190, 60), "red": (190, 60, 60)}
@@ -57,50 +58,73 @@ def run(*arguments):
     return json.loads(probe_ldae.main([*map(str, arguments), "--device", "cpu"]).read_text())
 
 
+def by_hand(encoder, data, *protocols):
+    """What protocols give for an encoder when they are called without the script."""
+    splits = (Pictures(load_examples(str(data), split), (16, 16)) for split in ("train", "validation"))
+    subject = Subject(encoder, *splits)
+    return {protocol.name: json.loads(json.dumps(protocol(subject))) for protocol in protocols}
+
+
+def figures(measured):
+    """Without what differs from run to run."""
+    return {
+        name: {key: value for key, value in part.items() if key not in ("seconds", "commit")}
+        for name, part in measured.items()
+        if name != "description"
+    }
+
+
 def test_end_to_end(folder, data, capsys):
-    result = run("--model", folder, "--data", data, "--k", 5, "--batch_size", 4)
+    result = run("--model", folder, "--data", data, "--knn_k", 5, "--batch_size", 4)
     assert (folder / "results" / "probe-colours.json").exists()
     assert (result["kind"], result["model"], result["seed"]) == ("probe", str(folder), 0)
     assert {key: result["data"][key] for key in ("name", "num_train", "num_validation", "num_classes")} == {
         "name": "colours", "num_train": 30, "num_validation": 15, "num_classes": 3,
     }  # fmt: skip
     assert result["commit"] is None or len(result["commit"]) >= 40
-
-    # the encoder, called by hand on the same pictures
-    model = LDAEForPreTraining.from_pretrained(folder).ldae
-    train, validation = (
-        extract_features(model, Pictures(probe_ldae.load_examples(str(data), split), (16, 16)))
-        for split in ("train", "validation")
-    )
-    by_hand = {"knn": knn_accuracy(train, validation, k=5), "linear": linear_accuracy(train, validation)}
-    assert result["protocols"] == json.loads(json.dumps(by_hand))
-    assert all(result["floor"][name] for name in ("knn", "linear", "description"))
+    expected = by_hand(Encoder(LDAEForPreTraining.from_pretrained(folder)), data, Knn(knn_k=5), LinearFast())
+    assert figures(result["protocols"]) == figures(expected)
+    assert all(result["floor"][name] for name in ("knn", "linear-fast", "description"))
     out = capsys.readouterr().out
-    assert f"{by_hand['knn']['accuracy']:.1f} ± {by_hand['knn']['standard_error']:.1f}" in out
+    assert f"{expected['knn']['accuracy']:.1f} ± {expected['knn']['standard_error']:.1f}" in out
 
 
-def test_features_are_computed_once_for_the_same_weights_and_pictures(folder, data, monkeypatch, tmp_path):
-    calls = []
+EVERY = ["knn", "linear", "linear-fast", "attentive", "attentive-efficient", "finetune", "few-shot", "retrieval"]
 
-    def counting(model, *args, **kwargs):
-        calls.append(model)
-        return extract_features(model, *args, **kwargs)
 
-    monkeypatch.setattr(probe_ldae, "extract_features", counting)
+def test_every_protocol_with_sweep_and_figures(folder, data, capsys):
+    assert sorted(EVERY) == sorted(probe_ldae.PROTOCOLS)
+    few = ["--linear_epochs", 2, "--linear_batch_size", 8, "--attentive_epochs", 1, "--attentive_efficient_epochs", 1]
+    few += ["--finetune_epochs", 1, "--finetune_batch_size", 10, "--few_shot_shots", 1, 2, "--few_shot_draws", 2]
+    result = run("--model", folder, "--data", data, "--protocols", *EVERY, *few, "--sweep", "--figures")
+    assert list(result["protocols"]) == EVERY
+    assert list(result["floor"]) == ["description", *EVERY]
+    made = {path.name for path in (folder / "results").iterdir()}
+    assert {"probe-colours.json", "sweep-colours.json", "sweep-colours.png", "neighbours-colours.png"} <= made
+    assert {f"confusion-{name}-colours.png" for name in EVERY if name not in ("few-shot", "retrieval")} <= made
+    out = capsys.readouterr().out
+    assert all(name in out for name in EVERY)
+    assert "decoder block 1" in out
+
+
+def test_protocols_are_added_and_not_measured_again(folder, data, monkeypatch):
     first = run("--model", folder, "--data", data, "--protocols", "knn")
-    assert len(calls) == 4  # two splits, encoder and floor
-    again = run("--model", folder, "--data", data, "--protocols", "knn", "--overwrite")
-    assert len(calls) == 4
-    assert (again["protocols"], again["floor"]) == (first["protocols"], first["floor"])
-    assert len(list((tmp_path / "home/.cache/ldae/features").glob("*.safetensors"))) == 4
-    run("--model", folder, "--data", data, "--protocols", "knn", "--overwrite", "--features_cache", "none")
-    assert len(calls) == 8
+    both = run("--model", folder, "--data", data, "--protocols", "knn", "retrieval")
+    assert both["protocols"]["knn"] == first["protocols"]["knn"]  # with its seconds: the very same
+    assert list(both["protocols"]) == ["knn", "retrieval"]
+    with pytest.raises(FileExistsError, match="--knn_k"):
+        run("--model", folder, "--data", data, "--protocols", "knn", "--knn_k", 3)
+    with pytest.raises(FileExistsError, match="seed"):
+        run("--model", folder, "--data", data, "--protocols", "linear-fast", "--seed", 1)
+    again = run("--model", folder, "--data", data, "--protocols", "knn", "--knn_k", 3, "--overwrite")
+    assert again["protocols"]["knn"]["settings"]["knn_k"] == 3
+    assert again["protocols"]["retrieval"] == both["protocols"]["retrieval"]
 
-    model = LDAEForPreTraining.from_pretrained(folder)
-    model.ldae.layers[0].mlp.fc1.bias.data[0] += 1e-3
-    model.save_pretrained(folder)
-    run("--model", folder, "--data", data, "--protocols", "knn", "--overwrite")
-    assert len(calls) == 10  # the encoder is another, its floor is the same
+
+def test_without_a_floor(folder, data, capsys):
+    result = run("--model", folder, "--data", data, "--protocols", "knn", "--no_floor")
+    assert result["floor"] == {}
+    assert "–" in capsys.readouterr().out
 
 
 def test_unreadable_pictures_are_named(folder, data, capsys):
@@ -121,21 +145,17 @@ def test_a_foreign_model_with_its_image_processor(data, tmp_path):
     ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=mean, image_std=std).save_pretrained(
         tmp_path / "mae"
     )
-    result = run("--model", tmp_path / "mae", "--data", data, "--k", 5)
-    train, validation = (
-        extract_features(mae, Pictures(probe_ldae.load_examples(str(data), split), (16, 16)), mean=mean, std=std)
-        for split in ("train", "validation")
-    )
-    assert result["protocols"]["knn"] == knn_accuracy(train, validation, k=5)
-    assert result["protocols"]["linear"] == json.loads(json.dumps(linear_accuracy(train, validation)))
+    result = run("--model", tmp_path / "mae", "--data", data, "--knn_k", 5)
+    expected = by_hand(Encoder(mae, mean=mean, std=std), data, Knn(knn_k=5), LinearFast())
+    assert figures(result["protocols"]) == figures(expected)
 
 
 def test_a_model_without_image_size_takes_its_processors(data, tmp_path):
     model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
     model.save_pretrained(tmp_path / "resnet")
     ViTImageProcessor(size={"height": 32, "width": 48}, do_normalize=False).save_pretrained(tmp_path / "resnet")
-    takes = probe_ldae.input_format(probe_ldae.load_encoder(str(tmp_path / "resnet")), str(tmp_path / "resnet"))
-    assert takes == {"image_hw": (32, 48), "num_channels": 3, "mean": [0.0], "std": [1.0]}
+    encoder = load_encoder(str(tmp_path / "resnet"))
+    assert (encoder.image_hw, encoder.num_channels, encoder.mean, encoder.std) == ((32, 48), 3, [0.0], [1.0])
 
 
 # -------------------------------------------------------------------------------------------------------------- refused
@@ -201,7 +221,7 @@ def test_code_of_a_model_is_not_run_unasked(data, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--protocols", "attentive"), ("--k", "0"), ("--batch_size", "0")])
+@pytest.mark.parametrize(("option", "value"), [("--protocols", "everything"), ("--knn_k", "0"), ("--batch_size", "0")])
 def test_impossible_values(option, value):
     with pytest.raises(ValueError, match=option):
         probe_ldae.parse_arguments(["--model", "x", option, value])
@@ -226,15 +246,16 @@ def test_names_become_safe_file_names(name, short):
 def test_two_processes_equal_one(folder, data, tmp_path):
     """Four batches of training and two of validation pictures are shared; one of the second half is unreadable."""
     (data / "train" / "red" / "9.png").write_bytes(b"no picture")
-    options = ["--model", folder, "--data", data, "--batch_size", 8, "--features_cache"]
+    options = ["--model", folder, "--data", data, "--batch_size", 8, "--protocols", "knn", "linear", "attentive"]
+    options += ["--linear_epochs", 3, "--linear_batch_size", 8, "--attentive_epochs", 1, "--features_cache"]
     one = run(*options, tmp_path / "one", "--output_dir", tmp_path / "one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     command += [Path(probe_ldae.__file__), *options, tmp_path / "two", "--output_dir", tmp_path / "two"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     subprocess.run(list(map(str, command)), check=True, env=environment, timeout=300)
     two = json.loads((tmp_path / "two" / "probe-colours.json").read_text())
-    assert two["protocols"] == one["protocols"]
-    assert two["floor"] == one["floor"]
+    assert figures(two["protocols"]) == figures(one["protocols"])
+    assert figures(two["floor"]) == figures(one["floor"])
     assert two["data"] == one["data"]
     assert sorted(path.name for path in (tmp_path / "two").glob("*.safetensors")) == sorted(
         path.name for path in (tmp_path / "one").glob("*.safetensors")

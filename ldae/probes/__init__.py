@@ -5,11 +5,17 @@ from dataclasses import replace
 from typing import Any
 
 from ..results import commit
+from .attentive import Attentive, AttentiveEfficient
+from .few_shot import FewShot
 from .knn import Knn
+from .linear import Linear
 from .linear_fast import LinearFast
 from .protocol import Protocol, Subject
+from .retrieval import Retrieval
 
-PROTOCOLS: dict[str, type[Protocol]] = {protocol.name: protocol for protocol in (Knn, LinearFast)}
+PROTOCOLS: dict[str, type[Protocol]] = {
+    protocol.name: protocol for protocol in (Knn, Linear, LinearFast, Attentive, AttentiveEfficient, FewShot, Retrieval)
+}
 DEFAULT_PROTOCOLS = ("knn", "linear-fast")
 
 Result = dict[str, Any]
@@ -57,15 +63,23 @@ def probe(
         same = " and the same tokenizer" if subject.encoder.config.model_type == "ldae" else ""
         result["floor"]["description"] = "the same network with fresh weights" + same
     for protocol in protocols:
-        for part, measured in (("protocols", subject), ("floor", fresh)):
-            if measured is None or protocol.name in result[part]:
+        protocol.prepare(subject)
+    for part, measured in (("protocols", subject), ("floor", fresh)):
+        for protocol in protocols if measured is not None else ():
+            if protocol.name in result[part]:
                 continue
             figures = protocol(measured)
-            if figures is not None:
-                result[part][protocol.name] = {**figures, "commit": commit()}  # several runs may share a file
-        result["data"]["unreadable"] = sorted({name for f in subject.known.values() if f for name in f.bad})
-        if on_protocol is not None and subject.is_main_process:
-            on_protocol(result)
+            if not subject.is_main_process:
+                continue
+            result[part][protocol.name] = {**figures, "commit": commit()}  # several runs may share a file
+            for split in ("train", "validation"):
+                if features := subject.known.get(split):
+                    result["data"][f"num_{split}"] = len(features)
+            result["data"]["unreadable"] = sorted({name for f in subject.known.values() if f for name in f.bad})
+            if on_protocol is not None:
+                on_protocol(result)
+        if measured is not None:
+            measured.drop_tokens()  # those of encoder and floor together may not fit
     return result if subject.is_main_process else None
 
 
@@ -84,13 +98,6 @@ def format_probe(result: Result) -> str:
 
 
 __all__ = [
-    "DEFAULT_PROTOCOLS",
-    "PROTOCOLS",
-    "Knn",
-    "LinearFast",
-    "Protocol",
-    "Subject",
-    "format_figure",
-    "format_probe",
-    "probe",
-]
+    "DEFAULT_PROTOCOLS", "PROTOCOLS", "Attentive", "AttentiveEfficient", "FewShot", "Knn", "Linear", "LinearFast",
+    "Protocol", "Retrieval", "Subject", "format_figure", "format_probe", "probe",
+]  # fmt: skip

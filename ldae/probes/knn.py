@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data import to_pixel_values
 from ..features import Features
 from .protocol import Protocol, Subject, option, score
 
@@ -65,3 +66,20 @@ def knn_predictions(
         votes = weights.new_zeros(len(some), num_classes).scatter_add_(1, labels[neighbours], weights)
         predictions.append(votes.argmax(dim=1).cpu())
     return torch.cat(predictions)
+
+
+@torch.no_grad()
+def nearest_pictures(subject: Subject, count: int = 8, k: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Some validation pictures (count, C, H, W), their nearest training pictures (count, k, C, H, W), the nearest first, in
+    [-1, 1], and whether these are of their class (count, k). On the main process."""
+    train, validation = subject.features("train"), subject.features("validation")
+    some = torch.linspace(0, len(validation) - 1, min(count, len(validation))).long()
+    queries, keys = (nn.functional.normalize(x) for x in (validation.features[some], train.features))
+    neighbours = (queries @ keys.T).topk(min(k, len(train))).indices
+
+    def pictures(of, indices):
+        return to_pixel_values(torch.stack([of[0, int(i)]["pixel_values"] for i in indices]))
+
+    nearest = [pictures(subject.train, train.indices[row]) for row in neighbours]
+    same_class = train.labels[neighbours] == validation.labels[some][:, None]
+    return pictures(subject.validation, validation.indices[some]), torch.stack(nearest), same_class

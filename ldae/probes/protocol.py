@@ -96,6 +96,12 @@ class Subject:
             self.known["view", number] = features
         return features
 
+    def drop_tokens(self):
+        """Frees the patch features; the pooled ones stay."""
+        for features in self.known.values():
+            if features is not None:
+                features.tokens = None
+
     def _extract(self, pictures: Pictures, split: str, **kwargs) -> Features | None:
         features = cached_features(
             self.encoder,
@@ -141,6 +147,13 @@ class Protocol:
 
         Raises:
             ValueError: naming the option, what was got and what is possible.
+        """
+
+    def prepare(self, subject: Subject):
+        """Refuses, before any pass over the pictures, a subject that cannot be measured.
+
+        Raises:
+            ValueError: saying why and what to do.
         """
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:

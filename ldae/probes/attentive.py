@@ -1,0 +1,279 @@
+"""Attentive probes: what an encoder's patches hold that their average does not show."""
+
+import copy
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..data import mix_seed
+from ..encoders import evaluating
+from ..features import Features
+from ..optimization import learning_rate, parameter_groups
+from .heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
+from .protocol import Protocol, Subject, option, score
+
+WARMUP = 0.1  # part of the steps
+
+
+class AttentiveHead(nn.Module):
+    """Attention of learned queries over tokens (B, N, E), then a linear classifier: logits (B, classes).
+
+    Queries do not depend on the picture. So keys and values need not be computed for every token: q . (K x) = (K^T q) . x,
+    and sum_n a_n V x_n = V sum_n a_n x_n. That is exact, not an approximation.
+    """
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.classifier = nn.Linear(width, num_classes)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    @abstractmethod
+    def directions(self) -> torch.Tensor:
+        """(Q, E): what tokens are multiplied by to give the logits of the attention."""
+
+    @abstractmethod
+    def project(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(B, E) of the tokens' weighted means (B, Q, E)."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.project(attend(tokens, self.directions())))
+
+
+class OneQuery(AttentiveHead):
+    """Multi-head cross-attention of one learned query, as in AIM (section 3.3) with an output projection; no biases.
+
+    Heads are of 64 dimensions where that divides E, as AIM's 12 of 768.
+    """
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__(width, num_classes)
+        self.num_heads = width // 64 if width % 64 == 0 else 1
+        self.query = nn.Parameter(0.02 * torch.randn(width))
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def directions(self) -> torch.Tensor:
+        query, key = (x.unflatten(0, (self.num_heads, -1)) for x in (self.query, self.key.weight))
+        return torch.einsum("hd,hde->he", query, key) / math.sqrt(query.shape[1])
+
+    def project(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.out(_project_each(pooled, self.value.weight))
+
+
+class ManyQueries(AttentiveHead):
+    """Efficient probing (arXiv 2506.10178): learned queries on the tokens themselves, each with a part of the values.
+
+    There are at most `num_queries`: the largest number that divides E. BatchNorm is on the tokens instead of on what is
+    pooled, which the queries and the classifier can undo.
+    """
+
+    def __init__(self, width: int, num_classes: int, num_queries: int):
+        super().__init__(width, num_classes)
+        num_queries = max(q for q in range(1, min(num_queries, width) + 1) if width % q == 0)
+        self.queries = nn.Parameter(0.02 * torch.randn(num_queries, width))
+        self.value = nn.Linear(width, width, bias=False)
+
+    def directions(self) -> torch.Tensor:
+        return self.queries / math.sqrt(self.queries.shape[1])
+
+    def project(self, pooled: torch.Tensor) -> torch.Tensor:
+        return _project_each(pooled, self.value.weight)
+
+
+def attend(tokens: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Means (B, Q, E) of tokens (B, N, E), weighted by the softmax over them of tokens . directions (Q, E)."""
+    return (directions @ tokens.transpose(1, 2)).softmax(dim=2) @ tokens
+
+
+def _project_each(pooled: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """(B, Q, E) -> (B, E): the q-th mean by the q-th of Q parts of the rows of weight (E, E)."""
+    return torch.einsum("bqe,qde->bqd", pooled, weight.unflatten(0, (pooled.shape[1], -1))).flatten(1)
+
+
+class AttentiveHeads(nn.Module):
+    """Heads behind one BatchNorm without affine over all tokens (AIM): (B, N, E) -> logits (heads, B, classes)."""
+
+    def __init__(self, heads: list[AttentiveHead], width: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS)
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(tokens.float().flatten(0, 1)).view(tokens.shape)
+        # the passes over the tokens take the time: one for all heads
+        pooled = attend(tokens, torch.cat([head.directions() for head in self.heads])).chunk(len(self.heads), dim=1)
+        return torch.stack([h.classifier(h.project(p)) for h, p in zip(self.heads, pooled, strict=True)])
+
+    @torch.no_grad()
+    def predict(self, tokens: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Classes (heads, n) of tokens (n, N, E), on the CPU."""
+        device = next(self.parameters()).device
+        self.eval()
+        return torch.cat([self(some.to(device)).argmax(dim=2).cpu() for some in tokens.split(batch_size)], dim=1)
+
+
+class AttentiveProtocol(Protocol):
+    """Trains a head on the tokens of centre crops by AdamW; the rate is chosen on held-out training pictures.
+
+    The options of a subclass have its name before them: two protocols cannot share a field of the command line.
+    """
+
+    needs_tokens = True
+    prefix: ClassVar[str]
+
+    @abstractmethod
+    def head(self, width: int, num_classes: int) -> AttentiveHead:
+        """A head with initial values from torch's global generator."""
+
+    def _option(self, name: str) -> Any:
+        return getattr(self, f"{self.prefix}_{name}")
+
+    def check(self):
+        for name, least in (("epochs", 1), ("batch_size", 2), ("weight_decay", 0)):
+            if not self._option(name) >= least:
+                raise ValueError(f"--{self.prefix}_{name} must be at least {least}, got {self._option(name)}")
+        if not self._option("rates") or not all(rate > 0 for rate in self._option("rates")):
+            raise ValueError(f"--{self.prefix}_rates must be numbers greater than 0, got {self._option('rates')}")
+        if not self._option("max_gib") > 0:
+            raise ValueError(f"--{self.prefix}_max_gib must be greater than 0, got {self._option('max_gib')}")
+
+    @torch.no_grad()
+    def prepare(self, subject: Subject):
+        """Refuses tokens that are too many to keep."""
+        picture = torch.zeros(1, subject.encoder.num_channels, *subject.encoder.image_hw, device=subject.device)
+        with evaluating(subject.encoder):
+            _, num_tokens, width = subject.encoder(picture).shape
+        self.check_memory(len(subject.train) + len(subject.validation), num_tokens, width)
+
+    def check_memory(self, num_pictures: int, num_tokens: int, width: int):
+        """
+        Raises:
+            ValueError: if tokens (num_pictures, num_tokens, width) take more than the option allows.
+        """
+        gib, limit = num_pictures * num_tokens * width * 2 / 2**30, self._option("max_gib")
+        if gib > limit:
+            raise ValueError(
+                f"{self.name} keeps every token in memory: {num_pictures} pictures x {num_tokens} tokens x {width} x 2 "
+                f"bytes = {gib:.1f} GiB, more than the {limit:g} GiB of --{self.prefix}_max_gib; raise it where the "
+                f"machine has as much, take fewer pictures, or leave {self.name} out of --protocols"
+            )
+
+    def measure(self, subject: Subject) -> dict[str, Any] | None:
+        """
+        Raises:
+            ValueError: if there are fewer than 3 training pictures, or the features come without tokens.
+        """
+        train, validation = subject.features("train"), subject.features("validation")
+        if train is None or validation is None:
+            return None
+        if train.tokens is None or validation.tokens is None:
+            raise ValueError(f"{self.name} needs the features of every patch: a subject with tokens=True")
+        held_out, rates = hold_out(train, subject.seed), sorted(set(self._option("rates")))
+        heads = self._train(subject, train, (~held_out).nonzero().flatten(), rates)
+        labels, batch_size = train.labels[held_out], self._option("batch_size")
+        accuracies = [percent_right(p, labels) for p in heads.predict(train.tokens[held_out], batch_size)]
+        chosen = choose_rate(dict(zip(rates, accuracies, strict=True)), f"{self.prefix}_rates")
+        heads = self._train(subject, train, torch.arange(len(train)), [chosen["rate"]])
+        predictions = heads.predict(validation.tokens, batch_size)[0]
+        return {**score(predictions, validation.labels), "settings": chosen}
+
+    def _train(self, subject: Subject, train: Features, pictures: torch.Tensor, rates: list[float]) -> AttentiveHeads:
+        """A head for each rate, from the same initial values and by the same batches, learned from `pictures` (n,)."""
+        width, epochs = train.tokens.shape[2], self._option("epochs")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(subject.seed)
+            first = self.head(width, subject.num_classes)
+        heads = AttentiveHeads([copy.deepcopy(first) for _ in rates], width).to(subject.device).train()
+        groups = [
+            {**group, "peak": rate}
+            for rate, head in zip(rates, heads.heads, strict=True)
+            for group in parameter_groups(head, self._option("weight_decay"))
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=0.0)
+        for epoch in tqdm(range(epochs), self.name, leave=False, disable=None):
+            generator = torch.Generator().manual_seed(mix_seed(subject.seed, epoch))
+            order = pictures[torch.randperm(len(pictures), generator=generator)]
+            parts = batches(order, self._option("batch_size"))
+            for i, part in enumerate(parts):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate((epoch + i / len(parts)) / epochs, group["peak"], WARMUP)
+                labels = train.labels[part].to(subject.device)
+                with torch.enable_grad():
+                    logits = heads(train.tokens[part].to(subject.device))
+                    loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(rates))) * len(rates)
+                    optimizer.zero_grad()
+                    loss.backward()
+                optimizer.step()
+        return heads
+
+
+@dataclass
+class Attentive(AttentiveProtocol):
+    """One learned query that attends to the patches, as AIM and V-JEPA probe. See `OneQuery`."""
+
+    name = "attentive"
+    title = "Attentive"
+    prefix = "attentive"
+    attentive_epochs: int = option(20, "attentive: epochs.")
+    attentive_rates: list[float] = option([1e-3, 3e-3, 1e-2], "attentive: learning rates to choose from.")
+    attentive_weight_decay: float = option(0.05, "attentive: weight decay of matrices.")
+    attentive_batch_size: int = option(256, "attentive: pictures in a batch.")
+    attentive_max_gib: float = option(16.0, "attentive: the most memory that the tokens of all pictures may take.")
+
+    @property
+    def description(self) -> str:
+        return (
+            "multi-head attention of one learned query over the patches' features after BatchNorm without affine, then a "
+            f"linear layer, {self.attentive_epochs} epochs of AdamW, no augmentation, learning rate chosen on held-out "
+            "training pictures"
+        )
+
+    def head(self, width: int, num_classes: int) -> AttentiveHead:
+        return OneQuery(width, num_classes)
+
+
+@dataclass
+class AttentiveEfficient(AttentiveProtocol):
+    """Efficient probing (arXiv 2506.10178). See `ManyQueries`."""
+
+    name = "attentive-efficient"
+    title = "Attentive (EP)"
+    prefix = "attentive_efficient"
+    attentive_efficient_queries: int = option(
+        32,
+        "attentive-efficient: learned queries at most; the largest number that divides the features' width is taken.",
+    )
+    attentive_efficient_epochs: int = option(20, "attentive-efficient: epochs.")
+    attentive_efficient_rates: list[float] = option(
+        [3e-3, 1e-2, 3e-2], "attentive-efficient: learning rates to choose from."
+    )
+    attentive_efficient_weight_decay: float = option(0.05, "attentive-efficient: weight decay of matrices.")
+    attentive_efficient_batch_size: int = option(256, "attentive-efficient: pictures in a batch.")
+    attentive_efficient_max_gib: float = option(
+        16.0, "attentive-efficient: the most memory that the tokens of all pictures may take."
+    )
+
+    @property
+    def description(self) -> str:
+        return (
+            f"efficient probing: {self.attentive_efficient_queries} learned queries on the patches' features after "
+            f"BatchNorm without affine, then a linear layer, {self.attentive_efficient_epochs} epochs of AdamW, no "
+            "augmentation, learning rate chosen on held-out training pictures"
+        )
+
+    def check(self):
+        super().check()
+        if self.attentive_efficient_queries < 1:
+            raise ValueError(
+                f"--attentive_efficient_queries must be at least 1, got {self.attentive_efficient_queries}"
+            )
+
+    def head(self, width: int, num_classes: int) -> AttentiveHead:
+        return ManyQueries(width, num_classes, self.attentive_efficient_queries)

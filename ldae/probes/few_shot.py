@@ -1,0 +1,91 @@
+"""How much an encoder tells from a few labelled pictures: logistic regression on random draws of some of each class."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..data import mix_seed
+from .linear_fast import batch_norm, logistic_regression, predict
+from .protocol import Protocol, Subject, option, score
+
+ITERATIONS = 200  # of L-BFGS at most: with the default l2, accuracies no longer change after 100
+
+
+@dataclass
+class FewShot(Protocol):
+    """`linear-fast` on a few training pictures of each class, drawn at random several times.
+
+    BatchNorm has the statistics of all training features (these need no labels), and l2 is fixed: there is nothing left to
+    choose on. The result's figures are those of the largest number of shots, "shots" holds those of each: "accuracy" is
+    the mean over the draws, "deviation" that of one draw, "standard_error" that of the mean. With one draw the deviation is
+    None and the standard error is the binomial one, of the validation pictures.
+    """
+
+    name = "few-shot"
+    title = "Few-shot"
+    few_shot_shots: list[int] = option([1, 5, 10], "few-shot: labelled pictures of each class.")
+    few_shot_draws: int = option(20, "few-shot: random draws of these pictures.")
+    few_shot_l2: float = option(1e-1, "few-shot: L2 strength of the logistic regression.")
+
+    @property
+    def description(self) -> str:
+        shots = ", ".join(map(str, sorted(set(self.few_shot_shots))))
+        return (
+            f"logistic regression (L-BFGS, L2 strength {self.few_shot_l2:g}) on average-pooled features of {shots} pictures "
+            f"of each class after BatchNorm without affine, mean of {self.few_shot_draws} random draws"
+        )
+
+    def check(self):
+        if not self.few_shot_shots or min(self.few_shot_shots) < 1:
+            raise ValueError(f"--few_shot_shots must be numbers of at least 1, got {self.few_shot_shots}")
+        if self.few_shot_draws < 1:
+            raise ValueError(f"--few_shot_draws must be at least 1, got {self.few_shot_draws}")
+        if not self.few_shot_l2 >= 0:
+            raise ValueError(f"--few_shot_l2 must be at least 0, got {self.few_shot_l2}")
+
+    def measure(self, subject: Subject) -> dict[str, Any] | None:
+        train, validation = subject.features("train"), subject.features("validation")
+        if train is None or validation is None:
+            return None
+        classes = torch.cat([train.labels, validation.labels]).unique()
+        fewest = min(int((train.labels == number).sum()) for number in classes)
+        if max(self.few_shot_shots) > fewest:
+            raise ValueError(
+                f"--few_shot_shots must be at most {fewest}, the training pictures of the smallest class, "
+                f"got {max(self.few_shot_shots)}"
+            )
+        features = train.features.to(subject.device)
+        normalise = batch_norm(features)
+        features, queries = normalise(features), normalise(validation.features.to(subject.device))
+        shots = {}
+        for number in sorted(set(self.few_shot_shots)):
+            scores = []
+            for i in range(self.few_shot_draws):
+                chosen = draw(train.labels, classes, number, mix_seed(subject.seed, number, i)).to(subject.device)
+                labels = train.labels.to(subject.device)[chosen]
+                weights = logistic_regression(
+                    features[chosen], labels, subject.num_classes, self.few_shot_l2, ITERATIONS
+                )
+                scores.append(score(predict(queries, weights), validation.labels))
+            shots[str(number)] = _mean(scores)
+        largest = {key: shots[str(number)][key] for key in ("accuracy", "standard_error")}
+        return {**largest, "shots": shots}
+
+
+def draw(labels: torch.Tensor, classes: torch.Tensor, shots: int, seed: int) -> torch.Tensor:
+    """Indices (len(classes) * shots,) of random pictures, `shots` of each class, without repetition."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([order[labels[order] == number][:shots] for number in classes])
+
+
+def _mean(scores: list[dict[str, Any]]) -> dict[str, Any]:
+    accuracies = torch.tensor([score["accuracy"] for score in scores], dtype=torch.float64)
+    if len(scores) == 1:
+        return {"accuracy": float(accuracies), "standard_error": scores[0]["standard_error"], "deviation": None}
+    deviation = float(accuracies.std())
+    return {
+        "accuracy": float(accuracies.mean()),
+        "standard_error": deviation / len(scores) ** 0.5,
+        "deviation": deviation,
+    }

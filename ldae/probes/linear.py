@@ -1,0 +1,183 @@
+"""The paper's linear probe: BatchNorm and a linear layer, trained on random crops."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..data import mix_seed
+from ..optimization import learning_rate
+from .heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
+from .protocol import Protocol, Subject, option, score
+
+RATES = {  # per 256 pictures; MAE's is 0.1 with LARS
+    "sgd": [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0],
+    "lars": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0],
+    "adamw": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1],
+}
+
+
+@dataclass
+class Linear(Protocol):
+    """Linear probe as in the paper (appendix) and MAE (main_linprobe.py).
+
+    Average-pooled features -> BatchNorm without affine -> linear layer; random resized crops and flips, a cosine after a
+    linear warm-up, no weight decay; centre crops in the test. Unlike there, the rate is the one of a grid that is best on
+    the centre crops of a random 20 % of the training pictures, learned from the others; what counts is then learned from
+    all of them. All of it is one pass over the epochs: a head for each rate learns without the held-out pictures, another
+    with them.
+    """
+
+    name = "linear"
+    title = "Linear"
+    linear_epochs: int = option(90, "linear: epochs.")
+    linear_warmup_epochs: float = option(10, "linear: epochs of warm-up, at most a ninth of all.")
+    linear_batch_size: int = option(1024, "linear: pictures in a batch; the paper has 16384.")
+    linear_optimizer: Literal["sgd", "lars", "adamw"] = option("sgd", "linear: sgd, lars (MAE's, needs timm) or adamw.")
+    linear_rates: list[float] = option(
+        [], f"linear: learning rates per 256 pictures to choose from; by default {RATES}, by optimizer."
+    )
+    linear_momentum: float = option(0.9, "linear: momentum of sgd and lars.")
+    linear_weight_decay: float = option(0.0, "linear: weight decay.")
+    linear_views: int = option(
+        0,
+        "linear: random crops of each picture, which the epochs take in turn; 0: another one in every epoch, as in the "
+        "paper. An approximation: the encoder sees the pictures this often instead of once per epoch.",
+    )
+
+    @property
+    def description(self) -> str:
+        views = f"{self.linear_views} random crops" if self.linear_views else "another random crop in every epoch"
+        return (
+            f"linear layer on average-pooled features after BatchNorm without affine, {self.linear_epochs} epochs of "
+            f"{self.linear_optimizer}, {views}, learning rate chosen on held-out training pictures"
+        )
+
+    def check(self):
+        if self.linear_optimizer not in RATES:
+            raise ValueError(f"--linear_optimizer must be one of {list(RATES)}, got {self.linear_optimizer!r}")
+        for name, least in (("epochs", 1), ("batch_size", 2), ("warmup_epochs", 0), ("weight_decay", 0), ("views", 0)):
+            if not getattr(self, f"linear_{name}") >= least:
+                raise ValueError(f"--linear_{name} must be at least {least}, got {getattr(self, f'linear_{name}')}")
+        if not 0 <= self.linear_momentum < 1:
+            raise ValueError(f"--linear_momentum must be at least 0 and less than 1, got {self.linear_momentum}")
+        if not all(rate > 0 for rate in self.linear_rates):
+            raise ValueError(f"--linear_rates must be greater than 0, got {self.linear_rates}")
+        if self.linear_optimizer == "lars":
+            _lars()
+
+    @property
+    def rates(self) -> list[float]:
+        return sorted(set(self.linear_rates or RATES[self.linear_optimizer]))
+
+    def measure(self, subject: Subject) -> dict[str, Any] | None:
+        """
+        Raises:
+            ValueError: if there are fewer than 3 training pictures, or a random crop can be read where the centre crop
+                cannot.
+        """
+        train, validation = subject.features("train"), subject.features("validation")
+        groups: list[Heads] = []
+        if train is not None:
+            held_out = hold_out(train, subject.seed)
+            groups = [self._heads(train.features.shape[1], subject) for _ in range(2)]
+        for epoch in tqdm(range(self.linear_epochs), self.name, disable=None if groups else True, leave=False):
+            view = subject.view(*self._view(epoch))  # on every process: they share the pass
+            if view is None:
+                continue
+            if not torch.equal(view.labels, train.labels):
+                raise ValueError("linear: the random crops are not of the pictures of which there are centre crops")
+            features, labels = view.features.to(subject.device), view.labels.to(subject.device)
+            generator = torch.Generator().manual_seed(mix_seed(subject.seed, epoch))
+            order = torch.randperm(len(train), generator=generator)
+            for heads, some in zip(groups, (order[~held_out[order]], order), strict=True):
+                self._epoch(heads, features, labels, some, epoch)
+        if train is None or validation is None:
+            return None
+        choosing, final = groups
+        labels = train.labels[held_out]
+        accuracies = [percent_right(p, labels) for p in choosing.predict(train.features[held_out])]
+        chosen = choose_rate(dict(zip(self.rates, accuracies, strict=True)), "linear_rates")
+        predictions = final.predict(validation.features)[self.rates.index(chosen["rate"])]
+        return {**score(predictions, validation.labels), "settings": chosen}
+
+    def _view(self, epoch: int) -> tuple[int, bool]:
+        """The number of an epoch's view, and whether a later epoch takes it again."""
+        number = epoch % self.linear_views if self.linear_views else epoch
+        return number, 0 < self.linear_views < self.linear_epochs
+
+    def _heads(self, width: int, subject: Subject) -> "Heads":
+        heads = Heads(width, subject.num_classes, len(self.rates), subject.seed).to(subject.device)
+        groups = [
+            # as in MAE, LARS adapts the rate of matrices only
+            {"params": [parameter], "peak": rate * self.linear_batch_size / 256, "always_adapt": parameter.ndim > 1}
+            for rate, head in zip(self.rates, heads.heads, strict=True)
+            for parameter in head.parameters()
+        ]
+        settings: dict[str, Any] = {"lr": 0.0, "weight_decay": self.linear_weight_decay}
+        if self.linear_optimizer == "adamw":
+            heads.optimizer = torch.optim.AdamW(groups, **settings)
+        else:
+            optimizer = _lars() if self.linear_optimizer == "lars" else torch.optim.SGD
+            heads.optimizer = optimizer(groups, momentum=self.linear_momentum, **settings)
+        return heads
+
+    def _epoch(self, heads: "Heads", features: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, epoch: int):
+        """One epoch on features (n, E) and labels (n,), of which `order` names those to take, and when."""
+        parts = batches(order.to(features.device), self.linear_batch_size)
+        warmup = min(self.linear_warmup_epochs / self.linear_epochs, 1 / 9)
+        for i, part in enumerate(parts):
+            progress = (epoch + i / len(parts)) / self.linear_epochs
+            for group in heads.optimizer.param_groups:
+                group["lr"] = learning_rate(progress, group["peak"], warmup)
+            heads.step(features[part], labels[part])
+
+
+class Heads(nn.Module):
+    """Linear classifiers behind one BatchNorm without affine: (B, E) -> logits (heads, B, classes).
+
+    All start from the same weights, so what one becomes does not depend on which others there are.
+    """
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, width: int, num_classes: int, count: int, seed: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS)
+        self.heads = nn.ModuleList(nn.utils.skip_init(nn.Linear, width, num_classes) for _ in range(count))
+        for head in self.heads:
+            nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+            nn.init.zeros_(head.bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        weight, bias = (torch.cat([getattr(head, name) for head in self.heads]) for name in ("weight", "bias"))
+        logits = nn.functional.linear(self.norm(features), weight, bias)  # one product for all heads
+        return logits.unflatten(1, (len(self.heads), -1)).transpose(0, 1)
+
+    def step(self, features: torch.Tensor, labels: torch.Tensor):
+        """One step of every head on its own mean cross-entropy."""
+        with torch.enable_grad():
+            logits = self.train()(features)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits))) * len(logits)
+            self.optimizer.zero_grad()
+            loss.backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def predict(self, features: torch.Tensor) -> torch.Tensor:
+        """Classes (heads, n) of features (n, E), on the CPU."""
+        return self.eval()(features.to(self.heads[0].weight.device)).argmax(dim=2).cpu()
+
+
+def _lars() -> type[torch.optim.Optimizer]:
+    """
+    Raises:
+        ImportError: without timm.
+    """
+    try:
+        from timm.optim import Lars
+    except ImportError as error:
+        raise ImportError("--linear_optimizer lars needs timm: pip install timm") from error
+    return Lars

@@ -1,0 +1,73 @@
+"""Image retrieval: whether pictures of a query's class come first among the training pictures. Nothing is trained."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
+
+from ..features import Features
+from .protocol import Protocol, Subject, option
+
+
+@dataclass
+class Retrieval(Protocol):
+    """Every validation picture queries the training pictures, ranked by cosine similarity.
+
+    "map" is the mean over the queries of the average precision over the whole ranking, "recall" at k the part of queries
+    with a picture of their class among the k nearest (the convention of image retrieval). A query whose class has no
+    training picture counts as 0 in both. Standard errors: the deviation over the n queries / sqrt(n).
+    """
+
+    name = "retrieval"
+    title = "Retrieval (mAP)"
+    metric = "map"
+    retrieval_k: list[int] = option([1, 5, 10], "retrieval: recall is given at these numbers of nearest pictures.")
+
+    @property
+    def description(self) -> str:
+        return (
+            "mean average precision of the training pictures ranked by cosine similarity to each validation picture, "
+            "on average-pooled features"
+        )
+
+    def check(self):
+        if not self.retrieval_k or min(self.retrieval_k) < 1:
+            raise ValueError(f"--retrieval_k must be numbers of at least 1, got {self.retrieval_k}")
+
+    def measure(self, subject: Subject) -> dict[str, Any] | None:
+        train, validation = subject.features("train"), subject.features("validation")
+        if train is None or validation is None:
+            return None
+        k = sorted(set(self.retrieval_k))
+        precisions, hits = rank(train, validation, k, subject.device)
+        mean, error = _percent(precisions)
+        recall = {str(k): dict(zip(("recall", "standard_error"), _percent(x), strict=True)) for k, x in hits.items()}
+        return {"map": mean, "standard_error": error, "recall": recall}
+
+
+@torch.no_grad()
+def rank(
+    gallery: Features, queries: Features, k: list[int], device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """Average precision (n,) in [0, 1] of each of n queries, and for each k whether it is hit, 0 or 1 (n,)."""
+    keys = nn.functional.normalize(gallery.features.to(device))
+    # torchmetrics takes scores, of which only those above 0 count: places from the end of the ranking instead of cosines
+    places = torch.arange(len(gallery), 0, -1, dtype=torch.float32)
+    nearest = places[: max(k)]
+    precisions, hits = [], {number: [] for number in k}
+    for some, labels in zip(queries.features.split(256), queries.labels.split(256), strict=True):
+        similarity = nn.functional.normalize(some.to(device)) @ keys.T
+        order = similarity.argsort(dim=1, descending=True, stable=True).cpu()
+        for relevant in gallery.labels[order] == labels[:, None]:
+            precisions.append(retrieval_average_precision(places, relevant))
+            for number in k:
+                hits[number].append(retrieval_hit_rate(nearest, relevant[: max(k)], top_k=number))
+    return torch.stack(precisions), {number: torch.stack(x) for number, x in hits.items()}
+
+
+def _percent(x: torch.Tensor) -> tuple[float, float]:
+    """The mean of (n,) in [0, 1] and its standard error, in percent."""
+    x = 100 * x.double()
+    return float(x.mean()), float(x.std(correction=0)) / len(x) ** 0.5
