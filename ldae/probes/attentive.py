@@ -222,7 +222,7 @@ class Attentive(AttentiveProtocol):
     title = "Attentive"
     prefix = "attentive"
     attentive_epochs: int = option(20, "attentive: epochs.")
-    attentive_rates: list[float] = option([1e-3, 3e-3, 1e-2], "attentive: learning rates to choose from.")
+    attentive_rates: list[float] = option([1e-3, 3e-3, 1e-2, 3e-2], "attentive: learning rates to choose from.")
     attentive_weight_decay: float = option(0.05, "attentive: weight decay of matrices.")
     attentive_batch_size: int = option(256, "attentive: pictures in a batch.")
     attentive_max_gib: float = option(16.0, "attentive: the most memory that the tokens of all pictures may take.")
@@ -252,7 +252,7 @@ class AttentiveEfficient(AttentiveProtocol):
     )
     attentive_efficient_epochs: int = option(20, "attentive-efficient: epochs.")
     attentive_efficient_rates: list[float] = option(
-        [3e-3, 1e-2, 3e-2], "attentive-efficient: learning rates to choose from."
+        [3e-3, 1e-2, 3e-2, 0.1], "attentive-efficient: learning rates to choose from."
     )
     attentive_efficient_weight_decay: float = option(0.05, "attentive-efficient: weight decay of matrices.")
     attentive_efficient_batch_size: int = option(256, "attentive-efficient: pictures in a batch.")
