@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["ldae"],
+    packages=["ldae", "ldae.probes"],
     py_modules=["configuration_ldae", "modeling_ldae", "train_ldae", "probe_ldae"],
     entry_points={"console_scripts": ["ldae-features = ldae.features:main"]},
     # The bounds of the first group are what this code was run with; older versions are untried.

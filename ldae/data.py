@@ -268,9 +268,13 @@ class Pictures(Dataset):
         except Exception as error:  # hostile files make decoders fail in every way
             return {"name": item["name"], "error": f"{type(error).__name__}: {error}"}
         if self.random:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
+            generator = torch.default_generator  # fork_rng and manual_seed visit all devices: 0.2 ms a picture
+            state = generator.get_state()
+            generator.manual_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
+            try:
                 pixel_values = self.augment(pixel_values)
+            finally:
+                generator.set_state(state)
         return {**item, "index": index, "pixel_values": pixel_values}
 
     def _prepared(self, image: dict[str, Any], index: int) -> torch.Tensor:

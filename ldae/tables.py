@@ -6,6 +6,7 @@ RESULTS holds one folder a run, each with results/train.json and results/probe-*
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ PEERS = {  # of benchmarks/peers
 }
 
 
-def comparison(folder: str | Path) -> str:
-    """A Markdown table of the runs below a folder: what each cost, and every protocol by which all of them were measured.
+def comparison(folder: str | Path, protocols: Sequence[str] = tuple(PROTOCOLS)) -> str:
+    """A Markdown table of the runs below a folder: what each cost, and those of `protocols` by which any was measured.
 
     Untrained floors come first; the floor of an l-DAE, or of a ViT, is the same for all runs of its configuration.
 
@@ -35,7 +36,7 @@ def comparison(folder: str | Path) -> str:
     if not whole:
         raise FileNotFoundError(f"no run below {str(folder)!r} has results of its training and of a probe")
     measured = {name for run in whole for name in run["probe"]["protocols"]}
-    protocols = [name for name in PROTOCOLS if name in measured]
+    protocols = [name for name in protocols if name in measured]
     floors = {}
     for run in whole:
         if any(name in run["probe"]["floor"] for name in protocols):
@@ -76,9 +77,10 @@ def fill(path: str | Path, marker: str, text: str):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("results", type=Path, help="folder of runs; its name is the marker's")
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="its columns")
     parser.add_argument("--write", type=Path, help="the file whose markers are filled; otherwise the table is printed")
     options = parser.parse_args()
-    table = comparison(options.results)
+    table = comparison(options.results, options.protocols)
     if options.write:
         fill(options.write, options.results.name, table)
     else:

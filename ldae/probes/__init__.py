@@ -7,6 +7,7 @@ from typing import Any
 from ..results import commit
 from .attentive import Attentive, AttentiveEfficient
 from .few_shot import FewShot
+from .finetune import FineTune
 from .knn import Knn
 from .linear import Linear
 from .linear_fast import LinearFast
@@ -14,7 +15,8 @@ from .protocol import Protocol, Subject
 from .retrieval import Retrieval
 
 PROTOCOLS: dict[str, type[Protocol]] = {
-    protocol.name: protocol for protocol in (Knn, Linear, LinearFast, Attentive, AttentiveEfficient, FewShot, Retrieval)
+    protocol.name: protocol
+    for protocol in (Knn, Linear, LinearFast, Attentive, AttentiveEfficient, FineTune, FewShot, Retrieval)
 }
 DEFAULT_PROTOCOLS = ("knn", "linear-fast")
 
@@ -98,6 +100,6 @@ def format_probe(result: Result) -> str:
 
 
 __all__ = [
-    "DEFAULT_PROTOCOLS", "PROTOCOLS", "Attentive", "AttentiveEfficient", "FewShot", "Knn", "Linear", "LinearFast",
+    "DEFAULT_PROTOCOLS", "PROTOCOLS", "Attentive", "AttentiveEfficient", "FewShot", "FineTune", "Knn", "Linear", "LinearFast",
     "Protocol", "Retrieval", "Subject", "format_figure", "format_probe", "probe",
 ]  # fmt: skip

@@ -222,7 +222,7 @@ class Attentive(AttentiveProtocol):
     title = "Attentive"
     prefix = "attentive"
     attentive_epochs: int = option(20, "attentive: epochs.")
-    attentive_rates: list[float] = option([1e-3, 3e-3, 1e-2, 3e-2], "attentive: learning rates to choose from.")
+    attentive_rates: list[float] = option([3e-3, 1e-2, 3e-2, 0.1], "attentive: learning rates to choose from.")
     attentive_weight_decay: float = option(0.05, "attentive: weight decay of matrices.")
     attentive_batch_size: int = option(256, "attentive: pictures in a batch.")
     attentive_max_gib: float = option(16.0, "attentive: the most memory that the tokens of all pictures may take.")

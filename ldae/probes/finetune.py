@@ -1,0 +1,292 @@
+"""Fine-tuning: the whole encoder is trained, with a linear classifier on the mean of its patch tokens."""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torchvision.ops import stochastic_depth
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from modeling_ldae import LDAEForImageClassification
+
+from ..data import Pictures, StepSampler, mix_seed, to_pixel_values, training_loader
+from ..encoders import Encoder, evaluating
+from ..features import shared_features
+from ..hub import save_hub_folder
+from ..optimization import layer_decay_groups, learning_rate
+from .protocol import Protocol, Subject, option, score
+
+GREY = 127  # fills what an operation leaves empty
+
+
+class Classifier(nn.Module):
+    """Pictures (B, C, H, W) in [-1, 1] -> logits (B, num_classes)."""
+
+    def __init__(self, encoder: Encoder, num_classes: int):
+        super().__init__()
+        self.encoder = encoder
+        with torch.no_grad():
+            blank = torch.zeros(2, encoder.num_channels, *encoder.image_hw, device=encoder.device)
+            width = encoder.pool(blank).shape[-1]
+        self.head = nn.Linear(width, num_classes, device=encoder.device)
+        nn.init.trunc_normal_(self.head.weight, std=2e-5)  # MAE's code
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder.pool(pixel_values))
+
+
+@dataclass
+class FineTune(Protocol):
+    """Fine-tuning as in the paper's appendix and, where that is silent, MAE's (label smoothing, warm-up, erasing).
+
+    Pictures are random resized crops (at least 0.08 of the area), half of them mirrored, then RandAugment, then mixup or
+    cutmix, one of them for each batch. Validation pictures are seen once, after the last step, by the averaged weights, so
+    they choose nothing. Stochastic depth drops whole blocks, where timm drops each of a block's two branches by itself.
+
+    RandAugment is timm's `rand-m9`: two operations, each done with probability 0.5, at `magnitude` tenths of their range;
+    without its noise of the magnitude (mstd 0.5).
+
+    All that is drawn depends on (seed, step) alone, but partners of mixup and cutmix are those of a process's own part of a
+    batch, and dropped blocks are drawn by each process. What pre-training does not train, such as an l-DAE's tokenizer, is
+    not trained here either.
+    """
+
+    name = "finetune"
+    title = "Fine-tuning"
+    finetune_epochs: int = option(100, "finetune: passes over the training pictures.")
+    finetune_warmup_epochs: int = option(5, "finetune: epochs of linear warm-up, at most a tenth of the run.")
+    finetune_batch_size: int = option(64, "finetune: pictures in a step of all processes (paper: 1024).")
+    finetune_base_learning_rate: float = option(
+        1e-3, "finetune: peak rate for 256 pictures in a step (paper: 4e-3 for 1024)."
+    )
+    finetune_weight_decay: float = option(0.05, "finetune: AdamW's weight decay.")
+    finetune_layer_decay: float = option(0.85, "finetune: a block's rate over the next one's (paper, ViT-L: 0.65).")
+    finetune_drop_path: float = option(0.1, "finetune: how often the last block is dropped; the first never is.")
+    finetune_mixup: float = option(0.8, "finetune: alpha of mixup; 0: none.")
+    finetune_cutmix: float = option(1.0, "finetune: alpha of cutmix; 0: none.")
+    finetune_randaugment: int = option(9, "finetune: magnitude of RandAugment, of 10; 0: none.")
+    finetune_label_smoothing: float = option(0.1, "finetune: label smoothing.")
+    finetune_ema_decay: float = option(
+        0.9999, "finetune: decay of the averaged weights, at most (1 + step) / (10 + step); 0: none."
+    )
+    finetune_erasing: float = option(0.25, "finetune: how often a random part of a picture is made grey (MAE).")
+    finetune_max_grad_norm: float = option(0.0, "finetune: longer gradients are cut to this; 0: never.")
+    finetune_output_dir: str | None = option(
+        None, "finetune: new folder for the fine-tuned l-DAE, an image classifier in Hub form."
+    )
+
+    @property
+    def description(self) -> str:
+        return (
+            f"fine-tuning of the whole encoder with a linear classifier on average-pooled features, {self.finetune_epochs} "
+            f"epochs, {'averaged' if self.finetune_ema_decay else 'last'} weights"
+        )
+
+    def check(self):
+        for name in ("finetune_epochs", "finetune_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        names = "warmup_epochs", "base_learning_rate", "weight_decay", "mixup", "cutmix", "max_grad_norm"
+        for name in (f"finetune_{name}" for name in names):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must be a number of at least 0, got {getattr(self, name)}")
+        for name in ("finetune_drop_path", "finetune_label_smoothing", "finetune_ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.finetune_layer_decay <= 1:
+            raise ValueError(f"--finetune_layer_decay must be in (0, 1], got {self.finetune_layer_decay}")
+        if not 0 <= self.finetune_erasing <= 1:
+            raise ValueError(f"--finetune_erasing must be in [0, 1], got {self.finetune_erasing}")
+        if not 0 <= self.finetune_randaugment <= 10:
+            raise ValueError(f"--finetune_randaugment must be in 0..10, got {self.finetune_randaugment}")
+        if self._folder is not None and not _is_new(self._folder):
+            raise ValueError(f"--finetune_output_dir must be new or empty, got {str(self._folder)!r}")
+
+    @property
+    def _folder(self) -> Path | None:
+        return Path(self.finetune_output_dir).expanduser() if self.finetune_output_dir else None
+
+    def measure(self, subject: Subject) -> dict[str, Any] | None:
+        encoder, accelerator = subject.encoder, subject.accelerator or Accelerator()
+        # the folder was new at the start: once it holds a model, that is the encoder, and this one is its floor
+        saves = self._folder is not None and _is_new(self._folder)
+        accelerator.wait_for_everyone()
+        with _seeded(mix_seed(subject.seed), subject.device):
+            classifier = Classifier(copy.deepcopy(encoder).float(), subject.num_classes)
+        settings = self._train(classifier, subject, accelerator)
+        features = shared_features(
+            classifier.encoder, subject.validation, accelerator, subject.batch_size, num_workers=subject.num_workers
+        )
+        if features is None:
+            return None
+        features.bad += settings.pop("bad")
+        subject.known[self.name] = features  # so that the result names the unreadable pictures
+        if not len(features):
+            raise ValueError("a probe needs validation pictures, got none that can be read")
+        with torch.no_grad():
+            predictions = classifier.head(features.features.to(subject.device)).argmax(dim=1)
+        if saves:
+            save_hub_folder(_ldae_classifier(classifier, subject), self._folder)
+        return {**score(predictions, features.labels), "settings": settings}
+
+    def prepare(self, subject: Subject):
+        """Refuses what this encoder, these pictures and this number of processes rule out."""
+        processes = 1 if subject.accelerator is None else subject.accelerator.num_processes
+        channels = subject.encoder.num_channels
+        if self.finetune_batch_size % processes:
+            raise ValueError(
+                f"--finetune_batch_size must be a multiple of the {processes} processes, got {self.finetune_batch_size}"
+            )
+        if self.finetune_randaugment and channels not in (1, 3):
+            raise ValueError(
+                f"RandAugment takes pictures of 1 or 3 channels, got {channels}: pass --finetune_randaugment 0"
+            )
+        if self._folder is not None and subject.encoder.config.model_type != "ldae":
+            raise ValueError(
+                f"--finetune_output_dir saves an l-DAE as image classifier, got a {subject.encoder.config.model_type}"
+            )
+        if subject.train.labels is None or subject.train.labels.min() < 0:
+            raise ValueError("the training pictures have no labels; fine-tuning needs them")
+
+    def _pictures(self, subject: Subject) -> Pictures:
+        encoder = subject.encoder
+        pictures = Pictures(
+            subject.train.examples, encoder.image_hw, encoder.num_channels, "random_resized", True, subject.seed, 0.08
+        )
+        transforms = [pictures.augment]
+        if magnitude := self.finetune_randaugment:  # 11 bins, since timm counts in tenths
+            bilinear = v2.InterpolationMode.BILINEAR
+            operation = v2.RandAugment(1, magnitude, num_magnitude_bins=11, interpolation=bilinear, fill=GREY)
+            transforms += 2 * [v2.RandomApply([operation], p=0.5)]
+        if self.finetune_erasing:
+            transforms.append(v2.RandomErasing(self.finetune_erasing, scale=(0.02, 1 / 3), value=GREY))
+        pictures.augment = v2.Compose(transforms)
+        return pictures
+
+    def _mix(self, num_classes: int):
+        """pixel_values (B, C, H, W), labels (B,) -> the same mixed, labels (B, num_classes) where any mixing is on."""
+        alphas = ((v2.MixUp, self.finetune_mixup), (v2.CutMix, self.finetune_cutmix))
+        kinds = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in alphas if alpha]
+        return v2.RandomChoice(kinds) if kinds else v2.Identity()
+
+    def _train(self, classifier: Classifier, subject: Subject, accelerator: Accelerator) -> dict[str, Any]:
+        """Trains in place, to the averaged weights; {"steps", "loss", "bad"}."""
+        device, seed = subject.device, subject.seed
+        pictures, mix = self._pictures(subject), self._mix(subject.num_classes)
+        steps = math.ceil(self.finetune_epochs * len(pictures) / self.finetune_batch_size)
+        peak = self.finetune_base_learning_rate * self.finetune_batch_size / 256
+        warmup = min(self.finetune_warmup_epochs / self.finetune_epochs, 0.1)
+        freeze_unused(classifier)
+        blocks = classifier.encoder.blocks
+        drop_blocks(blocks, self.finetune_drop_path)
+        groups = layer_decay_groups(
+            classifier, blocks, classifier.head, self.finetune_weight_decay, self.finetune_layer_decay
+        )
+        model, optimizer = accelerator.prepare(classifier, torch.optim.AdamW(groups, lr=peak, fused=True))
+        ema = EMAModel(model.parameters(), self.finetune_ema_decay) if self.finetune_ema_decay else None
+        rank, world = accelerator.process_index, accelerator.num_processes
+        sampler = StepSampler(pictures, 0, steps, self.finetune_batch_size // world, rank=rank, world=world)
+        batches = training_loader(sampler, subject.num_workers)
+        mean, bad = None, set()
+        model.train()
+        with tqdm(batches, "fine-tuning", disable=not accelerator.is_main_process, leave=False) as bar:
+            for step, batch in enumerate(bar):
+                bad.update(batch["bad"])
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step / steps, peak, warmup) * group["lr_scale"]
+                pixel_values = to_pixel_values(batch["pixel_values"].to(device))
+                with _seeded(mix_seed(seed, step), device):
+                    pixel_values, labels = mix(pixel_values, batch["label"].to(device))
+                with _seeded(mix_seed(seed, step, 1 + rank), device):
+                    logits = model(pixel_values)
+                loss = nn.functional.cross_entropy(
+                    logits.float(), labels, label_smoothing=self.finetune_label_smoothing
+                )
+                value = accelerator.reduce(loss.detach(), "mean").item()
+                if not math.isfinite(value):
+                    raise ValueError(
+                        f"the loss of fine-tuning is {value} at step {step + 1} of {steps}: lower "
+                        "--finetune_base_learning_rate, or set --finetune_max_grad_norm, to 1 for instance"
+                    )
+                accelerator.backward(loss)
+                if self.finetune_max_grad_norm:
+                    accelerator.clip_grad_norm_(model.parameters(), self.finetune_max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                if ema is not None:
+                    ema.step(model.parameters())
+                mean = value if mean is None else 0.98 * mean + 0.02 * value
+                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+        if ema is not None:
+            ema.copy_to(model.parameters())
+        accelerator.free_memory()
+        return {"steps": steps, "loss": mean, "bad": gather_object(sorted(bad))}
+
+
+def freeze_unused(classifier: Classifier):
+    """No gradient for what the classifier does not use, such as a pooler or mask token: processes would wait for it."""
+    encoder = classifier.encoder
+    with evaluating(classifier), torch.enable_grad():
+        blank = torch.zeros(2, encoder.num_channels, *encoder.image_hw, device=encoder.device)
+        classifier(blank).sum().backward()
+    for parameter in classifier.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+
+
+def drop_blocks(blocks: list[nn.Module], rate: float):
+    """Stochastic depth in training: block i of L is skipped, for each picture by itself, with probability rate i / (L - 1).
+
+    A block whose output has another shape than its input is never skipped.
+    """
+
+    def hook(p: float):
+        def skip(block, arguments, options, output):
+            hidden = next(iter((*arguments, *options.values())))
+            result = output[0] if isinstance(output, tuple) else output
+            if not block.training or result.shape != hidden.shape:
+                return None
+            result = hidden + stochastic_depth(result - hidden, p, "row")
+            return (result, *output[1:]) if isinstance(output, tuple) else result
+
+        return skip
+
+    for i, block in enumerate(blocks):
+        if p := rate * i / max(1, len(blocks) - 1):
+            block.register_forward_hook(hook(p), with_kwargs=True)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, what is drawn depends on the seed alone; outside, nothing has changed."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _is_new(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _ldae_classifier(classifier: Classifier, subject: Subject) -> LDAEForImageClassification:
+    """The same function as a model of transformers, with the names of the classes where the data have any."""
+    config, label = copy.deepcopy(classifier.encoder.config), subject.train.examples.features["label"]
+    names = label.names if isinstance(label, datasets.ClassLabel) else map(str, range(subject.num_classes))
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in config.id2label.items()}
+    model = LDAEForImageClassification(config)
+    model.ldae.load_state_dict(classifier.encoder.model.state_dict())
+    model.classifier.load_state_dict(classifier.head.state_dict())
+    return model.eval()
