@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The comparison in the README: every run twenty minutes on one core, then probed. From the project's root:
+# The comparisons on Imagenette at 64 px: every run twenty minutes on one core, then measured. From the project's root:
 #   DATA=../shared/data/imagenette bash benchmarks/imagenette64.sh [folder of the runs]
 # Runs one after the other; on a machine with more cores, start several with CORE=0, CORE=1 … and ONLY="name name".
 set -euo pipefail
@@ -7,28 +7,53 @@ runs=${1:-runs/imagenette64}
 data=${DATA:-frgfm/imagenette}
 export OMP_NUM_THREADS=1
 
-run() { # name, module or script, options
+train() { # name, module or script, options
   local name=$1 program=$2
   shift 2
-  [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $name "* ]] || return 0
   taskset -c "${CORE:-0}" python $program recipes/imagenette64.yaml --data "$data" --output_dir "$runs/$name" --no_probe \
     --report_to none --resume "$@"
-  taskset -c "${CORE:-0}" python probe_ldae.py --model "$runs/$name" --data "$data" --overwrite
 }
 
-run vitmae "-m benchmarks.peers.vit_mae"
-run moco_v3 "-m benchmarks.peers.moco_v3" --per_device_batch_size 128 --base_learning_rate 2e-3
-run supervised "-m benchmarks.peers.supervised" --crop random_resized
-run pixels train_ldae.py --tokenizer_type pixels --latent_dim 192 --latent_scaling global
-run ldae-d16-component train_ldae.py --latent_dim 16 --latent_scaling component
-run ldae-d16-global train_ldae.py --latent_dim 16 --latent_scaling global
-run ldae-d16-none train_ldae.py --latent_dim 16 --latent_scaling none
-run ldae-d08-component train_ldae.py --latent_dim 8 --latent_scaling component
-run ldae-d32-component train_ldae.py --latent_dim 32 --latent_scaling component
+measure() { # name, table, options
+  local name=$1 table=$2
+  shift 2
+  taskset -c "${CORE:-0}" python probe_ldae.py --model "$runs/$name" --data "$data" "$@"
+  mkdir -p "benchmarks/results/$table/$name" # results files, without pictures and weights, are what tables are made from
+  cp -r "$runs/$name/results" "benchmarks/results/$table/$name/"
+}
 
-# The results files, without pictures and weights, are what the README's table is made from.
-for results in "$runs"/*/results; do
-  mkdir -p "benchmarks/results/imagenette64/$(basename "$(dirname "$results")")"
-  cp -r "$results" "benchmarks/results/imagenette64/$(basename "$(dirname "$results")")/"
-done
-python -m ldae.tables benchmarks/results/imagenette64 --write README.md
+wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
+
+peer() { # name, floor or no_floor, module or script, options
+  local name=$1 floor=$2
+  shift 2
+  wanted "$name" || return 0
+  train "$name" "$@"
+  # five random views of a picture stand in for ninety; four epochs of fine-tuning are too few for its heavy augmentation
+  measure "$name" imagenette64 "--$floor" --protocols knn linear linear-fast attentive finetune few-shot retrieval \
+    --linear_views 5 --finetune_epochs 4 --finetune_base_learning_rate 4e-3 --finetune_mixup 0 --finetune_cutmix 0 \
+    --finetune_randaugment 0 --finetune_erasing 0 --finetune_drop_path 0
+}
+
+latent() { # name, options
+  wanted "$1" || return 0
+  train "$1" train_ldae.py "${@:2}"
+  measure "$1" latents64
+}
+
+# README: l-DAE beside its peers. An untrained ViT is the floor of all ViTs.
+peer vitmae floor "-m benchmarks.peers.vit_mae"
+peer moco_v3 no_floor "-m benchmarks.peers.moco_v3" --per_device_batch_size 128 --base_learning_rate 2e-3
+peer supervised no_floor "-m benchmarks.peers.supervised" --crop random_resized
+peer pixels no_floor train_ldae.py --tokenizer_type pixels --latent_dim 192 --latent_scaling global
+peer ldae-d16-component floor train_ldae.py --latent_dim 16 --latent_scaling component
+
+# docs/defaults.md: how latents are scaled, and how many dimensions they have
+latent ldae-d16-global --latent_dim 16 --latent_scaling global
+latent ldae-d16-none --latent_dim 16 --latent_scaling none
+latent ldae-d08-component --latent_dim 8 --latent_scaling component
+latent ldae-d32-component --latent_dim 32 --latent_scaling component
+
+python -m ldae.tables benchmarks/results/imagenette64 --write README.md \
+  --protocols knn linear linear-fast attentive finetune
+python -m ldae.tables benchmarks/results/latents64 --write docs/defaults.md
