@@ -13,10 +13,11 @@ from .heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
 from .protocol import Protocol, Subject, option, score
 
 RATES = {  # per 256 pictures; MAE's is 0.1 with LARS
-    "sgd": [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0],
+    "sgd": [3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0],
     "lars": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0],
-    "adamw": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1],
+    "adamw": [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0],
 }
+PAPER_STEPS = 90 * 1_281_167 // 16384  # 90 epochs of ImageNet by 16384 pictures
 
 
 @dataclass
@@ -34,7 +35,10 @@ class Linear(Protocol):
     title = "Linear"
     linear_epochs: int = option(90, "linear: epochs.")
     linear_warmup_epochs: float = option(10, "linear: epochs of warm-up, at most a ninth of all.")
-    linear_batch_size: int = option(1024, "linear: pictures in a batch; the paper has 16384.")
+    linear_batch_size: int | None = option(
+        None,
+        f"linear: pictures in a batch; by default as many as make the paper's {PAPER_STEPS} steps, 16384 of ImageNet.",
+    )
     linear_optimizer: Literal["sgd", "lars", "adamw"] = option("sgd", "linear: sgd, lars (MAE's, needs timm) or adamw.")
     linear_rates: list[float] = option(
         [], f"linear: learning rates per 256 pictures to choose from; by default {RATES}, by optimizer."
@@ -58,9 +62,11 @@ class Linear(Protocol):
     def check(self):
         if self.linear_optimizer not in RATES:
             raise ValueError(f"--linear_optimizer must be one of {list(RATES)}, got {self.linear_optimizer!r}")
-        for name, least in (("epochs", 1), ("batch_size", 2), ("warmup_epochs", 0), ("weight_decay", 0), ("views", 0)):
+        for name, least in (("epochs", 1), ("warmup_epochs", 0), ("weight_decay", 0), ("views", 0)):
             if not getattr(self, f"linear_{name}") >= least:
                 raise ValueError(f"--linear_{name} must be at least {least}, got {getattr(self, f'linear_{name}')}")
+        if self.linear_batch_size is not None and self.linear_batch_size < 2:
+            raise ValueError(f"--linear_batch_size must be at least 2, got {self.linear_batch_size}")
         if not 0 <= self.linear_momentum < 1:
             raise ValueError(f"--linear_momentum must be at least 0 and less than 1, got {self.linear_momentum}")
         if not all(rate > 0 for rate in self.linear_rates):
@@ -82,7 +88,8 @@ class Linear(Protocol):
         groups: list[Heads] = []
         if train is not None:
             held_out = hold_out(train, subject.seed)
-            groups = [self._heads(train.features.shape[1], subject) for _ in range(2)]
+            batch_size = self.linear_batch_size or max(2, min(16384, self.linear_epochs * len(train) // PAPER_STEPS))
+            groups = [self._heads(train.features.shape[1], batch_size, subject) for _ in range(2)]
         for epoch in tqdm(range(self.linear_epochs), self.name, disable=None if groups else True, leave=False):
             view = subject.view(*self._view(epoch))  # on every process: they share the pass
             if view is None:
@@ -93,7 +100,7 @@ class Linear(Protocol):
             generator = torch.Generator().manual_seed(mix_seed(subject.seed, epoch))
             order = torch.randperm(len(train), generator=generator)
             for heads, some in zip(groups, (order[~held_out[order]], order), strict=True):
-                self._epoch(heads, features, labels, some, epoch)
+                self._epoch(heads, features, labels, batches(some.to(subject.device), batch_size), epoch)
         if train is None or validation is None:
             return None
         choosing, final = groups
@@ -101,18 +108,18 @@ class Linear(Protocol):
         accuracies = [percent_right(p, labels) for p in choosing.predict(train.features[held_out])]
         chosen = choose_rate(dict(zip(self.rates, accuracies, strict=True)), "linear_rates")
         predictions = final.predict(validation.features)[self.rates.index(chosen["rate"])]
-        return {**score(predictions, validation.labels), "settings": chosen}
+        return {**score(predictions, validation.labels), "settings": {**chosen, "batch_size": batch_size}}
 
     def _view(self, epoch: int) -> tuple[int, bool]:
         """The number of an epoch's view, and whether a later epoch takes it again."""
         number = epoch % self.linear_views if self.linear_views else epoch
         return number, 0 < self.linear_views < self.linear_epochs
 
-    def _heads(self, width: int, subject: Subject) -> "Heads":
+    def _heads(self, width: int, batch_size: int, subject: Subject) -> "Heads":
         heads = Heads(width, subject.num_classes, len(self.rates), subject.seed).to(subject.device)
         groups = [
             # as in MAE, LARS adapts the rate of matrices only
-            {"params": [parameter], "peak": rate * self.linear_batch_size / 256, "always_adapt": parameter.ndim > 1}
+            {"params": [parameter], "peak": rate * batch_size / 256, "always_adapt": parameter.ndim > 1}
             for rate, head in zip(self.rates, heads.heads, strict=True)
             for parameter in head.parameters()
         ]
@@ -124,9 +131,10 @@ class Linear(Protocol):
             heads.optimizer = optimizer(groups, momentum=self.linear_momentum, **settings)
         return heads
 
-    def _epoch(self, heads: "Heads", features: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, epoch: int):
-        """One epoch on features (n, E) and labels (n,), of which `order` names those to take, and when."""
-        parts = batches(order.to(features.device), self.linear_batch_size)
+    def _epoch(
+        self, heads: "Heads", features: torch.Tensor, labels: torch.Tensor, parts: list[torch.Tensor], epoch: int
+    ):
+        """One epoch on features (n, E) and labels (n,); each of `parts` numbers the pictures of a batch."""
         warmup = min(self.linear_warmup_epochs / self.linear_epochs, 1 / 9)
         for i, part in enumerate(parts):
             progress = (epoch + i / len(parts)) / self.linear_epochs
