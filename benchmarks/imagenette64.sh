@@ -29,9 +29,9 @@ peer() { # name, floor or no_floor, module or script, options
   shift 2
   wanted "$name" || return 0
   train "$name" "$@"
-  # five random views of a picture stand in for ninety; four epochs of fine-tuning are too few for its heavy augmentation
+  # three random views of a picture stand in for ninety; three epochs of fine-tuning are too few for its heavy augmentation
   measure "$name" imagenette64 "--$floor" --protocols knn linear linear-fast attentive finetune few-shot retrieval \
-    --linear_views 5 --finetune_epochs 4 --finetune_base_learning_rate 4e-3 --finetune_mixup 0 --finetune_cutmix 0 \
+    --linear_views 3 --finetune_epochs 3 --finetune_base_learning_rate 4e-3 --finetune_mixup 0 --finetune_cutmix 0 \
     --finetune_randaugment 0 --finetune_erasing 0 --finetune_drop_path 0
 }
 
