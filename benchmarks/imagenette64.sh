@@ -56,4 +56,5 @@ latent ldae-d32-component --latent_dim 32 --latent_scaling component
 
 python -m ldae.tables benchmarks/results/imagenette64 --write README.md \
   --protocols knn linear linear-fast attentive finetune
+python -m ldae.tables benchmarks/results/imagenette64 --write docs/probes.md --costs
 python -m ldae.tables benchmarks/results/latents64 --write docs/defaults.md

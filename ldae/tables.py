@@ -1,6 +1,6 @@
 """Tables made from results files, put between the markers of a text: no figure in them is typed.
 
-python -m ldae.tables RESULTS [--write README.md]
+python -m ldae.tables RESULTS [--write README.md] [--protocols knn linear] [--costs]
 
 RESULTS holds one folder a run, each with results/train.json and results/probe-*.json as the scripts write them.
 """
@@ -8,6 +8,7 @@ RESULTS holds one folder a run, each with results/train.json and results/probe-*
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .probes import PROTOCOLS, Result, format_figure
@@ -51,6 +52,20 @@ def comparison(folder: str | Path, protocols: Sequence[str] = tuple(PROTOCOLS)) 
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def costs(folder: str | Path) -> str:
+    """A Markdown table of the seconds that each protocol took, the median over the runs below a folder.
+
+    The first protocol's contain the pass over the pictures, which all others but fine-tuning share.
+    """
+    seconds: dict[str, list[float]] = {}
+    for result in load_results(folder):
+        for name, figures in result["protocols"].items() if result["kind"] == "probe" else ():
+            if "seconds" in figures:
+                seconds.setdefault(name, []).append(figures["seconds"])
+    lines = ["| protocol | seconds |", "| --- | ---: |"]
+    return "\n".join(lines + [f"| `{name}` | {median(times):.0f} |" for name, times in seconds.items()])
+
+
 def _name(config: dict[str, Any]) -> str:
     if config["model_type"] != "ldae":
         return PEERS[config["architectures"][0]]
@@ -79,10 +94,13 @@ def main():
     parser.add_argument("results", type=Path, help="folder of runs; its name is the marker's")
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="its columns")
     parser.add_argument("--write", type=Path, help="the file whose markers are filled; otherwise the table is printed")
+    parser.add_argument(
+        "--costs", action="store_true", help="what the protocols cost; the marker's name ends in -costs"
+    )
     options = parser.parse_args()
-    table = comparison(options.results, options.protocols)
+    table = costs(options.results) if options.costs else comparison(options.results, options.protocols)
     if options.write:
-        fill(options.write, options.results.name, table)
+        fill(options.write, options.results.name + "-costs" * options.costs, table)
     else:
         print(table)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ldae.results import save_result
-from ldae.tables import comparison, fill
+from ldae.tables import comparison, costs, fill
 
 
 def protocol(accuracy):
@@ -36,3 +36,11 @@ def test_comparison(tmp_path):
     assert text.read_text() == "before\n<!-- t -->\n| new |\n<!-- t -->\nafter\n"
     with pytest.raises(FileNotFoundError, match="no run"):
         comparison(tmp_path / "unfinished")
+
+
+def test_costs(tmp_path):
+    for run, times in (("a", (3.0, 10.0)), ("b", (5.0, 30.0)), ("c", (4.0, 20.0))):
+        names = ("knn", "linear-fast")
+        figures = {name: {**protocol(50.0), "seconds": t} for name, t in zip(names, times, strict=True)}
+        save_result(tmp_path / run / "results/probe-x.json", {"kind": "probe", "protocols": figures, "floor": {}})
+    assert costs(tmp_path).splitlines()[2:] == ["| `knn` | 4 |", "| `linear-fast` | 20 |"]
