@@ -67,7 +67,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             The t at which the encoder is run on clean pictures (paper, appendix A).
         tokenizer_type (`str`, defaults to `"pca"`):
             `"pca"`: patch-wise PCA. `"pixels"`: the identity, which makes the model the classical DAE of figure 5;
-            it needs `latent_dim` equal to `patch_dim`.
+            it needs `latent_dim` equal to `patch_dim`. `"patch_ae"`, `"patch_vae"`: patch-wise linear autoencoders
+            (section 4.2), trained by `ldae.tokenizers`.
         latent_dim (`int`, defaults to 32):
             Dimensions d of a patch's latent, of `patch_dim` = channels x patch height x patch width.
         subtract_mean (`bool`, defaults to `True`):
@@ -84,8 +85,20 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             Largest sigma of `"linear_sigma"`, in units of the scaled latent.
         sigma_single (`float`, defaults to the root of 1/3):
             The sigma of `"single_sigma"`, in units of the scaled latent.
+        input_space (`str`, defaults to `"image"`):
+            What the network sees: `"latent"`, the noisy latent z_t, as DiT does; or `"image"`, x_t, which the tokenizer
+            makes of it (section 4.4).
+        prediction (`str`, defaults to `"image"`):
+            What the network predicts: `"noise"`, epsilon in the latent space, as DDPM and DiT; `"latent"`, the clean z_0
+            (section 4.3); `"projected_image"`, the clean picture as the tokenizer gives it back; or `"image"`, the
+            original picture (section 4.4).
         residual_weight (`float`, defaults to 0.1):
-            Weight in the loss of the components of the target outside the latent space (equation 4).
+            Weight in the loss of the components of the picture outside the latent space (equation 4), where the picture
+            is predicted.
+        num_classes (`int`, defaults to 0):
+            Classes that the blocks are conditioned on, as DiT's are; 0: none (all rungs but the first).
+        class_dropout (`float`, defaults to 0.1):
+            How often the class is left out in training, for classifier-free guidance; as DiT's.
 
     Raises:
         ValueError: for a name that is no field.
@@ -111,14 +124,18 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     conditioning_size: int | None = None
     num_train_timesteps: int = 1000
     feature_timestep: int = 10
-    tokenizer_type: Literal["pca", "pixels"] = "pca"
+    tokenizer_type: Literal["pca", "pixels", "patch_ae", "patch_vae"] = "pca"
     latent_dim: int = 32
     subtract_mean: bool = True
     latent_scaling: Literal["none", "global", "component"] = "component"
     noise_schedule: Literal["linear_sigma", "single_sigma", "linear_gamma2", "ddpm"] = "linear_sigma"
     sigma_max: float | int = math.sqrt(2)
     sigma_single: float | int = math.sqrt(1 / 3)
+    input_space: Literal["image", "latent"] = "image"
+    prediction: Literal["image", "projected_image", "latent", "noise"] = "image"
     residual_weight: float | int = 0.1
+    num_classes: int = 0
+    class_dropout: float | int = 0.1
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -147,7 +164,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
                      "num_train_timesteps", "latent_dim"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_hidden_layers", "decoder_num_hidden_layers"):
+        for name in ("num_hidden_layers", "decoder_num_hidden_layers", "num_classes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("image_size", "patch_size"):
@@ -175,6 +192,13 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"feature_timestep must be in [0, {self.num_train_timesteps}), got {self.feature_timestep}"
             )
+        if not 0 <= self.class_dropout <= 1:
+            raise ValueError(f"class_dropout must be in [0, 1], got {self.class_dropout}")
+        if self.prediction == "image" and self.tokenizer_type in ("patch_ae", "patch_vae"):
+            raise ValueError(
+                f"prediction='image' weighs the principal components of the error, which tokenizer_type="
+                f"{self.tokenizer_type!r} has none of; use tokenizer_type='pca' or another prediction"
+            )
         for name in ("sigma_max", "sigma_single", "residual_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
@@ -200,6 +224,16 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     def patch_dim(self) -> int:
         """D, the numbers in a patch."""
         return self.num_channels * self.patch_hw[0] * self.patch_hw[1]
+
+    @property
+    def input_dim(self) -> int:
+        """Numbers in a token that the network sees: a patch's, or its latent's."""
+        return self.patch_dim if self.input_space == "image" else self.latent_dim
+
+    @property
+    def output_dim(self) -> int:
+        """Numbers in a token that the network predicts: a patch's, or its latent's."""
+        return self.patch_dim if self.prediction in ("image", "projected_image") else self.latent_dim
 
 
 def _pair(size) -> tuple[int, int]:

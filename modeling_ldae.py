@@ -8,6 +8,9 @@ Read it top to bottom, like the paper: tokenizer, noise, blocks conditioned on t
     y   = decoder(encoder(x_t, t), t) prediction of x_0             LDAEModel, LDAEDecoder
     L   = lambda_t sum_i w_i r_i^2,   r = V_full (x_0 - y)          LDAEForPreTraining.loss
 
+Earlier rungs of the paper's road (tables 1 and 3) are values of the configuration: the network may see z_t instead of x_t
+(`input_space`), predict eps, z_0 or U (s z_0) + mu instead of x_0 (`prediction`), and be told a class (`num_classes`).
+
 Shapes: B pictures, C channels, N patches (tokens), D numbers a patch, d latent dimensions, E hidden_size, T timesteps.
 """
 
@@ -158,13 +161,13 @@ def sincos_positions(hw: tuple[int, int], reference_hw: tuple[int, int], dim: in
 
 
 class LDAEEmbeddings(nn.Module):
-    """Linear patch embedding of the (projected) picture plus positions: (B, C, H, W) -> (B, N, E)."""
+    """Linear embedding of what the network sees of each patch, plus positions: (B, N, D or d) -> (B, N, E)."""
 
     def __init__(self, config: LDAEConfig):
         super().__init__()
         self.config = config
         self.grid = tuple(i // p for i, p in zip(config.image_hw, config.patch_hw, strict=True))
-        self.projection = nn.Linear(config.patch_dim, config.hidden_size)
+        self.projection = nn.Linear(config.input_dim, config.hidden_size)
         positions = sincos_positions(self.grid, self.grid, config.hidden_size)
         self.register_buffer("position_embeddings", positions[None], persistent=False)
 
@@ -184,10 +187,10 @@ class LDAEEmbeddings(nn.Module):
                 "for other sizes pass interpolate_pos_encoding=True"
             )
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        tokens = self.projection(patchify(pixel_values, self.config.patch_hw).to(self.projection.weight.dtype))
+    def forward(self, inputs: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
+        tokens = self.projection(inputs.to(self.projection.weight.dtype))
         positions = self.position_embeddings
-        grid = tuple(size // patch for size, patch in zip(pixel_values.shape[-2:], self.config.patch_hw, strict=True))
+        grid = tuple(size // patch for size, patch in zip(image_hw, self.config.patch_hw, strict=True))
         if torch.compiler.is_exporting() or grid != self.grid:
             positions = sincos_positions(grid, self.grid, self.config.hidden_size).to(positions.device)[None]
         return tokens + positions.to(tokens.dtype)
@@ -296,14 +299,14 @@ class LDAELayer(GradientCheckpointingLayer):
 
 
 class LDAEDecoder(nn.Module):
-    """Blocks like the encoder's, then an adaptive LayerNorm and a linear layer to patches: (B, N, E) -> (B, N, D)."""
+    """Blocks like the encoder's, then an adaptive LayerNorm and a linear layer to patches: (B, N, E) -> (B, N, D or d)."""
 
     def __init__(self, config: LDAEConfig):
         super().__init__()
         self.layers = nn.ModuleList([LDAELayer(config) for _ in range(config.decoder_num_hidden_layers)])
         self.modulation = ZeroLinear(config.conditioning_size, 2 * config.hidden_size)
         self.norm = AdaLayerNorm(config)
-        self.head = ZeroLinear(config.hidden_size, config.patch_dim)
+        self.head = ZeroLinear(config.hidden_size, config.output_dim)
 
     def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor, **kwargs) -> torch.Tensor:
         for layer in self.layers:
@@ -347,6 +350,8 @@ class LDAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, LDAEEmbeddings):
             positions = sincos_positions(module.grid, module.grid, self.config.hidden_size)
             init.copy_(module.position_embeddings, positions[None])
@@ -371,6 +376,8 @@ class LDAEModel(LDAEPreTrainedModel):
         self.tokenizer = PatchTokenizer(config)
         self.embeddings = LDAEEmbeddings(config)
         self.timestep_embedding = LDAETimestepEmbedding(config)
+        if config.num_classes:  # the last class stands for none
+            self.class_embedding = nn.Embedding(config.num_classes + 1, config.conditioning_size)
         self.layers = nn.ModuleList([LDAELayer(config) for _ in range(config.num_hidden_layers)])
         norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layernorm = norm if config.final_layernorm else nn.Identity()
@@ -379,6 +386,14 @@ class LDAEModel(LDAEPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection
 
+    def condition(self, timesteps: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
+        """What the blocks are told: t (B or 1,), and in the first rung a class (B,), as (B or 1, conditioning_size)."""
+        conditioning = self.timestep_embedding(timesteps)
+        if self.config.num_classes:
+            classes = torch.full_like(timesteps, self.config.num_classes) if classes is None else classes
+            conditioning = conditioning + self.class_embedding(classes)
+        return conditioning
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -386,6 +401,8 @@ class LDAEModel(LDAEPreTrainedModel):
         pixel_values: torch.Tensor,
         timesteps: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        latents: torch.Tensor | None = None,
+        classes: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -394,6 +411,8 @@ class LDAEModel(LDAEPreTrainedModel):
             timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`, *optional*): noise level of each picture, in [0, T);
                 `config.feature_timestep` by default, which is right for clean pictures.
             interpolate_pos_encoding (`bool`): takes pictures of other sizes, multiples of the patch.
+            latents (`torch.Tensor` of shape `(B, N, d)`, *optional*): z_t, seen instead of the pictures' own latents.
+            classes (`torch.LongTensor` of shape `(B,)`, *optional*): in [0, num_classes]; by default `num_classes`: none.
 
         Returns:
             `last_hidden_state` (B, N, E) and `pooler_output` (B, E), the tokens' mean; there is no class token.
@@ -404,9 +423,12 @@ class LDAEModel(LDAEPreTrainedModel):
         if timesteps is None:
             timesteps = torch.full((1,), self.config.feature_timestep, device=pixel_values.device)
         self.embeddings.check(pixel_values, interpolate_pos_encoding)
-        conditioning = self.timestep_embedding(timesteps)
-        # The embedding has only ever seen the latent subspace, so what lies outside it is removed from clean pictures too.
-        hidden_states = self.embeddings(self.tokenizer.project(pixel_values))
+        if latents is None:
+            latents = self.tokenizer.encode(patchify(pixel_values, self.config.patch_hw))
+        # Pictures pass through the latent space, clean ones too: the embedding has only ever seen what that holds.
+        inputs = latents if self.config.input_space == "latent" else self.tokenizer.decode(latents)
+        conditioning = self.condition(timesteps, classes)
+        hidden_states = self.embeddings(inputs, pixel_values.shape[-2:])
         for layer in self.layers:
             hidden_states = layer(hidden_states, conditioning, **kwargs)
         hidden_states = self.layernorm(hidden_states)
@@ -416,7 +438,7 @@ class LDAEModel(LDAEPreTrainedModel):
 @dataclass
 class LDAEForPreTrainingOutput(ModelOutput):
     """
-    loss (scalar): the weighted reconstruction error (equation 4), averaged over pictures, tokens and the D numbers of a patch.
+    loss (scalar): the weighted error (equation 4), averaged over pictures, tokens and the numbers of a token's target.
     reconstruction (B, C, H, W): the predicted clean pictures.
     noisy_pixel_values (B, C, H, W): x_t, what the encoder saw.
     timesteps (B,): the noise levels.
@@ -440,30 +462,59 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         self.decoder = LDAEDecoder(config)
         self.post_init()
 
+    @property
+    def uses_labels(self) -> bool:
+        """Whether training needs the pictures' classes."""
+        return self.config.num_classes > 0
+
     def sample_noise(
         self, batch_size: int, num_patches: int | None = None, generator: torch.Generator | None = None
     ) -> dict[str, torch.Tensor]:
-        """Draws what `forward` adds: `noise` (B, N, d), standard normal, and `timesteps` (B,), uniform in [0, T)."""
+        """Draws what `forward` adds: `noise` (B, N, d), standard normal, and `timesteps` (B,), uniform in [0, T).
+
+        With classes also `drop_label` (B,), bool: whose class is left out.
+        """
         if num_patches is None:
             num_patches = self.ldae.embeddings.position_embeddings.shape[1]
         noise = torch.randn(batch_size, num_patches, self.config.latent_dim, generator=generator, device=self.device)
         timesteps = torch.randint(
             self.config.num_train_timesteps, (batch_size,), generator=generator, device=self.device
         )
-        return {"noise": noise, "timesteps": timesteps}
+        drawn = {"noise": noise, "timesteps": timesteps}
+        if self.uses_labels:
+            chance = torch.rand(batch_size, generator=generator, device=self.device)
+            drawn["drop_label"] = chance < self.config.class_dropout
+        return drawn
 
     def loss(self, target: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Equation 4 for patches (B, N, D): mean over B, N and D of lambda_t w_i r_i^2, where r = V_full (target - prediction).
+        """The loss of targets and predictions, both (B, N, D or d), by `config.prediction`; a mean over B, N and D or d.
 
-        V_full is orthonormal, so sum_i w_i r_i^2 = w ||e||^2 + (1 - w) ||V e||^2 with w = residual_weight: the d rows
-        of V suffice.
+        "noise": the plain square, DDPM's simple loss. "latent", "projected_image": lambda_t e_i^2 (section 4.3). "image":
+        equation 4, lambda_t w_i r_i^2, where r = V_full (target - prediction); V_full is orthonormal, so sum_i w_i r_i^2 =
+        w ||e||^2 + (1 - w) ||V e||^2 with w = residual_weight: the d rows of V suffice.
         """
-        tokenizer, residual_weight = self.ldae.tokenizer, self.config.residual_weight
+        tokenizer, weight = self.ldae.tokenizer, self.config.residual_weight
         with torch.autocast(target.device.type, enabled=False):
             error = target.float() - prediction.float()
-            latent_error = error @ tokenizer.V.T
-            squares = residual_weight * error.square().sum(-1) + (1 - residual_weight) * latent_error.square().sum(-1)
+            squares = error.square().sum(-1)
+            if self.config.prediction == "noise":
+                return squares.mean() / error.shape[-1]
+            if self.config.prediction == "image":
+                squares = weight * squares + (1 - weight) * (error @ tokenizer.V.T).square().sum(-1)
             return (self.noise_schedule.loss_weight[timesteps] * squares.mean(dim=1)).mean() / error.shape[-1]
+
+    def clean_patches(
+        self, prediction: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """The clean patches (B, N, D) that a prediction stands for."""
+        if self.config.prediction in ("image", "projected_image"):
+            return prediction
+        if self.config.prediction == "noise":
+            gamma, sigma = (
+                table[timesteps][:, None, None] for table in (self.noise_schedule.gamma, self.noise_schedule.sigma)
+            )
+            prediction = (noisy_latents - sigma * prediction) / gamma.clamp(min=0.01)  # gamma = 0 holds no picture
+        return self.ldae.tokenizer.decode(prediction)
 
     @can_return_tuple
     def forward(
@@ -473,6 +524,8 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         timesteps: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         interpolate_pos_encoding: bool = False,
+        labels: torch.Tensor | None = None,
+        drop_label: torch.Tensor | None = None,
         **kwargs,
     ) -> LDAEForPreTrainingOutput:
         r"""
@@ -482,36 +535,53 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             timesteps (`torch.LongTensor` of shape `(B,)`, *optional*): in [0, T); drawn uniformly if not given.
             generator (`torch.Generator`, *optional*): draws what is not given.
             interpolate_pos_encoding (`bool`): takes pictures of other sizes, multiples of the patch.
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes in [0, num_classes), of a model that has them.
+            drop_label (`torch.BoolTensor` of shape `(B,)`, *optional*): whose class is left out; drawn if not given.
 
         Raises:
-            ValueError: for a size or channel count that the model does not take.
+            ValueError: for a size or channel count that the model does not take, or labels that it has no classes for.
         """
         self.ldae.embeddings.check(pixel_values, interpolate_pos_encoding)
         if self.training and not torch.compiler.is_compiling():
             self._warn_if_not_fitted()
         tokenizer, patch_hw, image_hw = self.ldae.tokenizer, self.config.patch_hw, pixel_values.shape[-2:]
         patches = patchify(pixel_values, patch_hw)  # x_0: (B, N, D)
-        if noise is None or timesteps is None:
+        given = {"noise": noise, "timesteps": timesteps, "drop_label": drop_label}
+        if noise is None or timesteps is None or (self.uses_labels and drop_label is None):
             drawn = self.sample_noise(len(pixel_values), patches.shape[1], generator)
-            noise = drawn["noise"] if noise is None else noise
-            timesteps = drawn["timesteps"] if timesteps is None else timesteps
+            given = {name: drawn.get(name) if value is None else value for name, value in given.items()}
+        noise, timesteps = given["noise"], given["timesteps"]
+        classes = self._classes(labels, given["drop_label"])
 
         latents = tokenizer.encode(patches)  # z_0: (B, N, d)
         noisy_latents = self.noise_schedule.add_noise(latents, noise, timesteps)  # z_t
-        noisy_pixel_values = unpatchify(tokenizer.decode(noisy_latents), patch_hw, image_hw)  # x_t: (B, C, H, W)
-
-        outputs = self.ldae(noisy_pixel_values, timesteps, interpolate_pos_encoding, return_dict=True, **kwargs)
-        conditioning = self.ldae.timestep_embedding(timesteps)
-        prediction = self.decoder(outputs.last_hidden_state, conditioning)  # (B, N, D)
+        outputs = self.ldae(
+            pixel_values, timesteps, interpolate_pos_encoding, noisy_latents, classes, return_dict=True, **kwargs
+        )
+        prediction = self.decoder(outputs.last_hidden_state, self.ldae.condition(timesteps, classes))  # (B, N, D or d)
+        if self.config.prediction == "noise":
+            target = noise.expand_as(prediction)
+        elif self.config.prediction == "latent":
+            target = latents
+        else:
+            target = patches if self.config.prediction == "image" else tokenizer.decode(latents)
 
         return LDAEForPreTrainingOutput(
-            loss=self.loss(patches, prediction, timesteps),
-            reconstruction=unpatchify(prediction, patch_hw, image_hw),
-            noisy_pixel_values=noisy_pixel_values,
+            loss=self.loss(target, prediction, timesteps),
+            reconstruction=unpatchify(self.clean_patches(prediction, noisy_latents, timesteps), patch_hw, image_hw),
+            noisy_pixel_values=unpatchify(tokenizer.decode(noisy_latents), patch_hw, image_hw),  # x_t: (B, C, H, W)
             timesteps=timesteps,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _classes(self, labels: torch.Tensor | None, drop_label: torch.Tensor | None) -> torch.Tensor | None:
+        """Classes (B,) with `num_classes` in place of what is left out or unknown (-1)."""
+        if labels is None:
+            return None
+        if not self.uses_labels:
+            raise ValueError("labels are given to a model with num_classes=0, which is told no classes")
+        return torch.where(drop_label | (labels < 0), self.config.num_classes, labels)
 
     def _warn_if_not_fitted(self):
         if not getattr(self, "_fitted", False):

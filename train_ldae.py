@@ -13,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
 from tqdm.auto import tqdm
 
-from ldae import LDAEConfig, LDAEForPreTraining, plots
+from ldae import LDAEConfig, LDAEForPreTraining, plots, tokenizers
 from ldae.arguments import parse_arguments
 from ldae.cards import write_card
 from ldae.checkpoints import Checkpoints, full_state, read_state
@@ -39,7 +39,10 @@ def build_model(model_args, train_args) -> LDAEForPreTraining:
     if source := train_args.init_from:
         config = LDAEConfig.from_pretrained(source, **model_args.overrides())
         return LDAEForPreTraining.from_pretrained(source, config=config, attn_implementation=attention)
-    return LDAEForPreTraining._from_config(model_args.config(), attn_implementation=attention)
+    model = LDAEForPreTraining._from_config(model_args.config(), attn_implementation=attention)
+    if model.config.tokenizer_type in tokenizers.TRAINED:
+        tokenizers.load_into(model.ldae.tokenizer, train_args.tokenizer, model.config)
+    return model
 
 
 def train(model_args, data_args, train_args, model: torch.nn.Module | None = None) -> Path:
@@ -51,8 +54,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     began = time.monotonic()
     args = {**vars(data_args), **vars(train_args)}
     # ------------------------------------------------------------------------------- refuse what cannot work, then build
-    default_dir = f"runs/ldae-{model_args.model_size}-{short_name(data_args.data)}"
-    output_dir = Path(train_args.output_dir or default_dir).expanduser()
+    output_dir = Path(train_args.output_dir).expanduser()
     checkpoints = Checkpoints(output_dir / "checkpoints", train_args.keep_checkpoints)
     last = checkpoints.last() if train_args.resume else None
     accelerator = Accelerator(
@@ -120,9 +122,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             model.to(accelerator.device), pictures, data_args.pca_patches, data_args.num_workers
         )
         held = explained_variance(model.ldae.tokenizer)
-        accelerator.print(
-            f"The latent space of {config.latent_dim} dimensions holds {held:.1%} of the patches' variance."
-        )
+        accelerator.print(f"{config.latent_dim} principal components hold {held:.1%} of the patches' variance.")
     state["pictures_per_step"] = per_step
     if state["bad_pictures"] and data_args.on_bad_image == "error":
         raise ValueError(f"unreadable pictures (--on_bad_image error): {'; '.join(state['bad_pictures'][:5])}")
@@ -288,7 +288,10 @@ def _picture(model: torch.nn.Module | None, pictures: Pictures, path: Path):
 
 
 def main(argv: list[str] | None = None) -> Path:
-    return train(*parse_arguments(argv))
+    model_args, data_args, train_args = parse_arguments(argv)
+    if (stage := tokenizers.stage(model_args, data_args, train_args)) is not None:
+        train_args.tokenizer = str(train(*stage))
+    return train(model_args, data_args, train_args)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from transformers import HfArgumentParser
 
 from configuration_ldae import SIZES, LDAEConfig
 
+from .results import short_name
+
 DEFAULT_RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "photos.yaml"
 
 
@@ -62,6 +64,14 @@ class TrainArguments:
     init_from: str | None = _option(
         None, "Start a new run from the weights and configuration of this folder or Hub model."
     )
+    tokenizer: str | None = _option(
+        None,
+        "Folder of a trained tokenizer, for tokenizer_type patch_ae or patch_vae; by default one is trained first, into "
+        "OUTPUT_DIR-tokenizer.",
+    )
+    tokenizer_epochs: float = _option(10, "Passes over the pictures in the training of a tokenizer.")
+    tokenizer_learning_rate: float = _option(1e-3, "Peak learning rate of a tokenizer's training, for 256 pictures.")
+    tokenizer_kl_weight: float = _option(1e-6, "Weight of the KL term of patch_vae (latent diffusion: 1e-6).")
     epochs: float = _option(100, "Passes over the pictures.")
     max_steps: int | None = _option(None, "Optimizer steps; overrides epochs.")
     max_minutes: float | None = _option(
@@ -168,9 +178,10 @@ def parse_arguments(argv: list[str] | None = None):
         recipe = DEFAULT_RECIPE
     if recipe is not None:
         parser.set_defaults(**_read_recipe(recipe, {action.dest: action for action in parser._actions}))
-    arguments = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    _validate(*arguments)
-    return arguments
+    model, data, train = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    _validate(model, data, train)
+    train.output_dir = train.output_dir or f"runs/ldae-{model.model_size}-{short_name(data.data)}"
+    return model, data, train
 
 
 def _read_recipe(path: Path, known: dict) -> dict:
@@ -194,7 +205,8 @@ def _read_recipe(path: Path, known: dict) -> dict:
 
 def _validate(model, data, train):
     positive = {"per_device_batch_size", "gradient_accumulation_steps", "keep_checkpoints", "logging_steps", "epochs"}
-    positive |= {"max_steps", "max_minutes", "base_learning_rate", "learning_rate"}
+    positive |= {"max_steps", "max_minutes", "base_learning_rate", "learning_rate", "tokenizer_epochs"}
+    positive |= {"tokenizer_learning_rate", "tokenizer_kl_weight"}
     for name in positive:
         value = getattr(train, name)
         if value is not None and not value > 0:

@@ -36,6 +36,11 @@ class PatchMoments:
             for tensor in (self.count, self.sum, self.outer):
                 dist.all_reduce(tensor)
 
+    def second_moment(self, about: torch.Tensor) -> torch.Tensor:
+        """The mean (D, D) of (x - about) (x - about)^T, in float64."""
+        cross = (self.sum / self.count).outer(about)
+        return self.outer / self.count - cross - cross.T + about.outer(about)
+
     def components(self, subtract_mean: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """mean (D,), principal components (D, D) as rows, and the variance along each (D,), largest first, in float64.
 
@@ -59,7 +64,7 @@ class PatchMoments:
 
 @torch.no_grad()
 def fit_tokenizer(tokenizer: PatchTokenizer, config, batches: Iterable[torch.Tensor]) -> PatchTokenizer:
-    """Fills the tokenizer with the PCA of the pictures' patches, or for `tokenizer_type="pixels"` with their scale alone.
+    """Fills the tokenizer with the PCA of the pictures' patches; for other types than "pca" with their scale alone.
 
     Args:
         tokenizer: `model.ldae.tokenizer`.
@@ -74,17 +79,20 @@ def fit_tokenizer(tokenizer: PatchTokenizer, config, batches: Iterable[torch.Ten
         moments.update(patchify(pixel_values.to(tokenizer.V.device), config.patch_hw))
     moments.all_reduce()
     mean, components, variance = moments.components(config.subtract_mean)
-    if config.tokenizer_type == "pixels":
-        V = torch.eye(config.patch_dim, dtype=torch.float64, device=components.device)
-        latent_variance = moments.outer.diagonal() / moments.count - mean.square()
+    if config.tokenizer_type == "pca":
+        V, U, latent_variance = components[: config.latent_dim], None, variance[: config.latent_dim]
     else:
-        V, latent_variance = components[: config.latent_dim], variance[: config.latent_dim]
+        if config.tokenizer_type == "pixels":
+            V = U = torch.eye(config.patch_dim, dtype=torch.float64, device=components.device)
+        else:  # trained before
+            V, U, mean = (getattr(tokenizer, name).double() for name in ("V", "U", "mean"))
+        latent_variance = ((V @ moments.second_moment(mean)) * V).sum(dim=1)
     if config.latent_scaling == "global":
         latent_variance = latent_variance.mean().expand_as(latent_variance)
     elif config.latent_scaling == "none":
         latent_variance = torch.ones_like(latent_variance)
     tokenizer.V.copy_(V)
-    tokenizer.U.copy_(V.T)
+    tokenizer.U.copy_(V.T if U is None else U)
     tokenizer.mean.copy_(mean)
     # a component without variance is constant: any scale does, but not zero, nor the root of rounding below zero
     tokenizer.scale.copy_(latent_variance.clamp(min=1e-12).sqrt())

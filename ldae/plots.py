@@ -273,6 +273,36 @@ def _measured(axes, places: Sequence[float], figures: list[dict[str, Any]], **st
 # ------------------------------------------------------------------------------------------------------------ drawing
 
 
+def road(steps: Sequence[tuple[str, float | None, tuple[float, float]]], path: str | Path) -> Path:
+    """Writes the paper's figure 6 in bars: each rung's linear accuracy in the paper and here.
+
+    Args:
+        steps: (name, the paper's accuracy or None, (ours, its standard error)), in %.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not steps:
+        raise ValueError("a road without rungs cannot be drawn")
+    names, papers, ours = zip(*steps, strict=True)
+    places = np.arange(len(steps))
+    figure = Figure(figsize=(max(4.0, 0.9 * len(steps) + 1.5), 3.8), layout="constrained")
+    axes = figure.subplots()
+    known = [i for i, paper in enumerate(papers) if paper is not None]
+    axes.bar(places[known] - 0.2, [papers[i] for i in known], 0.38, color="#c9d3de", label="paper (ImageNet)")
+    values, errors = zip(*ours, strict=True)
+    axes.bar(places + 0.2, values, 0.38, yerr=errors, color=BLUE, ecolor=INK, capsize=2, label="here")
+    axes.set_xticks(places, names, rotation=35, ha="right", rotation_mode="anchor")
+    low = min([*values, *(papers[i] for i in known)])
+    axes.set_ylim(bottom=max(0, 10 * int((low - 5) // 10)))
+    axes.set_ylabel("linear accuracy (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    path = _made(path)
+    figure.savefig(path, dpi=150)
+    return path
+
+
 def _drawable(pictures: torch.Tensor) -> torch.Tensor:
     if pictures.shape[1] not in (1, 3, 4):
         raise ValueError(f"only pictures of 1, 3 or 4 channels can be drawn, got {pictures.shape[1]}")

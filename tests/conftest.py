@@ -50,11 +50,11 @@ def tiny_model(tiny_config):
                 parameter.copy_(0.2 * randn(*parameter.shape))
             tokenizer = model.tokenizer if hasattr(model, "tokenizer") else model.ldae.tokenizer
             D, d = config.patch_dim, config.latent_dim
-            V = torch.linalg.qr(randn(D, D)).Q[:d] if config.tokenizer_type == "pca" else torch.eye(D)
+            V = torch.eye(D) if config.tokenizer_type == "pixels" else torch.linalg.qr(randn(D, D)).Q[:d]
             spectrum = torch.linspace(2, 0.1, D)
             scale = {"none": torch.ones(d), "global": spectrum[:d].mean().sqrt(), "component": spectrum[:d].sqrt()}
             tokenizer.V.copy_(V)
-            tokenizer.U.copy_(V.T)
+            tokenizer.U.copy_(randn(D, d) if config.tokenizer_type in ("patch_ae", "patch_vae") else V.T)
             tokenizer.mean.copy_(0.3 * randn(D) * config.subtract_mean)
             tokenizer.scale.copy_(scale[config.latent_scaling])
             tokenizer.spectrum.copy_(spectrum)

@@ -35,17 +35,31 @@ def draw(model, count=2, seed=2):
 # ---------------------------------------------------------------------------------------------- the method, naively
 
 
-def naive_loss(model, pictures, noise, timesteps):
-    """METHOD.md, section 2, one picture and one patch at a time, with the full D x D basis; all in float64."""
+def naive_gamma_sigma(config, t):
+    """The paper's schedules at one t, written out."""
+    T = config.num_train_timesteps
+    if config.noise_schedule == "linear_sigma":
+        return 1, math.sqrt(2) * t / (T - 1)
+    if config.noise_schedule == "single_sigma":
+        return 1, math.sqrt(1 / 3)
+    gamma2 = 1 - (t + 1) / T
+    if config.noise_schedule == "ddpm":
+        gamma2 = math.prod(1 - (1e-4 + (0.02 - 1e-4) * s / (T - 1)) for s in range(t + 1))
+    return math.sqrt(gamma2), math.sqrt(1 - gamma2)
+
+
+def naive_loss(model, pictures, noise, timesteps, classes=None):
+    """METHOD.md, sections 2 and 3, one picture and one patch at a time, with the full D x D basis; all in float64."""
     config = model.config
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
     (p, q), D, d, E = config.patch_hw, config.patch_dim, config.latent_dim, config.hidden_size
-    mean, scale = w["ldae.tokenizer.mean"], w["ldae.tokenizer.scale"]
+    mean, scale, U = (w[f"ldae.tokenizer.{name}"] for name in ("mean", "scale", "U"))
     V = torch.linalg.qr(
         torch.cat([w["ldae.tokenizer.V"].T, torch.randn(D, D).double()], dim=1)
     ).Q.T  # rows: d, then the rest
     V[:d] = w["ldae.tokenizer.V"]
-    assert_close(V @ V.T, torch.eye(D).double(), atol=1e-6, rtol=0)
+    if config.tokenizer_type == "pca":
+        assert_close(V @ V.T, torch.eye(D).double(), atol=1e-6, rtol=0)
 
     def linear(x, name):
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
@@ -78,8 +92,10 @@ def naive_loss(model, pictures, noise, timesteps):
         hidden = linear(layer_norm(x) * (1 + scale2) + shift2, f"{name}.mlp.fc1")
         return x + gate2 * linear(hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))), f"{name}.mlp.fc2")
 
-    def network(tokens, t):
+    def network(tokens, t, class_number):
         c = embed_time(t)
+        if config.num_classes:
+            c = c + w["ldae.class_embedding.weight"][class_number]
         for i in range(config.num_hidden_layers):
             tokens = block(tokens, c, f"ldae.layers.{i}")
         tokens = layer_norm(tokens) * w["ldae.layernorm.weight"] + w["ldae.layernorm.bias"]
@@ -89,20 +105,31 @@ def naive_loss(model, pictures, noise, timesteps):
         return linear(layer_norm(tokens) * (1 + scale) + shift, "decoder.head")
 
     losses = []
-    for picture, eps, t in zip(pictures.double(), noise.double(), timesteps.tolist(), strict=True):
-        sigma = math.sqrt(2) * t / (config.num_train_timesteps - 1)
-        x0, tokens = [], []
+    classes = [config.num_classes] * len(pictures) if classes is None else classes
+    for picture, eps, t, class_number in zip(
+        pictures.double(), noise.double(), timesteps.tolist(), classes, strict=True
+    ):
+        gamma, sigma = naive_gamma_sigma(config, t)
+        loss_weight = 1 / (1 + sigma**2) if gamma == 1 else gamma**2
+        targets, tokens = [], []
         for row in range(config.image_hw[0] // p):
             for column in range(config.image_hw[1] // q):
                 patch = picture[:, row * p : (row + 1) * p, column * q : (column + 1) * q].flatten()
                 z0 = V[:d] @ (patch - mean) / scale
-                zt = z0 + sigma * eps[len(x0)]
-                xt = V[:d].T @ (zt * scale) + mean
-                x0.append(patch)
-                tokens.append(linear(xt, "ldae.embeddings.projection") + position(row, column))
-        for patch, prediction in zip(x0, network(torch.stack(tokens), t), strict=True):
-            r = V @ (patch - prediction)
-            losses.append(sum((1 if i < d else 0.1) * r[i] ** 2 for i in range(D)) / (1 + sigma**2) / D)
+                zt = gamma * z0 + sigma * eps[len(targets)]
+                seen = zt if config.input_space == "latent" else U @ (zt * scale) + mean
+                tokens.append(linear(seen, "ldae.embeddings.projection") + position(row, column))
+                target = {"noise": eps[len(targets)], "latent": z0, "image": patch}
+                targets.append(target.get(config.prediction, U @ (z0 * scale) + mean))
+        for target, prediction in zip(targets, network(torch.stack(tokens), t, class_number), strict=True):
+            r = target - prediction
+            if config.prediction == "noise":
+                losses.append(sum(r**2) / d)
+            elif config.prediction == "image":
+                r = V @ r
+                losses.append(loss_weight * sum((1 if i < d else 0.1) * r[i] ** 2 for i in range(D)) / D)
+            else:
+                losses.append(loss_weight * sum(r**2) / len(r))
     return sum(losses) / len(losses)
 
 
@@ -114,6 +141,52 @@ def test_loss_is_the_papers(tiny_model, pictures, latent_scaling, subtract_mean)
     assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
 
 
+@pytest.mark.parametrize("input_space", ["latent", "image"])
+@pytest.mark.parametrize("prediction", ["noise", "latent", "projected_image", "image"])
+@pytest.mark.parametrize("noise_schedule", ["ddpm", "linear_gamma2", "linear_sigma", "single_sigma"])
+def test_the_loss_of_every_rung_is_the_papers(tiny_model, pictures, input_space, prediction, noise_schedule):
+    model = tiny_model(input_space=input_space, prediction=prediction, noise_schedule=noise_schedule)
+    x, drawn = pictures(model.config), draw(model)
+    assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
+
+
+def test_the_loss_with_a_linear_autoencoder(tiny_model, pictures):
+    """Its U is not the transpose of its V."""
+    model = tiny_model(tokenizer_type="patch_ae", prediction="projected_image")
+    assert not torch.allclose(model.ldae.tokenizer.U, model.ldae.tokenizer.V.T)
+    x, drawn = pictures(model.config), draw(model)
+    assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
+
+
+def test_the_loss_with_classes(tiny_model, pictures):
+    """The first rung: a class that is left out, or unknown, is class `num_classes`."""
+    model = tiny_model(input_space="latent", prediction="noise", noise_schedule="ddpm", num_classes=3)
+    x, drawn = pictures(model.config, 4), draw(model, 4)
+    drawn["drop_label"] = torch.tensor([False, True, False, False])
+    loss = model(x, labels=torch.tensor([0, 1, 2, -1]), **drawn).loss
+    naive = {name: drawn[name] for name in ("noise", "timesteps")}
+    assert_close(loss.double(), naive_loss(model, x, **naive, classes=[0, 3, 2, 3]), rtol=2e-5, atol=0)
+    assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **naive), rtol=2e-5, atol=0)
+    dropped = draw(model, 2000)["drop_label"].float().mean()
+    assert 0.07 < dropped < 0.13
+    with pytest.raises(ValueError, match="num_classes=0"):
+        tiny_model()(x, labels=torch.tensor([0, 1, 2, 0]))
+
+
+@pytest.mark.parametrize("prediction", ["noise", "latent", "projected_image", "image"])
+def test_a_perfect_prediction_reconstructs_the_picture(tiny_model, pictures, prediction):
+    model = tiny_model(prediction=prediction, noise_schedule="linear_gamma2")
+    tokenizer, patches = model.ldae.tokenizer, patchify(pictures(model.config), model.config.patch_hw)
+    latents, timesteps = tokenizer.encode(patches), torch.tensor([0, 700])
+    noise = torch.randn(latents.shape)
+    noisy = model.noise_schedule.add_noise(latents, noise, timesteps)
+    projected = tokenizer.decode(latents)
+    perfect = {"noise": noise, "latent": latents, "projected_image": projected, "image": patches}[prediction]
+    clean = patches if prediction == "image" else projected
+    assert_close(model.clean_patches(perfect, noisy, timesteps), clean, atol=1e-4, rtol=1e-4)
+    assert not model.loss(perfect, perfect, timesteps)
+
+
 def test_loss_weights_every_component_of_pixels_alike(tiny_model, pictures):
     model = tiny_model(tokenizer_type="pixels", latent_dim=48, residual_weight=0)
     x, drawn = pictures(model.config), draw(model)
@@ -123,9 +196,13 @@ def test_loss_weights_every_component_of_pixels_alike(tiny_model, pictures):
     assert_close(output.loss, (weight * error).mean())
 
 
-def test_every_parameter_is_trained(tiny_model, pictures):
-    model = tiny_model()
-    model(pictures(model.config), **draw(model)).loss.backward()
+@pytest.mark.parametrize("rung", [{}, {"input_space": "latent", "prediction": "noise", "num_classes": 2}])
+def test_every_parameter_is_trained(tiny_model, pictures, rung):
+    model = tiny_model(**rung)
+    x, drawn = pictures(model.config, 3), draw(model, 3)
+    if rung:
+        drawn = {**drawn, "drop_label": torch.tensor([False, False, True]), "labels": torch.tensor([0, 1, 0])}
+    model(x, **drawn).loss.backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 

@@ -1,0 +1,282 @@
+"""The road from DiT to l-DAE (paper, tables 2 and 3): rungs, each a change to the one before, trained, probed, tabulated, drawn.
+
+python -m ldae.ladder recipes/imagenette64.yaml --output_dir runs/ladder --dry_run    # what would be run, and the cost
+python -m ldae.ladder recipes/imagenette64.yaml --output_dir runs/ladder --seeds 0 1 --workers 2 --epochs 10
+python -m ldae.ladder --output_dir runs/ladder --report docs/ladder.md                 # from the results files alone
+
+Rungs that are done are not run again, one that was stopped goes on. Options after `--` are train_ldae.py's, for all rungs.
+"""
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .plots import road
+from .probes import Result
+from .results import load_results
+
+FIRST = {
+    "tokenizer_type": "patch_vae", "input_space": "latent", "prediction": "noise", "noise_schedule": "linear_gamma2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the road: options of train_ldae.py that change what the rung `before` it does.
+
+    Args:
+        paper: the paper's linear accuracy on ImageNet, in %; None where it gives none.
+        side: whether the road goes on without it.
+    """
+
+    name: str
+    what: str
+    change: dict[str, Any]
+    paper: float | None
+    before: str | None = None
+    side: bool = False
+
+
+def _road() -> dict[str, Rung]:
+    steps = [
+        Rung("patch-vae", "patch-wise VAE: latents, noise prediction, linear γ²", FIRST, 64.9),
+        Rung("patch-ae", "patch-wise AE", {"tokenizer_type": "patch_ae"}, 64.7),
+        Rung("patch-pca", "patch-wise PCA", {"tokenizer_type": "pca"}, 65.1),
+        Rung("clean-latent", "predict the clean latent, λ = γ²", {"prediction": "latent"}, 62.4),
+        Rung("no-input-scaling", "γ = 1, σ linear to √2, λ = 1/(1 + σ²)", {"noise_schedule": "linear_sigma"}, 63.6),
+        Rung("image-input", "image input by inverse PCA", {"input_space": "image"}, 63.6),
+        Rung("image-output", "image output by inverse PCA", {"prediction": "projected_image"}, 63.9),
+        Rung("l-dae", "predict the original image", {"prediction": "image"}, 64.5),
+    ]
+    rungs, before = {}, None
+    for rung in steps:
+        rungs[rung.name] = Rung(rung.name, rung.what, rung.change, rung.paper, before)
+        before = rung.name
+    return rungs
+
+
+def _branches() -> list[Rung]:
+    """Side branches of the end point, and table 2: the latent dimension, as a part of a patch's numbers as the paper's."""
+    branches = [
+        Rung("one-level", "one noise level", {"noise_schedule": "single_sigma"}, 61.5, "l-dae", True),
+        Rung("predict-noise", "noise prediction again (footnote 4)", {"prediction": "noise"}, None, "l-dae", True),
+        Rung("random-crop", "random crops", {"crop": "random"}, 65.0, "l-dae", True),
+        Rung(
+            "classical-dae", "noise on pixels: the classical DAE (figure 5)",
+            {"tokenizer_type": "pixels", "latent_dim": "768/768"}, 23.6, "l-dae", True,
+        ),
+    ]  # fmt: skip
+    table = {
+        "patch-vae": {8: 58.3, 16: 64.9, 32: 64.8, 64: 56.8},
+        "patch-ae": {8: 59.9, 16: 64.7, 32: 64.6, 64: 59.9},
+        "patch-pca": {8: 56.0, 16: 63.4, 32: 65.1, 64: 60.0, 128: 53.9},
+    }
+    for name, figures in table.items():
+        for d, figure in figures.items():
+            change = {"latent_dim": f"{d}/768"}
+            branches.append(Rung(f"{name}-d{d}", f"{d} of 768 latent dimensions", change, figure, name, True))
+    return branches
+
+
+RUNGS: dict[str, Rung] = {**_road(), **{rung.name: rung for rung in _branches()}}
+
+
+def options(rung: Rung, patch_dim: int = 768) -> dict[str, Any]:
+    """All options of train_ldae.py by which a rung differs from a recipe whose patches hold `patch_dim` numbers."""
+    chain = [rung]
+    while chain[-1].before is not None:
+        chain.append(RUNGS[chain[-1].before])
+    merged = {name: value for link in reversed(chain) for name, value in link.change.items()}
+    if "latent_dim" in merged:
+        part, whole = map(int, merged["latent_dim"].split("/"))
+        merged["latent_dim"] = max(1, round(part * patch_dim / whole))
+    return merged
+
+
+# ------------------------------------------------------------------------------------------------------------------ run
+
+
+def run(
+    recipe: str, output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, patch_dim: int, extra: list[str]
+) -> list[str]:
+    """Trains and probes rungs, `workers` at a time; the names of the runs that failed, whose logs say why."""
+    jobs = [(rung, seed) for seed in seeds for rung in rungs if not finished(output_dir / f"{rung.name}-seed{seed}")]
+    slots: Queue[int] = Queue()
+    for slot in range(workers):
+        slots.put(slot)
+
+    def job(rung: Rung, seed: int) -> str | None:
+        slot, folder = slots.get(), output_dir / f"{rung.name}-seed{seed}"
+        try:
+            command = [sys.executable, "-m", "train_ldae", recipe, "--output_dir", folder, "--seed", seed, "--resume"]
+            command += ["--probe", "--report_to", "none"]
+            command += [part for name, value in options(rung, patch_dim).items() for part in (f"--{name}", value)]
+            output_dir.mkdir(parents=True, exist_ok=True)
+            with Path(f"{folder}.log").open("w") as log:
+                done = subprocess.run(
+                    [*map(str, command), *extra], stdout=log, stderr=subprocess.STDOUT, env=_environment(slot, workers)
+                )
+            return None if done.returncode == 0 else folder.name
+        finally:
+            slots.put(slot)
+
+    failed = []
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), desc="rungs") as bar:
+        for future in [pool.submit(job, *one) for one in jobs]:
+            failed.append(future.result())
+            bar.update()
+    return [name for name in failed if name]
+
+
+def _environment(slot: int, workers: int) -> dict[str, str]:
+    """A share of the cores, and a GPU of its own where there are several."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+    if torch.cuda.device_count() > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
+    return environment
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run was trained and probed to its end."""
+    return any(folder.glob("results/probe-*.json"))
+
+
+def plan(output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, patch_dim: int) -> str:
+    """What would be run, as lines of text; the cost from the runs that are done."""
+    lines, times, to_do = [], [], 0
+    for rung in rungs:
+        folders = [output_dir / f"{rung.name}-seed{seed}" for seed in seeds]
+        done = [folder for folder in folders if finished(folder)]
+        times += [r["seconds"] for folder in done for r in load_results(folder) if r["kind"] == "train"]
+        to_do += len(folders) - len(done)
+        paper = "–" if rung.paper is None else f"{rung.paper:.1f}"
+        changed = " ".join(f"--{name} {value}" for name, value in options(rung, patch_dim).items())
+        lines.append(f"{rung.name:<20} {len(done)}/{len(folders)} done  paper {paper:>4}  {changed}")
+    cost = "unknown until one is done"
+    if times:
+        cost = f"{mean(times) * math.ceil(to_do / workers) / 3600:.1f} hours, from {len(times)} that are done"
+    return "\n".join([*lines, f"{to_do} runs to do, {workers} at a time: {cost}"])
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def measured(output_dir: Path, protocol: str = "linear-fast") -> dict[str, tuple[float, float, int]]:
+    """Accuracy of each rung that is done: (mean over its seeds, standard error of the mean, number of seeds), in %.
+
+    The standard error is the seeds' deviation / sqrt(seeds), or the binomial one where that is larger: all seeds are
+    measured on the same pictures.
+    """
+    by_rung: dict[str, list[Result]] = {}
+    for result in load_results(output_dir):
+        name = Path(result["file"]).parent.parent.name.rsplit("-seed", 1)[0]
+        if result["kind"] == "probe" and name in RUNGS and protocol in result["protocols"]:
+            by_rung.setdefault(name, []).append(result["protocols"][protocol])
+    figures = {}
+    for name, results in by_rung.items():
+        accuracies = [result["accuracy"] for result in results]
+        error = mean(result["standard_error"] for result in results)
+        if len(results) > 1:
+            error = max(error, stdev(accuracies) / len(results) ** 0.5)
+        figures[name] = mean(accuracies), error, len(results)
+    return figures
+
+
+def verdict(rung: Rung, figures: dict[str, tuple[float, float, int]]) -> str:
+    """Whether a rung's change does here what it does in the paper: at two standard errors of the difference."""
+    before = RUNGS.get(rung.before or "")
+    if before is None or rung.paper is None or before.paper is None:
+        return "–"
+    if rung.name not in figures or before.name not in figures:
+        return "not run"
+    difference = figures[rung.name][0] - figures[before.name][0]
+    error = math.hypot(figures[rung.name][1], figures[before.name][1])
+    claim = rung.paper - before.paper
+    if abs(difference) <= 2 * error:
+        return "undecided"
+    return "agrees" if claim * difference > 0 else "does not"
+
+
+def report(output_dir: Path) -> str:
+    """A Markdown table: each rung's accuracy in the paper and here, its change and the verdict."""
+    figures = measured(output_dir)
+    if not figures:
+        raise FileNotFoundError(f"no rung below {str(output_dir)!r} is done")
+    lines = ["| rung | change | paper | here | seeds | change in the paper | here | verdict |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |")
+    for rung in RUNGS.values():
+        if rung.name not in figures:
+            continue
+        value, error, seeds = figures[rung.name]
+        before = RUNGS.get(rung.before or "")
+        claim = change = "–"
+        if before is not None and None not in (rung.paper, before.paper):
+            claim = f"{rung.paper - before.paper:+.1f}"
+        if before is not None and before.name in figures:
+            other = figures[before.name]
+            change = f"{value - other[0]:+.1f} ± {math.hypot(error, other[1]):.1f}"
+        paper = "–" if rung.paper is None else f"{rung.paper:.1f}"
+        cells = [rung.name, rung.what, paper, f"{value:.1f} ± {error:.1f}", str(seeds), claim, change]
+        lines.append(f"| {' | '.join([*cells, verdict(rung, figures)])} |")
+    return "\n".join(lines)
+
+
+# ----------------------------------------------------------------------------------------------------------------- main
+
+
+def main(argv: list[str] | None = None):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    extra = argv[argv.index("--") + 1 :] if "--" in argv else []
+    parser = argparse.ArgumentParser(
+        "ldae.ladder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", help="of train_ldae.py; what no rung changes")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/ladder"), help="holds a folder for each run")
+    parser.add_argument("--rungs", nargs="+", choices=RUNGS, metavar="RUNG", help=f"of {', '.join(RUNGS)}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of each rung")
+    parser.add_argument("--workers", type=int, default=max(1, torch.cuda.device_count()), help="runs side by side")
+    parser.add_argument("--dry_run", action="store_true", help="only say what would be run, and the cost")
+    parser.add_argument("--report", type=Path, help="only write the table of what is done to this file, and road.png")
+    given = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
+    if given.report:
+        given.report.parent.mkdir(parents=True, exist_ok=True)
+        given.report.write_text(f"{report(given.output_dir)}\n")
+        figures = measured(given.output_dir)
+        steps = [(rung.name, rung.paper, figures[name][:2]) for name, rung in RUNGS.items() if name in figures]
+        print(given.report, road(steps, given.report.with_name("road.png")))
+        return
+    if given.recipe is None:
+        parser.error("a recipe is needed, such as recipes/imagenette64.yaml")
+    if given.workers < 1:
+        parser.error(f"--workers must be at least 1, got {given.workers}")
+    rungs = [RUNGS[name] for name in given.rungs] if given.rungs else [r for r in RUNGS.values() if not r.side]
+    patch_dim = _patch_dim(given.recipe, extra)
+    print(plan(given.output_dir, rungs, given.seeds, given.workers, patch_dim))
+    if given.dry_run:
+        return
+    failed = run(given.recipe, given.output_dir, rungs, given.seeds, given.workers, patch_dim, extra)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; their logs in {given.output_dir} say why")
+    print(report(given.output_dir))
+
+
+def _patch_dim(recipe: str, extra: list[str]) -> int:
+    """D of the recipe's pictures; refuses a recipe or option that train_ldae.py refuses."""
+    from .arguments import parse_arguments
+
+    return parse_arguments([recipe, *extra])[0].config().patch_dim
+
+
+if __name__ == "__main__":
+    main()
