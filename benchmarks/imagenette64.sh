@@ -7,38 +7,34 @@ runs=${1:-runs/imagenette64}
 data=${DATA:-frgfm/imagenette}
 export OMP_NUM_THREADS=1
 
-train() { # name, module or script, options
-  local name=$1 program=$2
-  shift 2
-  taskset -c "${CORE:-0}" python $program recipes/imagenette64.yaml --data "$data" --output_dir "$runs/$name" --no_probe \
-    --report_to none --resume "$@"
-}
-
-measure() { # name, table, options
-  local name=$1 table=$2
-  shift 2
-  taskset -c "${CORE:-0}" python probe_ldae.py --model "$runs/$name" --data "$data" "$@"
-  mkdir -p "benchmarks/results/$table/$name" # results files, without pictures and weights, are what tables are made from
-  cp -r "$runs/$name/results" "benchmarks/results/$table/$name/"
-}
+# three random views of a picture stand in for ninety; three epochs of fine-tuning are too few for heavy augmentation
+protocols=(knn linear linear-fast attentive few-shot retrieval finetune)
+short=(--linear_views 3 --finetune_epochs 3 --finetune_base_learning_rate 4e-3 --finetune_mixup 0 --finetune_cutmix 0
+  --finetune_randaugment 0 --finetune_erasing 0 --finetune_drop_path 0)
 
 wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
 
-peer() { # name, floor or no_floor, module or script, options
-  local name=$1 floor=$2
-  shift 2
-  wanted "$name" || return 0
-  train "$name" "$@"
-  # three random views of a picture stand in for ninety; three epochs of fine-tuning are too few for its heavy augmentation
-  measure "$name" imagenette64 "--$floor" --protocols knn linear linear-fast attentive finetune few-shot retrieval \
-    --linear_views 3 --finetune_epochs 3 --finetune_base_learning_rate 4e-3 --finetune_mixup 0 --finetune_cutmix 0 \
-    --finetune_randaugment 0 --finetune_erasing 0 --finetune_drop_path 0
+train() { # run, module or script, options
+  taskset -c "${CORE:-0}" python $2 recipes/imagenette64.yaml --data "$data" --output_dir "$runs/$1" --no_probe \
+    --report_to none --resume "${@:3}"
 }
 
-latent() { # name, options
+measure() { # run, where the results go, options
+  taskset -c "${CORE:-0}" python probe_ldae.py --model "$runs/$1" --data "$data" "${@:3}"
+  mkdir -p "benchmarks/results/$2" # results files, without pictures and weights, are what tables are made from
+  cp "$runs/$1"/results/*.json "benchmarks/results/$2/"
+}
+
+peer() { # run, floor or no_floor, module or script, options
+  wanted "$1" || return 0
+  train "$1" "${@:3}"
+  measure "$1" "imagenette64/$1/results" "--$2" --protocols "${protocols[@]}" "${short[@]}"
+}
+
+latent() { # run, options
   wanted "$1" || return 0
   train "$1" train_ldae.py "${@:2}"
-  measure "$1" latents64
+  measure "$1" "latents64/$1/results"
 }
 
 # README: l-DAE beside its peers. An untrained ViT is the floor of all ViTs.
@@ -48,6 +44,13 @@ peer supervised no_floor "-m benchmarks.peers.supervised" --crop random_resized
 peer pixels no_floor train_ldae.py --tokenizer_type pixels --latent_dim 192 --latent_scaling global
 peer ldae-d16-component floor train_ldae.py --latent_dim 16 --latent_scaling component
 
+# docs/probes.md: every protocol on one encoder, and the linear probe with ten times the epochs
+if wanted ldae-d16-component; then
+  measure ldae-d16-component probes64/all/results --protocols "${protocols[@]}" attentive-efficient "${short[@]}" --sweep
+  taskset -c "${CORE:-0}" python probe_ldae.py --model "$runs/ldae-d16-component" --data "$data" --no_floor \
+    --protocols linear --linear_views 3 --linear_epochs 900 --output_dir benchmarks/results/probes64/linear-900/results
+fi
+
 # docs/defaults.md: how latents are scaled, and how many dimensions they have
 latent ldae-d16-global --latent_dim 16 --latent_scaling global
 latent ldae-d16-none --latent_dim 16 --latent_scaling none
@@ -56,5 +59,5 @@ latent ldae-d32-component --latent_dim 32 --latent_scaling component
 
 python -m ldae.tables benchmarks/results/imagenette64 --write README.md \
   --protocols knn linear linear-fast attentive finetune
-python -m ldae.tables benchmarks/results/imagenette64 --write docs/probes.md --costs
+python -m ldae.tables benchmarks/results/probes64 --write docs/probes.md --details
 python -m ldae.tables benchmarks/results/latents64 --write docs/defaults.md

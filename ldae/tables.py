@@ -1,6 +1,6 @@
 """Tables made from results files, put between the markers of a text: no figure in them is typed.
 
-python -m ldae.tables RESULTS [--write README.md] [--protocols knn linear] [--costs]
+python -m ldae.tables RESULTS [--write README.md] [--protocols knn linear] [--details]
 
 RESULTS holds one folder a run, each with results/train.json and results/probe-*.json as the scripts write them.
 """
@@ -8,7 +8,6 @@ RESULTS holds one folder a run, each with results/train.json and results/probe-*
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from .probes import PROTOCOLS, Result, format_figure
@@ -52,18 +51,17 @@ def comparison(folder: str | Path, protocols: Sequence[str] = tuple(PROTOCOLS)) 
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def costs(folder: str | Path) -> str:
-    """A Markdown table of the seconds that each protocol took, the median over the runs below a folder.
+def details(folder: str | Path) -> str:
+    """A Markdown table of all that probes below a folder measured: figure, floor, what was done and the seconds it took.
 
-    The first protocol's contain the pass over the pictures, which all others but fine-tuning share.
+    The seconds of the first protocol of a run contain the pass over the pictures, which all others but fine-tuning share.
     """
-    seconds: dict[str, list[float]] = {}
+    lines = ["| protocol | % | floor | seconds | what was done |", "| --- | ---: | ---: | ---: | --- |"]
     for result in load_results(folder):
         for name, figures in result["protocols"].items() if result["kind"] == "probe" else ():
-            if "seconds" in figures:
-                seconds.setdefault(name, []).append(figures["seconds"])
-    lines = ["| protocol | seconds |", "| --- | ---: |"]
-    return "\n".join(lines + [f"| `{name}` | {median(times):.0f} |" for name, times in seconds.items()])
+            measured = [format_figure(name, part.get(name)) for part in (result["protocols"], result["floor"])]
+            lines.append(f"| `{name}` | {' | '.join(measured)} | {figures['seconds']:.0f} | {figures['description']} |")
+    return "\n".join(lines)
 
 
 def _name(config: dict[str, Any]) -> str:
@@ -98,9 +96,9 @@ def main():
         "--costs", action="store_true", help="what the protocols cost; the marker's name ends in -costs"
     )
     options = parser.parse_args()
-    table = costs(options.results) if options.costs else comparison(options.results, options.protocols)
+    table = details(options.results) if options.details else comparison(options.results, options.protocols)
     if options.write:
-        fill(options.write, options.results.name + "-costs" * options.costs, table)
+        fill(options.write, options.results.name, table)
     else:
         print(table)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ldae.results import save_result
-from ldae.tables import comparison, costs, fill
+from ldae.tables import comparison, details, fill
 
 
 def protocol(accuracy):
@@ -38,9 +38,11 @@ def test_comparison(tmp_path):
         comparison(tmp_path / "unfinished")
 
 
-def test_costs(tmp_path):
-    for run, times in (("a", (3.0, 10.0)), ("b", (5.0, 30.0)), ("c", (4.0, 20.0))):
-        names = ("knn", "linear-fast")
-        figures = {name: {**protocol(50.0), "seconds": t} for name, t in zip(names, times, strict=True)}
-        save_result(tmp_path / run / "results/probe-x.json", {"kind": "probe", "protocols": figures, "floor": {}})
-    assert costs(tmp_path).splitlines()[2:] == ["| `knn` | 4 |", "| `linear-fast` | 20 |"]
+def test_details(tmp_path):
+    figures = {**protocol(50.0), "seconds": 12.4, "description": "neighbours"}
+    result = {"kind": "probe", "protocols": {"knn": figures, "few-shot": figures}, "floor": {"knn": protocol(30.0)}}
+    save_result(tmp_path / "a/results/probe-x.json", result)
+    assert details(tmp_path).splitlines()[2:] == [
+        "| `knn` | 50.0 ± 0.8 | 30.0 ± 0.8 | 12 | neighbours |",
+        "| `few-shot` | 50.0 ± 0.8 | – | 12 | neighbours |",
+    ]

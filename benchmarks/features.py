@@ -1,0 +1,133 @@
+"""Speed of feature extraction beside the encoder alone and transformers' pipeline, on the same pictures in one run.
+
+    python benchmarks/features.py --model runs/ldae-tiny-photos --output benchmarks/results/features.json
+    python benchmarks/features.py --table benchmarks/results/features.json    # puts the table into README.md
+
+The encoder alone, on one batch that is already a tensor, is the ceiling: nothing can be faster than it.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, pipeline
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ldae.data import Pictures, decode, load_examples
+from ldae.encoders import load_encoder
+from ldae.features import extract_features
+from ldae.probes.protocol import option
+from ldae.results import environment, save_result
+from ldae.tables import fill
+
+CEILING, DECODED, FILES, PIPELINE = (
+    "the encoder alone", "ldae.features, pictures decoded", "ldae.features, from files", "pipeline of transformers",
+)  # fmt: skip
+
+
+@dataclass
+class FeatureSpeedArguments:
+    """Time the extraction of pooled features."""
+
+    model: str = option("runs/ldae-tiny-photos", "An l-DAE folder or Hub id.")
+    data: str = option("photos", "'photos', a folder, parquet files or a Hub data set; its training split is read.")
+    num_pictures: int = option(512, "Pictures in a round.")
+    batch_size: int = option(64, "Pictures in a forward pass.")
+    rounds: int = option(7, "Timed rounds of each contender.")
+    threads: int = option(1, "CPU threads.")
+    output: str | None = option(None, "JSON file to write.")
+    overwrite: bool = option(False, "Replace a JSON file that is there.")
+    table: str | None = option(None, "Only put this JSON file's table into README.md.")
+
+
+def contenders(arguments: FeatureSpeedArguments) -> dict[str, Callable]:
+    """What is timed: each takes all pictures once."""
+    encoder = load_encoder(arguments.model)
+    examples = load_examples(arguments.data, "train")
+    indices = [i % len(examples) for i in range(arguments.num_pictures)]  # a small set is read several times
+    examples = examples.select(indices)
+    decoded = Pictures(examples, encoder.image_hw, encoder.num_channels)
+    size = arguments.batch_size
+    batch = torch.rand(size, encoder.num_channels, *encoder.image_hw) * 2 - 1
+    extract = pipeline("image-feature-extraction", model=arguments.model, device=-1)
+
+    def alone():
+        with torch.inference_mode():
+            for _ in range(0, arguments.num_pictures, size):
+                encoder(batch)
+
+    def from_files():
+        fresh = Pictures(examples, encoder.image_hw, encoder.num_channels)
+        extract_features(encoder, fresh, size, progress=False)
+
+    def by_pipeline():
+        extract([decode(image, encoder.num_channels) for image in examples["image"]], pool=True, batch_size=size)
+
+    return {
+        CEILING: alone,
+        DECODED: lambda: extract_features(encoder, decoded, size, progress=False),
+        FILES: from_files,
+        PIPELINE: by_pipeline,
+    }
+
+
+def measure(arguments: FeatureSpeedArguments) -> dict:
+    """Rounds of all contenders in turn, after one of each that is not counted."""
+    torch.set_num_threads(arguments.threads)
+    runs = contenders(arguments)
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter  # other work disturbs the first less
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for i in tqdm(range(arguments.rounds + 1), "rounds"):
+        for name, run in runs.items():
+            start = clock()
+            run()
+            if i:
+                seconds[name].append(clock() - start)
+    return {
+        "benchmark": "features",
+        "arguments": {k: v for k, v in vars(arguments).items() if k not in ("output", "overwrite", "table")},
+        "seconds": seconds,
+    }
+
+
+def table(result: dict) -> str:
+    """A result as markdown."""
+    arguments, seconds = result["arguments"], result["seconds"]
+    lines = [
+        f"{result['hardware']['processor']}, {arguments['threads']} CPU thread(s), batches of {arguments['batch_size']}, "
+        f"{arguments['rounds']} rounds of {arguments['num_pictures']} pictures; {result['date'][:10]}.",
+        "",
+        "| | pictures a second | of the encoder alone |",
+        "|---|---:|---:|",
+    ]
+    for name, times in seconds.items():
+        part = statistics.median(a / b for a, b in zip(seconds[CEILING], times, strict=True))
+        speed = arguments["num_pictures"] / statistics.median(times)
+        lines.append(f"| {name} | {speed:.0f} | {part:.2f} |")
+    return "\n".join(lines)
+
+
+def main():
+    (arguments,) = HfArgumentParser(FeatureSpeedArguments).parse_args_into_dataclasses()
+    if arguments.table:
+        text = table(json.loads(Path(arguments.table).read_text()))
+        fill(Path(__file__).with_name("README.md"), "features", text)
+    else:
+        if arguments.output and Path(arguments.output).exists() and not arguments.overwrite:  # known before the run
+            raise FileExistsError(f"{arguments.output} is there; pass --overwrite or another --output")
+        result = measure(arguments)
+        if arguments.output:
+            save_result(arguments.output, result, arguments.overwrite)
+        text = table({**result, **environment()})
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
