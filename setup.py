@@ -50,5 +50,6 @@ setup(
         ],
         "peers": ["lightly>=1.6"],  # benchmarks/peers/moco_v3.py
         "trackio": ["trackio>=0.4"],
+        "fid": ["torch-fidelity>=0.4"],  # Inception for python -m ldae.generation; its weights are downloaded once
     },
 )
