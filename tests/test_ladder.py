@@ -110,8 +110,8 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(tmp_path, mo
 
     def train(command, **kwargs):
         folder = Path(command[command.index("--output_dir") + 1])
-        calls.append((folder, "--tokenizer_only" in command, command[command.index("--tokenizer") + 1 :][:1]
-                      if "--tokenizer" in command else None))  # fmt: skip
+        given = command[command.index("--tokenizer") + 1] if "--tokenizer" in command else None
+        calls.append((folder, "--tokenizer_only" in command, given))
         broken = "no-perceptual" in folder.name
         if not broken:
             (folder / "results").mkdir(parents=True)
@@ -126,8 +126,8 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(tmp_path, mo
     shared = tmp_path / "tokenizers/no-adversarial-seed7"
     assert {folder for folder, only, _ in calls[:2] if only} == {shared, tmp_path / "tokenizers/no-perceptual-seed7"}
     assert sorted(calls[2:]) == [
-        (tmp_path / "linear-gamma2-seed7", False, [str(shared)]),
-        (tmp_path / "no-adversarial-seed7", False, [str(shared)]),
+        (tmp_path / "linear-gamma2-seed7", False, str(shared)),
+        (tmp_path / "no-adversarial-seed7", False, str(shared)),
         (tmp_path / "patch-pca-seed7", False, None),
     ]
     assert "1 tokenizers" in ladder.plan(tmp_path, rungs, [7], 2, 48)
