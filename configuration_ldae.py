@@ -68,9 +68,14 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         tokenizer_type (`str`, defaults to `"pca"`):
             `"pca"`: patch-wise PCA. `"pixels"`: the identity, which makes the model the classical DAE of figure 5;
             it needs `latent_dim` equal to `patch_dim`. `"patch_ae"`, `"patch_vae"`: patch-wise linear autoencoders
-            (section 4.2), trained by `ldae.tokenizers`.
+            (section 4.2), trained by `ldae.tokenizers`. `"conv_vae"`: the convolutional VAE of the first rungs (table 1),
+            whose 2 x 2 latents are a token; it needs the latent as input and the noise or the latent as prediction.
         latent_dim (`int`, defaults to 32):
-            Dimensions d of a patch's latent, of `patch_dim` = channels x patch height x patch width.
+            Dimensions d of a patch's latent, of `patch_dim` = channels x patch height x patch width; with `"conv_vae"` four
+            times the autoencoder's latent channels.
+        autoencoder (`dict`, *optional*, defaults to latent diffusion's at the stride `patch_size / 2`):
+            Arguments of diffusers' AutoencoderKL for `"conv_vae"`, such as {"block_out_channels": [32, 64, 128]}, in place
+            of the defaults: widths 128, 256, 512, 512, ..., two layers a block.
         subtract_mean (`bool`, defaults to `True`):
             Whether PCA is taken about the mean patch (the paper does not say).
         latent_scaling (`str`, defaults to `"component"`):
@@ -124,8 +129,9 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     conditioning_size: int | None = None
     num_train_timesteps: int = 1000
     feature_timestep: int = 10
-    tokenizer_type: Literal["pca", "pixels", "patch_ae", "patch_vae"] = "pca"
+    tokenizer_type: Literal["pca", "pixels", "patch_ae", "patch_vae", "conv_vae"] = "pca"
     latent_dim: int = 32
+    autoencoder: dict | None = None
     subtract_mean: bool = True
     latent_scaling: Literal["none", "global", "component"] = "component"
     noise_schedule: Literal["linear_sigma", "single_sigma", "linear_gamma2", "ddpm"] = "linear_sigma"
@@ -199,9 +205,33 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"prediction='image' weighs the principal components of the error, which tokenizer_type="
                 f"{self.tokenizer_type!r} has none of; use tokenizer_type='pca' or another prediction"
             )
+        if self.tokenizer_type == "conv_vae":
+            self._validate_conv_vae()
         for name in ("sigma_max", "sigma_single", "residual_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+
+    def _validate_conv_vae(self):
+        if self.input_space != "latent" or self.prediction not in ("noise", "latent"):
+            raise ValueError(
+                "tokenizer_type='conv_vae' needs input_space='latent' and prediction='noise' or 'latent', got "
+                f"{self.input_space!r} and {self.prediction!r}: no picture is made of its latents in training"
+            )
+        kl = self.autoencoder_config
+        stride = 2 ** (len(kl["block_out_channels"]) - 1)
+        if self.patch_hw != (2 * stride, 2 * stride):
+            raise ValueError(
+                f"patch_size must be {2 * stride}, twice the autoencoder's stride of {stride} (its block_out_channels are "
+                f"{list(kl['block_out_channels'])}), got {self.patch_size}"
+            )
+        if self.latent_dim != 4 * kl["latent_channels"]:
+            raise ValueError(
+                f"latent_dim must be 4 x the autoencoder's latent_channels (2 x 2 latents a token), got {self.latent_dim} "
+                f"and {kl['latent_channels']}"
+            )
+        for name in ("in_channels", "out_channels"):
+            if kl[name] != self.num_channels:
+                raise ValueError(f"the autoencoder's {name} must be num_channels={self.num_channels}, got {kl[name]}")
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "LDAEConfig":
@@ -224,6 +254,22 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     def patch_dim(self) -> int:
         """D, the numbers in a patch."""
         return self.num_channels * self.patch_hw[0] * self.patch_hw[1]
+
+    @property
+    def autoencoder_config(self) -> dict:
+        """Arguments of diffusers' AutoencoderKL: latent diffusion's at the stride `patch_size / 2`, where none are given."""
+        levels = max(1, self.patch_hw[0].bit_length() - 1)
+        given = {"block_out_channels": [min(128 * 2**i, 512) for i in range(levels)], **(self.autoencoder or {})}
+        levels = len(given["block_out_channels"])
+        defaults = {
+            "in_channels": self.num_channels,
+            "out_channels": self.num_channels,
+            "latent_channels": self.latent_dim // 4,
+            "layers_per_block": 2,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+        }
+        return {**defaults, **given}
 
     @property
     def input_dim(self) -> int:

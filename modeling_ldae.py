@@ -2,7 +2,7 @@
 
 Read it top to bottom, like the paper: tokenizer, noise, blocks conditioned on t, encoder, decoder and loss, heads.
 
-    z_0 = V (x_0 - mu) / s            latent of each patch          PatchTokenizer.encode
+    z_0 = V (x_0 - mu) / s            latent of each patch          PatchTokenizer.encode (first rungs: ConvTokenizer)
     z_t = gamma_t z_0 + sigma_t eps   noise in the latent           NoiseSchedule.add_noise
     x_t = U (s z_t) + mu              back to a picture             PatchTokenizer.decode
     y   = decoder(encoder(x_t, t), t) prediction of x_0             LDAEModel, LDAEDecoder
@@ -75,20 +75,65 @@ class PatchTokenizer(nn.Module):
         # variance of the patches along every principal component, all zero while the tokenizer is not fitted
         self.register_buffer("spectrum", torch.zeros(dim, dtype=torch.float32))
 
-    def encode(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches (B, N, D) -> scaled latents (B, N, d), in float32."""
-        with torch.autocast(patches.device.type, enabled=False):
-            return (patches.float() - self.mean) @ self.V.T / self.scale
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, C, H, W) -> scaled latents (B, N, d), in float32."""
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            return (patchify(pixel_values.float(), self.patch_hw) - self.mean) @ self.V.T / self.scale
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, N, d) -> patches (B, N, D), in float32."""
+    def decode(self, latents: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
+        """Scaled latents (B, N, d) -> pictures (B, C, *image_hw), in float32."""
         with torch.autocast(latents.device.type, enabled=False):
-            return (latents.float() * self.scale) @ self.U.T + self.mean
+            patches = (latents.float() * self.scale) @ self.U.T + self.mean
+        return unpatchify(patches, self.patch_hw, image_hw)
 
     def project(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """A picture (B, C, H, W) without what the latent space does not hold; leaves pictures made by `decode` as they are."""
-        patches = self.decode(self.encode(patchify(pixel_values, self.patch_hw)))
-        return unpatchify(patches, self.patch_hw, pixel_values.shape[-2:])
+        return self.decode(self.encode(pixel_values), pixel_values.shape[-2:])
+
+
+class ConvTokenizer(nn.Module):
+    """The convolutional tokenizer of the first rungs (paper, table 1): diffusers' AutoencoderKL and its scale.
+
+    A token is a 2 x 2 patch of the posterior's mode, divided by `scale`. Its weights are part of the checkpoint, always float32
+    and never trained; `ldae.tokenizers` trains them before, `ldae.pca.fit_to_pictures` sets the scale.
+    """
+
+    def __init__(self, config: LDAEConfig):
+        super().__init__()
+        self.stride = config.patch_hw[0] // 2
+        self.autoencoder = _autoencoder_kl(config.autoencoder_config).float()
+        # As buffers they are saved and moved, but no optimizer or average sees them; `requires_grad=False` would not do:
+        # from_pretrained makes every parameter trainable.
+        for module in self.autoencoder.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
+        self.register_buffer("scale", torch.ones(config.latent_dim, dtype=torch.float32))
+        # variance of the latents' components before they are scaled, all zero while the scale is not fitted
+        self.register_buffer("spectrum", torch.zeros(config.latent_dim, dtype=torch.float32))
+
+    def train(self, mode: bool = True) -> "ConvTokenizer":
+        return super().train(False)  # it is used as it is, whatever the model around it does
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, C, H, W) -> scaled latents (B, N, d), in float32."""
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            latents = self.autoencoder.encode(pixel_values.float()).latent_dist.mode()
+            return patchify(latents, (2, 2)) / self.scale
+
+    def decode(self, latents: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
+        """Scaled latents (B, N, d) -> pictures (B, C, *image_hw), in float32."""
+        with torch.autocast(latents.device.type, enabled=False):
+            latent_hw = image_hw[0] // self.stride, image_hw[1] // self.stride
+            return self.autoencoder.decode(unpatchify(latents.float() * self.scale, (2, 2), latent_hw)).sample
+
+
+def _autoencoder_kl(config: dict) -> nn.Module:
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise ImportError("tokenizer_type='conv_vae' is diffusers' AutoencoderKL: pip install diffusers") from error
+    return AutoencoderKL(**config)
 
 
 # ------------------------------------------------------------------------------------------------------------------- noise
@@ -361,6 +406,9 @@ class LDAEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.mean)
             init.ones_(module.scale)
             init.zeros_(module.spectrum)
+        elif isinstance(module, ConvTokenizer):
+            init.ones_(module.scale)
+            init.zeros_(module.spectrum)
         elif isinstance(module, NoiseSchedule):
             for name, table in zip(("gamma", "sigma", "loss_weight"), module.tables(), strict=True):
                 init.copy_(getattr(module, name), table.float())
@@ -373,7 +421,7 @@ class LDAEModel(LDAEPreTrainedModel):
 
     def __init__(self, config: LDAEConfig):
         super().__init__(config)
-        self.tokenizer = PatchTokenizer(config)
+        self.tokenizer = (ConvTokenizer if config.tokenizer_type == "conv_vae" else PatchTokenizer)(config)
         self.embeddings = LDAEEmbeddings(config)
         self.timestep_embedding = LDAETimestepEmbedding(config)
         if config.num_classes:  # the last class stands for none
@@ -424,11 +472,13 @@ class LDAEModel(LDAEPreTrainedModel):
             timesteps = torch.full((1,), self.config.feature_timestep, device=pixel_values.device)
         self.embeddings.check(pixel_values, interpolate_pos_encoding)
         if latents is None:
-            latents = self.tokenizer.encode(patchify(pixel_values, self.config.patch_hw))
-        # Pictures pass through the latent space, clean ones too: the embedding has only ever seen what that holds.
-        inputs = latents if self.config.input_space == "latent" else self.tokenizer.decode(latents)
+            latents = self.tokenizer.encode(pixel_values)
+        image_hw, inputs = pixel_values.shape[-2:], latents
+        if self.config.input_space == "image":
+            # Pictures pass through the latent space, clean ones too: the embedding has only ever seen what that holds.
+            inputs = patchify(self.tokenizer.decode(latents, image_hw), self.config.patch_hw)
         conditioning = self.condition(timesteps, classes)
-        hidden_states = self.embeddings(inputs, pixel_values.shape[-2:])
+        hidden_states = self.embeddings(inputs, image_hw)
         for layer in self.layers:
             hidden_states = layer(hidden_states, conditioning, **kwargs)
         hidden_states = self.layernorm(hidden_states)
@@ -441,6 +491,7 @@ class LDAEForPreTrainingOutput(ModelOutput):
     loss (scalar): the weighted error (equation 4), averaged over pictures, tokens and the numbers of a token's target.
     reconstruction (B, C, H, W): the predicted clean pictures.
     noisy_pixel_values (B, C, H, W): x_t, what the encoder saw.
+        Both are None in training mode with a convolutional tokenizer, whose decoder would cost more than the step.
     timesteps (B,): the noise levels.
     """
 
@@ -503,18 +554,18 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
                 squares = weight * squares + (1 - weight) * (error @ tokenizer.V.T).square().sum(-1)
             return (self.noise_schedule.loss_weight[timesteps] * squares.mean(dim=1)).mean() / error.shape[-1]
 
-    def clean_patches(
-        self, prediction: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor
+    def clean_pictures(
+        self, prediction: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor, image_hw: tuple[int, int]
     ) -> torch.Tensor:
-        """The clean patches (B, N, D) that a prediction stands for."""
+        """The clean pictures (B, C, *image_hw) that a prediction (B, N, D or d) stands for."""
         if self.config.prediction in ("image", "projected_image"):
-            return prediction
+            return unpatchify(prediction, self.config.patch_hw, image_hw)
         if self.config.prediction == "noise":
             gamma, sigma = (
                 table[timesteps][:, None, None] for table in (self.noise_schedule.gamma, self.noise_schedule.sigma)
             )
             prediction = (noisy_latents - sigma * prediction) / gamma.clamp(min=0.01)  # gamma = 0 holds no picture
-        return self.ldae.tokenizer.decode(prediction)
+        return self.ldae.tokenizer.decode(prediction, image_hw)
 
     @can_return_tuple
     def forward(
@@ -553,7 +604,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         noise, timesteps = given["noise"], given["timesteps"]
         classes = self._classes(labels, given["drop_label"])
 
-        latents = tokenizer.encode(patches)  # z_0: (B, N, d)
+        latents = tokenizer.encode(pixel_values)  # z_0: (B, N, d)
         noisy_latents = self.noise_schedule.add_noise(latents, noise, timesteps)  # z_t
         outputs = self.ldae(
             pixel_values, timesteps, interpolate_pos_encoding, noisy_latents, classes, return_dict=True, **kwargs
@@ -564,12 +615,20 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         elif self.config.prediction == "latent":
             target = latents
         else:
-            target = patches if self.config.prediction == "image" else tokenizer.decode(latents)
+            target = (
+                patches
+                if self.config.prediction == "image"
+                else patchify(tokenizer.decode(latents, image_hw), patch_hw)
+            )
 
+        reconstruction = noisy_pixel_values = None
+        if not (self.training and self.config.tokenizer_type == "conv_vae"):
+            reconstruction = self.clean_pictures(prediction, noisy_latents, timesteps, image_hw)
+            noisy_pixel_values = tokenizer.decode(noisy_latents, image_hw)  # x_t: (B, C, H, W)
         return LDAEForPreTrainingOutput(
             loss=self.loss(target, prediction, timesteps),
-            reconstruction=unpatchify(self.clean_patches(prediction, noisy_latents, timesteps), patch_hw, image_hw),
-            noisy_pixel_values=unpatchify(tokenizer.decode(noisy_latents), patch_hw, image_hw),  # x_t: (B, C, H, W)
+            reconstruction=reconstruction,
+            noisy_pixel_values=noisy_pixel_values,
             timesteps=timesteps,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,16 @@ from ldae import LDAEConfig, LDAEForPreTraining, plots, tokenizers
 from ldae.arguments import parse_arguments
 from ldae.cards import write_card
 from ldae.checkpoints import Checkpoints, full_state, read_state
-from ldae.data import Pictures, StepSampler, hub_id, load_examples, mix_seed, to_pixel_values, training_loader
+from ldae.data import (
+    Pictures,
+    StepSampler,
+    count_classes,
+    hub_id,
+    load_examples,
+    mix_seed,
+    to_pixel_values,
+    training_loader,
+)
 from ldae.encoders import Encoder
 from ldae.features import extract_features
 from ldae.hardware import has_bf16
@@ -26,6 +36,7 @@ from ldae.optimization import learning_rate, parameter_groups
 from ldae.pca import explained_variance, fit_to_pictures
 from ldae.probes import Knn, Subject, format_probe, probe
 from ldae.results import open_losses, save_result, short_name
+from modeling_ldae import PatchTokenizer
 
 RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if never stopped
     "data", "train_split", "crop", "flip", "per_device_batch_size", "gradient_accumulation_steps", "base_learning_rate",
@@ -39,8 +50,11 @@ def build_model(model_args, train_args) -> LDAEForPreTraining:
     if source := train_args.init_from:
         config = LDAEConfig.from_pretrained(source, **model_args.overrides())
         return LDAEForPreTraining.from_pretrained(source, config=config, attn_implementation=attention)
-    model = LDAEForPreTraining._from_config(model_args.config(), attn_implementation=attention)
-    if model.config.tokenizer_type in tokenizers.TRAINED:
+    config = model_args.config()
+    if config.tokenizer_type == "conv_vae":
+        config = tokenizers.with_autoencoder(config, train_args.tokenizer)
+    model = LDAEForPreTraining._from_config(config, attn_implementation=attention)
+    if config.tokenizer_type in tokenizers.TRAINED:
         tokenizers.load_into(model.ldae.tokenizer, train_args.tokenizer, model.config)
     return model
 
@@ -74,11 +88,14 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     if accelerator.mixed_precision == "bf16" and not has_bf16(accelerator.device):
         accelerator.print("This processor has no bf16 instructions: --mixed_precision no is many times faster here.")
     set_seed(train_args.seed)
-    model = build_model(model_args, train_args) if model is None else model
-    config = model.config
-    image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
     columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
     examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
+    if model is None:
+        if train_args.class_conditional:
+            model_args = replace(model_args, num_classes=count_classes(examples))
+        model = build_model(model_args, train_args)
+    config = model.config
+    image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
     uses_labels = getattr(model, "uses_labels", False)
     if uses_labels and "label" not in (examples.features or {}):
         raise ValueError("--data has no labels, which this model needs: give --label_column or a folder for each class")
@@ -121,8 +138,9 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         state["bad_pictures"] = fit_to_pictures(
             model.to(accelerator.device), pictures, data_args.pca_patches, data_args.num_workers
         )
-        held = explained_variance(model.ldae.tokenizer)
-        accelerator.print(f"{config.latent_dim} principal components hold {held:.1%} of the patches' variance.")
+        if isinstance(model.ldae.tokenizer, PatchTokenizer):
+            held = explained_variance(model.ldae.tokenizer)
+            accelerator.print(f"{config.latent_dim} principal components hold {held:.1%} of the patches' variance.")
     state["pictures_per_step"] = per_step
     if state["bad_pictures"] and data_args.on_bad_image == "error":
         raise ValueError(f"unreadable pictures (--on_bad_image error): {'; '.join(state['bad_pictures'][:5])}")
@@ -237,8 +255,9 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         save_hub_folder(trained, output_dir)
         if isinstance(trained, LDAEForPreTraining):
             _picture(trained, pictures, output_dir / "denoised.png")
-            plots.filters(trained.ldae.tokenizer, config.patch_hw, config.num_channels, output_dir / "filters.png")
-            plots.spectrum(trained.ldae.tokenizer, output_dir / "spectrum.png")
+            if isinstance(trained.ldae.tokenizer, PatchTokenizer):
+                plots.filters(trained.ldae.tokenizer, config.patch_hw, config.num_channels, output_dir / "filters.png")
+                plots.spectrum(trained.ldae.tokenizer, output_dir / "spectrum.png")
         name, pictures_seen = short_name(data_args.data), state["step"] * per_step
         num_pictures = None if pictures.streaming else len(pictures)
         result = {
@@ -260,12 +279,12 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             "seed": train_args.seed,
             "uses_labels": uses_labels,
         }
-        replace = train_args.overwrite or train_args.resume
-        save_result(output_dir / "results" / "train.json", result, replace)
+        replaces = train_args.overwrite or train_args.resume
+        save_result(output_dir / "results" / "train.json", result, replaces)
         if train_args.probe and labelled:
             subject = Subject(Encoder(trained, name=str(output_dir)), seen, held_out, seed=train_args.seed)
             result = probe(subject, data_name=name)
-            save_result(output_dir / "results" / f"probe-{name}.json", result, replace)
+            save_result(output_dir / "results" / f"probe-{name}.json", result, replaces)
             print(format_probe(result))
         write_card(output_dir, train_args.hub_model_id)
         if state["bad_pictures"]:
@@ -290,7 +309,10 @@ def _picture(model: torch.nn.Module | None, pictures: Pictures, path: Path):
 def main(argv: list[str] | None = None) -> Path:
     model_args, data_args, train_args = parse_arguments(argv)
     if (stage := tokenizers.stage(model_args, data_args, train_args)) is not None:
-        train_args.tokenizer = str(train(*stage))
+        folder = train(*stage)
+        if train_args.tokenizer_only:
+            return folder
+        train_args.tokenizer = str(folder)
     return train(model_args, data_args, train_args)
 
 

@@ -1,6 +1,7 @@
 """Options of the training script: dataclasses for HfArgumentParser, which a YAML recipe fills before the command line."""
 
 import dataclasses
+import json
 import re
 import sys
 from dataclasses import dataclass, field
@@ -66,12 +67,24 @@ class TrainArguments:
     )
     tokenizer: str | None = _option(
         None,
-        "Folder of a trained tokenizer, for tokenizer_type patch_ae or patch_vae; by default one is trained first, into "
-        "OUTPUT_DIR-tokenizer.",
+        "Folder of a trained tokenizer, for tokenizer_type patch_ae, patch_vae or conv_vae; by default one is trained first, "
+        "into OUTPUT_DIR-tokenizer. For conv_vae also diffusers' AutoencoderKL or a pipeline with one, folder or Hub id.",
     )
+    tokenizer_only: bool = _option(False, "Train only the tokenizer, into output_dir.")
     tokenizer_epochs: float = _option(10, "Passes over the pictures in the training of a tokenizer.")
     tokenizer_learning_rate: float = _option(1e-3, "Peak learning rate of a tokenizer's training, for 256 pictures.")
-    tokenizer_kl_weight: float = _option(1e-6, "Weight of the KL term of patch_vae (latent diffusion: 1e-6).")
+    tokenizer_kl_weight: float = _option(1e-6, "Weight of the KL term of a VAE (latent diffusion: 1e-6).")
+    tokenizer_perceptual_weight: float = _option(0.0, "Weight of LPIPS for conv_vae (latent diffusion: 1).")
+    tokenizer_lpips_weights: str | None = _option(
+        None, "File of torchvision's VGG16 for LPIPS, .safetensors or .pth; by default torchvision downloads it."
+    )
+    tokenizer_adversarial_weight: float = _option(
+        0.0, "Weight of the adversarial loss for conv_vae, beside its adaptive weight (latent diffusion: 0.5)."
+    )
+    tokenizer_discriminator_start: int = _option(
+        1000, "Batches of a tokenizer's training before the adversarial loss (latent diffusion: 50,001)."
+    )
+    class_conditional: bool = _option(False, "Condition the blocks on the data's classes: num_classes is their number.")
     epochs: float = _option(100, "Passes over the pictures.")
     max_steps: int | None = _option(None, "Optimizer steps; overrides epochs.")
     max_minutes: float | None = _option(
@@ -135,6 +148,8 @@ def _model_arguments() -> type:
                 annotation = list[int]
             elif float in get_args(annotation):
                 annotation = float
+            elif dict in get_args(annotation):
+                annotation = str  # JSON; a recipe holds it as it is
             optional = annotation if type(None) in get_args(annotation) else annotation | None
             fields.append((name, optional, _option(None, texts[name].replace("%", "%%"))))
     return dataclasses.make_dataclass("ModelArguments", fields, namespace={"config": _config})
@@ -151,6 +166,11 @@ def _overrides(self) -> dict:
     for name in ("image_size", "patch_size"):
         if name in given and len(given[name]) == 1:
             given[name] = given[name][0]
+    if isinstance(text := given.get("autoencoder"), str):
+        try:
+            given["autoencoder"] = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"autoencoder must be JSON such as '{{\"layers_per_block\": 1}}', got {text!r}") from error
     return given
 
 
@@ -211,7 +231,9 @@ def _validate(model, data, train):
         value = getattr(train, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be greater than 0, got {value}")
-    for name in ("weight_decay", "max_grad_norm", "checkpointing_steps", "knn_steps", "picture_steps"):
+    not_negative = {"weight_decay", "max_grad_norm", "checkpointing_steps", "knn_steps", "picture_steps"}
+    not_negative |= {f"tokenizer_{name}" for name in ("perceptual_weight", "adversarial_weight", "discriminator_start")}
+    for name in sorted(not_negative):
         if getattr(train, name) < 0:
             raise ValueError(f"{name} must not be negative, got {getattr(train, name)}")
     for name in ("warmup_ratio", "ema_decay"):

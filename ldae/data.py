@@ -165,6 +165,22 @@ def _name_columns(splits, split: str, data: str, image_column: str | None, label
     return examples.cast_column("image", datasets.Image(decode=False))
 
 
+def count_classes(examples) -> int:
+    """Number of classes of the examples' labels.
+
+    Raises:
+        ValueError: if there are none, or a stream's are numbers without names.
+    """
+    feature = (examples.features or {}).get("label")
+    if feature is None:
+        raise ValueError("class_conditional needs labels: give --label_column or a folder for each class")
+    if isinstance(feature, datasets.ClassLabel):
+        return feature.num_classes
+    if isinstance(examples, datasets.IterableDataset):
+        raise ValueError("class_conditional cannot count the classes of a stream: give --num_classes instead")
+    return 1 + max(label for label in examples["label"] if label is not None)
+
+
 def _is_label(feature) -> bool:
     dtype = feature.dtype if isinstance(feature, (datasets.ClassLabel, datasets.Value)) else ""
     return dtype.startswith(("int", "uint", "bool")) or dtype in ("string", "large_string")

@@ -83,6 +83,8 @@ class Encoder(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """The blocks in their order: the longest list of modules of one class; of a hierarchy, those of its longest stage."""
+        if self.config.model_type == "ldae":  # a convolutional tokenizer has lists of its own
+            return list(self.model.layers)
         lists = [
             list(module)
             for module in self.model.modules()

@@ -1,4 +1,4 @@
-"""The road from DiT to l-DAE (paper, tables 2 and 3): rungs, each a change to the one before, trained, probed, tabulated, drawn.
+"""The road from DiT to l-DAE (paper, tables 1 to 3): rungs, each a change to the one before, trained, probed, tabulated, drawn.
 
 python -m ldae.ladder recipes/imagenette64.yaml --output_dir runs/ladder --dry_run    # what would be run, and the cost
 python -m ldae.ladder recipes/imagenette64.yaml --output_dir runs/ladder --seeds 0 1 --workers 2 --epochs 10
@@ -25,9 +25,11 @@ from tqdm import tqdm
 from .plots import road
 from .probes import Result
 from .results import load_results
+from .tokenizers import TRAINED
 
 FIRST = {
-    "tokenizer_type": "patch_vae", "input_space": "latent", "prediction": "noise", "noise_schedule": "linear_gamma2",
+    "tokenizer_type": "conv_vae", "tokenizer_perceptual_weight": 1.0, "tokenizer_adversarial_weight": 0.5,
+    "class_conditional": True, "input_space": "latent", "prediction": "noise", "noise_schedule": "ddpm",
 }  # fmt: skip
 
 
@@ -50,7 +52,12 @@ class Rung:
 
 def _road() -> dict[str, Rung]:
     steps = [
-        Rung("patch-vae", "patch-wise VAE: latents, noise prediction, linear γ²", FIRST, 64.9),
+        Rung("dit", "DiT: convolutional VAE with LPIPS and GAN, classes, DDPM's noise and prediction", FIRST, 57.5),
+        Rung("no-classes", "no class conditioning", {"class_conditional": False}, 62.5),
+        Rung("no-perceptual", "tokenizer without the perceptual loss", {"tokenizer_perceptual_weight": 0.0}, 58.4),
+        Rung("no-adversarial", "tokenizer without the adversarial loss", {"tokenizer_adversarial_weight": 0.0}, 59.0),
+        Rung("linear-gamma2", "γ² falls linearly", {"noise_schedule": "linear_gamma2"}, 63.4),
+        Rung("patch-vae", "patch-wise VAE", {"tokenizer_type": "patch_vae"}, 64.9),
         Rung("patch-ae", "patch-wise AE", {"tokenizer_type": "patch_ae"}, 64.7),
         Rung("patch-pca", "patch-wise PCA", {"tokenizer_type": "pca"}, 65.1),
         Rung("clean-latent", "predict the clean latent, λ = γ²", {"prediction": "latent"}, 62.4),
@@ -78,6 +85,7 @@ def _branches() -> list[Rung]:
         ),
     ]  # fmt: skip
     table = {
+        "linear-gamma2": {8: 54.5, 16: 63.4, 32: 62.8, 64: 57.0, 128: 48.1},
         "patch-vae": {8: 58.3, 16: 64.9, 32: 64.8, 64: 56.8},
         "patch-ae": {8: 59.9, 16: 64.7, 32: 64.6, 64: 59.9},
         "patch-pca": {8: 56.0, 16: 63.4, 32: 65.1, 64: 60.0, 128: 53.9},
@@ -85,7 +93,16 @@ def _branches() -> list[Rung]:
     for name, figures in table.items():
         for d, figure in figures.items():
             change = {"latent_dim": f"{d}/768"}
-            branches.append(Rung(f"{name}-d{d}", f"{d} of 768 latent dimensions", change, figure, name, True))
+            branches.append(
+                Rung(
+                    f"{'conv-vae' if name == 'linear-gamma2' else name}-d{d}",
+                    f"{d} of 768 latent dimensions",
+                    change,
+                    figure,
+                    name,
+                    True,
+                )
+            )
     return branches
 
 
@@ -93,15 +110,32 @@ RUNGS: dict[str, Rung] = {**_road(), **{rung.name: rung for rung in _branches()}
 
 
 def options(rung: Rung, patch_dim: int = 768) -> dict[str, Any]:
-    """All options of train_ldae.py by which a rung differs from a recipe whose patches hold `patch_dim` numbers."""
+    """All options of train_ldae.py by which a rung differs from a recipe whose patches hold `patch_dim` numbers.
+
+    The convolutional VAE has a multiple of 4 latent dimensions, so on small patches some of its rungs of table 2 coincide.
+    """
     chain = [rung]
     while chain[-1].before is not None:
         chain.append(RUNGS[chain[-1].before])
     merged = {name: value for link in reversed(chain) for name, value in link.change.items()}
     if "latent_dim" in merged:
         part, whole = map(int, merged["latent_dim"].split("/"))
-        merged["latent_dim"] = max(1, round(part * patch_dim / whole))
+        unit = 4 if merged["tokenizer_type"] == "conv_vae" else 1
+        merged["latent_dim"] = unit * max(1, round(part * patch_dim / whole / unit))
     return merged
+
+
+def tokenizer_of(rung: Rung) -> str | None:
+    """The first rung of the road whose trained tokenizer is this rung's too, which gives it its name; None: it trains none."""
+    wanted = _tokenizer_options(rung)
+    if wanted["tokenizer_type"] not in TRAINED:
+        return None
+    return next(name for name, other in RUNGS.items() if _tokenizer_options(other) == wanted)
+
+
+def _tokenizer_options(rung: Rung) -> dict[str, Any]:
+    """The options that a rung's tokenizer depends on; the seed is another."""
+    return {k: v for k, v in options(rung).items() if k.startswith("tokenizer") or k == "latent_dim"}
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
@@ -110,33 +144,73 @@ def options(rung: Rung, patch_dim: int = 768) -> dict[str, Any]:
 def run(
     recipe: str, output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, patch_dim: int, extra: list[str]
 ) -> list[str]:
-    """Trains and probes rungs, `workers` at a time; the names of the runs that failed, whose logs say why."""
-    jobs = [(rung, seed) for seed in seeds for rung in rungs if not finished(output_dir / f"{rung.name}-seed{seed}")]
+    """Trains and probes rungs, `workers` at a time, their tokenizers first, each once for all rungs that share it.
+
+    Returns:
+        The runs that failed, tokenizers among them, as paths below `output_dir`; their logs say why.
+    """
+    rung_jobs = _to_do(output_dir, rungs, seeds)
+    tokenizer_jobs = _tokenizers_to_do(output_dir, rung_jobs)
     slots: Queue[int] = Queue()
     for slot in range(workers):
         slots.put(slot)
 
-    def job(rung: Rung, seed: int) -> str | None:
-        slot, folder = slots.get(), output_dir / f"{rung.name}-seed{seed}"
+    def job(folder: Path, rung: Rung, seed: int, *more: str | Path) -> str | None:
+        slot = slots.get()
         try:
             command = [sys.executable, "-m", "train_ldae", recipe, "--output_dir", folder, "--seed", seed, "--resume"]
-            command += ["--probe", "--report_to", "none"]
+            command += ["--probe", "--report_to", "none", *more]
             command += [part for name, value in options(rung, patch_dim).items() for part in (f"--{name}", value)]
-            output_dir.mkdir(parents=True, exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
             with Path(f"{folder}.log").open("w") as log:
                 done = subprocess.run(
                     [*map(str, command), *extra], stdout=log, stderr=subprocess.STDOUT, env=_environment(slot, workers)
                 )
-            return None if done.returncode == 0 else folder.name
+            return None if done.returncode == 0 else str(folder.relative_to(output_dir))
         finally:
             slots.put(slot)
 
+    def tokenizer_job(folder: Path, rung: Rung, seed: int) -> str | None:
+        return job(folder, rung, seed, "--tokenizer_only")
+
+    def rung_job(folder: Path, rung: Rung, seed: int) -> str | None:
+        if tokenizer_of(rung) is None:
+            return job(folder, rung, seed)
+        tokenizer = _tokenizer_folder(output_dir, rung, seed)
+        if not _trained(tokenizer):
+            return f"{folder.name} (its tokenizer failed)"
+        return job(folder, rung, seed, "--tokenizer", tokenizer)
+
     failed = []
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), desc="rungs") as bar:
-        for future in [pool.submit(job, *one) for one in jobs]:
-            failed.append(future.result())
-            bar.update()
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(tokenizer_jobs) + len(rung_jobs), desc="runs") as bar:
+        for work, jobs in ((tokenizer_job, tokenizer_jobs), (rung_job, rung_jobs)):
+            for future in [pool.submit(work, *one) for one in jobs]:
+                failed.append(future.result())
+                bar.update()
     return [name for name in failed if name]
+
+
+Job = tuple[Path, Rung, int]  # folder, rung and seed
+
+
+def _to_do(output_dir: Path, rungs: list[Rung], seeds: list[int]) -> list[Job]:
+    jobs = [(output_dir / f"{rung.name}-seed{seed}", rung, seed) for seed in seeds for rung in rungs]
+    return [job for job in jobs if not finished(job[0])]
+
+
+def _tokenizers_to_do(output_dir: Path, jobs: list[Job]) -> list[Job]:
+    """The tokenizers that rungs need and that are not trained, each once."""
+    needed = {_tokenizer_folder(output_dir, rung, seed): (rung, seed) for _, rung, seed in jobs if tokenizer_of(rung)}
+    return [(folder, *job) for folder, job in needed.items() if not _trained(folder)]
+
+
+def _tokenizer_folder(output_dir: Path, rung: Rung, seed: int) -> Path:
+    return output_dir / "tokenizers" / f"{tokenizer_of(rung)}-seed{seed}"
+
+
+def _trained(folder: Path) -> bool:
+    """Whether a tokenizer was trained to its end."""
+    return (folder / "results" / "train.json").is_file()
 
 
 def _environment(slot: int, workers: int) -> dict[str, str]:
@@ -154,19 +228,21 @@ def finished(folder: Path) -> bool:
 
 def plan(output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, patch_dim: int) -> str:
     """What would be run, as lines of text; the cost from the runs that are done."""
-    lines, times, to_do = [], [], 0
+    lines, times = [], []
     for rung in rungs:
         folders = [output_dir / f"{rung.name}-seed{seed}" for seed in seeds]
         done = [folder for folder in folders if finished(folder)]
         times += [r["seconds"] for folder in done for r in load_results(folder) if r["kind"] == "train"]
-        to_do += len(folders) - len(done)
         paper = "–" if rung.paper is None else f"{rung.paper:.1f}"
         changed = " ".join(f"--{name} {value}" for name, value in options(rung, patch_dim).items())
         lines.append(f"{rung.name:<20} {len(done)}/{len(folders)} done  paper {paper:>4}  {changed}")
+    jobs = _to_do(output_dir, rungs, seeds)
+    first = len(_tokenizers_to_do(output_dir, jobs))
     cost = "unknown until one is done"
     if times:
-        cost = f"{mean(times) * math.ceil(to_do / workers) / 3600:.1f} hours, from {len(times)} that are done"
-    return "\n".join([*lines, f"{to_do} runs to do, {workers} at a time: {cost}"])
+        cost = f"{mean(times) * math.ceil(len(jobs) / workers) / 3600:.1f} hours, from {len(times)} that are done"
+    lines.append(f"{len(jobs)} runs to do, {workers} at a time: {cost}")
+    return "\n".join([*lines, f"{first} tokenizers to train before them"] if first else lines)
 
 
 # --------------------------------------------------------------------------------------------------------------- report

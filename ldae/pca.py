@@ -10,9 +10,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from modeling_ldae import LDAEForPreTraining, PatchTokenizer, patchify
+from modeling_ldae import ConvTokenizer, LDAEForPreTraining, PatchTokenizer, patchify
 
 from .data import Pictures, evaluation_loader, to_pixel_values
+
+SCALE_PATCHES = 50_000  # that a scale is fitted to
 
 
 class PatchMoments:
@@ -41,6 +43,21 @@ class PatchMoments:
         cross = (self.sum / self.count).outer(about)
         return self.outer / self.count - cross - cross.T + about.outer(about)
 
+    def variance(self) -> torch.Tensor:
+        """The variance (D,) of each number of a patch, in float64.
+
+        Raises:
+            ValueError: if no patch was seen, or one was not finite.
+        """
+        self._check()
+        return self.outer.diagonal() / self.count - (self.sum / self.count).square()
+
+    def _check(self):
+        if self.count == 0:
+            raise ValueError("PCA needs at least one picture, got none")
+        if not torch.isfinite(self.outer).all():
+            raise ValueError("PCA got pictures with numbers that are not finite")
+
     def components(self, subtract_mean: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """mean (D,), principal components (D, D) as rows, and the variance along each (D,), largest first, in float64.
 
@@ -50,10 +67,7 @@ class PatchMoments:
         Raises:
             ValueError: if no patch was seen, or one was not finite.
         """
-        if self.count == 0:
-            raise ValueError("PCA needs at least one picture, got none")
-        if not torch.isfinite(self.outer).all():
-            raise ValueError("PCA got pictures with numbers that are not finite")
+        self._check()
         mean = self.sum / self.count if subtract_mean else torch.zeros_like(self.sum)
         covariance = self.outer / self.count - mean.outer(mean)
         variance, vectors = torch.linalg.eigh(covariance)
@@ -63,7 +77,9 @@ class PatchMoments:
 
 
 @torch.no_grad()
-def fit_tokenizer(tokenizer: PatchTokenizer, config, batches: Iterable[torch.Tensor]) -> PatchTokenizer:
+def fit_tokenizer(
+    tokenizer: PatchTokenizer | ConvTokenizer, config, batches: Iterable[torch.Tensor]
+) -> PatchTokenizer | ConvTokenizer:
     """Fills the tokenizer with the PCA of the pictures' patches; for other types than "pca" with their scale alone.
 
     Args:
@@ -74,10 +90,19 @@ def fit_tokenizer(tokenizer: PatchTokenizer, config, batches: Iterable[torch.Ten
     Raises:
         ValueError: if there is no picture, or one is not finite.
     """
-    moments = PatchMoments(config.patch_dim, tokenizer.V.device)
+    device, convolutional = tokenizer.scale.device, config.tokenizer_type == "conv_vae"
+    moments = PatchMoments(config.latent_dim if convolutional else config.patch_dim, device)
+    if convolutional:
+        tokenizer.scale.fill_(1)
     for pixel_values in batches:
-        moments.update(patchify(pixel_values.to(tokenizer.V.device), config.patch_hw))
+        pixel_values = pixel_values.to(device)
+        moments.update(tokenizer.encode(pixel_values) if convolutional else patchify(pixel_values, config.patch_hw))
     moments.all_reduce()
+    if convolutional:
+        variance = moments.variance()
+        tokenizer.scale.copy_(_scale(variance, config.latent_scaling))
+        tokenizer.spectrum.copy_(variance)
+        return tokenizer
     mean, components, variance = moments.components(config.subtract_mean)
     if config.tokenizer_type == "pca":
         V, U, latent_variance = components[: config.latent_dim], None, variance[: config.latent_dim]
@@ -87,17 +112,22 @@ def fit_tokenizer(tokenizer: PatchTokenizer, config, batches: Iterable[torch.Ten
         else:  # trained before
             V, U, mean = (getattr(tokenizer, name).double() for name in ("V", "U", "mean"))
         latent_variance = ((V @ moments.second_moment(mean)) * V).sum(dim=1)
-    if config.latent_scaling == "global":
-        latent_variance = latent_variance.mean().expand_as(latent_variance)
-    elif config.latent_scaling == "none":
-        latent_variance = torch.ones_like(latent_variance)
     tokenizer.V.copy_(V)
     tokenizer.U.copy_(V.T if U is None else U)
     tokenizer.mean.copy_(mean)
-    # a component without variance is constant: any scale does, but not zero, nor the root of rounding below zero
-    tokenizer.scale.copy_(latent_variance.clamp(min=1e-12).sqrt())
+    tokenizer.scale.copy_(_scale(latent_variance, config.latent_scaling))
     tokenizer.spectrum.copy_(variance)
     return tokenizer
+
+
+def _scale(variance: torch.Tensor, latent_scaling: str) -> torch.Tensor:
+    """What latents of a variance (d,) are divided by, (d,)."""
+    if latent_scaling == "global":
+        variance = variance.mean().expand_as(variance)
+    elif latent_scaling == "none":
+        variance = torch.ones_like(variance)
+    # a component without variance is constant: any scale does, but not zero, nor the root of rounding below zero
+    return variance.clamp(min=1e-12).sqrt()
 
 
 def explained_variance(tokenizer: PatchTokenizer) -> float:
@@ -111,12 +141,15 @@ def fit_to_pictures(
 ) -> list[str]:
     """Fits the model's tokenizer to all patches of as many pictures, in random order, as hold `max_patches`; 0 takes all.
 
-    A stream gives its first pictures. With several processes each reads its share. Shows a progress bar.
+    A convolutional tokenizer, of which only the scale is fitted, is given at most 50,000 patches: each costs a pass of its
+    encoder. A stream gives its first pictures. With several processes each reads its share. Shows a progress bar.
 
     Returns:
         The unreadable pictures, as "name: error".
     """
     state, bad = PartialState(), []
+    if model.config.tokenizer_type == "conv_vae":
+        max_patches = min(max_patches or SCALE_PATCHES, SCALE_PATCHES)
     num_patches = model.ldae.embeddings.position_embeddings.shape[1]
     limit = math.ceil(max_patches / num_patches) or sys.maxsize
     if pictures.streaming:

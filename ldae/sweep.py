@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from modeling_ldae import LDAEDecoder, LDAEForPreTraining, NoiseSchedule, patchify, unpatchify
+from modeling_ldae import LDAEDecoder, LDAEForPreTraining, NoiseSchedule
 
 from .data import mix_seed
 from .encoders import Encoder
@@ -158,11 +158,11 @@ class TimestepFeatures:
 
     def add_noise(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """x_t of clean pictures x_0, both (B, C, H, W)."""
-        tokenizer, patch_hw = self.model.tokenizer, self.model.config.patch_hw
-        latents = tokenizer.encode(patchify(pixel_values, patch_hw))
+        tokenizer = self.model.tokenizer
+        latents = tokenizer.encode(pixel_values)
         noise = torch.stack([picture_noise(picture, latents.shape[1:], self.seed) for picture in pixel_values])
         noisy_latents = self.schedule.add_noise(latents, noise, self.timesteps)
-        return unpatchify(tokenizer.decode(noisy_latents), patch_hw, pixel_values.shape[-2:])
+        return tokenizer.decode(noisy_latents, pixel_values.shape[-2:])
 
 
 def picture_noise(pixel_values: torch.Tensor, shape: Sequence[int], seed: int) -> torch.Tensor:

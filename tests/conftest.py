@@ -21,13 +21,16 @@ def seed():
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """tiny_config(**fields): a configuration of 6 tokens, not square."""
+    """tiny_config(**fields): a configuration of 6 tokens, not square; a convolutional tokenizer is tiny too."""
 
     def make(**fields) -> LDAEConfig:
         tiny = {
             "image_size": (8, 12), "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
             "decoder_num_hidden_layers": 1, "latent_dim": 8,
         }  # fmt: skip
+        if fields.get("tokenizer_type") == "conv_vae":
+            autoencoder = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
+            tiny |= {"input_space": "latent", "prediction": "noise", "autoencoder": autoencoder}
         return LDAEConfig(**{**tiny, **fields})
 
     return make
@@ -50,6 +53,10 @@ def tiny_model(tiny_config):
                 parameter.copy_(0.2 * randn(*parameter.shape))
             tokenizer = model.tokenizer if hasattr(model, "tokenizer") else model.ldae.tokenizer
             D, d = config.patch_dim, config.latent_dim
+            if config.tokenizer_type == "conv_vae":
+                tokenizer.scale.copy_(torch.linspace(0.5, 2, d))
+                tokenizer.spectrum.copy_(tokenizer.scale.square())
+                return model
             V = torch.eye(D) if config.tokenizer_type == "pixels" else torch.linalg.qr(randn(D, D)).Q[:d]
             spectrum = torch.linspace(2, 0.1, D)
             scale = {"none": torch.ones(d), "global": spectrum[:d].mean().sqrt(), "component": spectrum[:d].sqrt()}

@@ -1,5 +1,8 @@
 """The ladder: every rung is its one change, trains, reloads, and reports what its files hold."""
 
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,7 @@ TINY = [
     for option in (
         "image_size=16", "patch_size=4", "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "latent_dim=4",
         "per_device_batch_size=4", "max_steps=2", "tokenizer_epochs=1", "checkpointing_steps=0", "knn_steps=0",
-        "picture_steps=0",
+        "picture_steps=0", 'autoencoder={"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}',
     )
 ]  # fmt: skip
 
@@ -58,6 +61,9 @@ def test_latent_dimensions_are_the_papers_part_of_a_patch():
     assert ladder.options(ladder.RUNGS["patch-pca-d32"], 768)["latent_dim"] == 32
     assert ladder.options(ladder.RUNGS["patch-pca-d32"], 192)["latent_dim"] == 8
     assert ladder.options(ladder.RUNGS["classical-dae"], 192)["latent_dim"] == 192
+    convolutional = {d: [ladder.options(ladder.RUNGS[f"conv-vae-d{d}"], D)["latent_dim"] for D in (768, 192)]
+                     for d in (8, 16, 32, 64, 128)}  # fmt: skip
+    assert convolutional == {8: [8, 4], 16: [16, 4], 32: [32, 8], 64: [64, 16], 128: [128, 32]}
 
 
 @pytest.mark.parametrize("rung", ladder.RUNGS.values(), ids=lambda rung: rung.name)
@@ -86,6 +92,45 @@ def test_runs_reload_and_are_reported(recipe, tmp_path, capsys):
     ladder.main(["--output_dir", str(tmp_path / "ladder"), "--report", str(tmp_path / "docs/ladder.md")])
     assert (tmp_path / "docs/road.png").stat().st_size > 1000
     assert (tmp_path / "docs/ladder.md").read_text() in out
+
+
+def test_rungs_share_their_tokenizers():
+    shared = {name: ladder.tokenizer_of(rung) for name, rung in ladder.RUNGS.items() if not rung.side}
+    assert shared == {
+        "dit": "dit", "no-classes": "dit", "no-perceptual": "no-perceptual", "no-adversarial": "no-adversarial",
+        "linear-gamma2": "no-adversarial", "patch-vae": "patch-vae", "patch-ae": "patch-ae", "patch-pca": None,
+        "clean-latent": None, "no-input-scaling": None, "image-input": None, "image-output": None, "l-dae": None,
+    }  # fmt: skip
+    assert ladder.tokenizer_of(ladder.RUNGS["conv-vae-d32"]) == "conv-vae-d32"
+
+
+def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(tmp_path, monkeypatch):
+    """With the processes replaced by what they would leave."""
+    calls = []
+
+    def train(command, **kwargs):
+        folder = Path(command[command.index("--output_dir") + 1])
+        given = command[command.index("--tokenizer") + 1] if "--tokenizer" in command else None
+        calls.append((folder, "--tokenizer_only" in command, given))
+        broken = "no-perceptual" in folder.name
+        if not broken:
+            (folder / "results").mkdir(parents=True)
+            (folder / "results/train.json").write_text("{}")
+        return subprocess.CompletedProcess(command, int(broken))
+
+    monkeypatch.setattr(ladder.subprocess, "run", train)
+    rungs = [ladder.RUNGS[name] for name in ("no-perceptual", "no-adversarial", "linear-gamma2", "patch-pca")]
+    assert "2 tokenizers to train before them" in ladder.plan(tmp_path, rungs, [7], 2, 48)
+    failed = ladder.run("recipe.yaml", tmp_path, rungs, [7], 2, 48, [])
+    assert failed == ["tokenizers/no-perceptual-seed7", "no-perceptual-seed7 (its tokenizer failed)"]
+    shared = tmp_path / "tokenizers/no-adversarial-seed7"
+    assert {folder for folder, only, _ in calls[:2] if only} == {shared, tmp_path / "tokenizers/no-perceptual-seed7"}
+    assert sorted(calls[2:]) == [
+        (tmp_path / "linear-gamma2-seed7", False, str(shared)),
+        (tmp_path / "no-adversarial-seed7", False, str(shared)),
+        (tmp_path / "patch-pca-seed7", False, None),
+    ]
+    assert "1 tokenizers" in ladder.plan(tmp_path, rungs, [7], 2, 48)
 
 
 def test_a_run_that_fails_is_named(recipe, tmp_path):

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler
 from diffusers.models.embeddings import get_2d_sincos_pos_embed, get_2d_sincos_pos_embed_from_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,11 +53,16 @@ def naive_loss(model, pictures, noise, timesteps, classes=None):
     config = model.config
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
     (p, q), D, d, E = config.patch_hw, config.patch_dim, config.latent_dim, config.hidden_size
-    mean, scale, U = (w[f"ldae.tokenizer.{name}"] for name in ("mean", "scale", "U"))
-    V = torch.linalg.qr(
-        torch.cat([w["ldae.tokenizer.V"].T, torch.randn(D, D).double()], dim=1)
-    ).Q.T  # rows: d, then the rest
-    V[:d] = w["ldae.tokenizer.V"]
+    scale, is_conv = w["ldae.tokenizer.scale"], config.tokenizer_type == "conv_vae"
+    if is_conv:  # diffusers by hand; V and the rest are not used
+        part = "ldae.tokenizer.autoencoder."
+        kl = AutoencoderKL(**config.autoencoder_config).double()
+        kl.load_state_dict({name.removeprefix(part): tensor for name, tensor in w.items() if name.startswith(part)})
+        latent_pictures = kl.encode(pictures.double()).latent_dist.mean.detach()
+    mean, U, V = (None if is_conv else w[f"ldae.tokenizer.{name}"] for name in ("mean", "U", "V"))
+    if not is_conv:
+        V = torch.linalg.qr(torch.cat([V.T, torch.randn(D, D).double()], dim=1)).Q.T  # rows: d, then the rest
+        V[:d] = w["ldae.tokenizer.V"]
     if config.tokenizer_type == "pca":
         assert_close(V @ V.T, torch.eye(D).double(), atol=1e-6, rtol=0)
 
@@ -106,8 +111,8 @@ def naive_loss(model, pictures, noise, timesteps, classes=None):
 
     losses = []
     classes = [config.num_classes] * len(pictures) if classes is None else classes
-    for picture, eps, t, class_number in zip(
-        pictures.double(), noise.double(), timesteps.tolist(), classes, strict=True
+    for index, (picture, eps, t, class_number) in enumerate(
+        zip(pictures.double(), noise.double(), timesteps.tolist(), classes, strict=True)
     ):
         gamma, sigma = naive_gamma_sigma(config, t)
         loss_weight = 1 / (1 + sigma**2) if gamma == 1 else gamma**2
@@ -115,12 +120,17 @@ def naive_loss(model, pictures, noise, timesteps, classes=None):
         for row in range(config.image_hw[0] // p):
             for column in range(config.image_hw[1] // q):
                 patch = picture[:, row * p : (row + 1) * p, column * q : (column + 1) * q].flatten()
-                z0 = V[:d] @ (patch - mean) / scale
+                if is_conv:
+                    z0 = latent_pictures[index, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten() / scale
+                else:
+                    z0 = V[:d] @ (patch - mean) / scale
                 zt = gamma * z0 + sigma * eps[len(targets)]
                 seen = zt if config.input_space == "latent" else U @ (zt * scale) + mean
                 tokens.append(linear(seen, "ldae.embeddings.projection") + position(row, column))
                 target = {"noise": eps[len(targets)], "latent": z0, "image": patch}
-                targets.append(target.get(config.prediction, U @ (z0 * scale) + mean))
+                if config.prediction == "projected_image":
+                    target["projected_image"] = U @ (z0 * scale) + mean
+                targets.append(target[config.prediction])
         for target, prediction in zip(targets, network(torch.stack(tokens), t, class_number), strict=True):
             r = target - prediction
             if config.prediction == "noise":
@@ -158,6 +168,13 @@ def test_the_loss_with_a_linear_autoencoder(tiny_model, pictures):
     assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
 
 
+@pytest.mark.parametrize("prediction", ["noise", "latent"])
+def test_the_loss_with_a_convolutional_tokenizer(tiny_model, pictures, prediction):
+    model = tiny_model(tokenizer_type="conv_vae", prediction=prediction, noise_schedule="ddpm")
+    x, drawn = pictures(model.config), draw(model)
+    assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
+
+
 def test_the_loss_with_classes(tiny_model, pictures):
     """The first rung: a class that is left out, or unknown, is class `num_classes`."""
     model = tiny_model(input_space="latent", prediction="noise", noise_schedule="ddpm", num_classes=3)
@@ -177,13 +194,18 @@ def test_the_loss_with_classes(tiny_model, pictures):
 def test_a_perfect_prediction_reconstructs_the_picture(tiny_model, pictures, prediction):
     model = tiny_model(prediction=prediction, noise_schedule="linear_gamma2")
     tokenizer, patches = model.ldae.tokenizer, patchify(pictures(model.config), model.config.patch_hw)
-    latents, timesteps = tokenizer.encode(patches), torch.tensor([0, 700])
+    latents, timesteps, image_hw = (
+        tokenizer.encode(pictures(model.config)),
+        torch.tensor([0, 700]),
+        model.config.image_hw,
+    )
     noise = torch.randn(latents.shape)
     noisy = model.noise_schedule.add_noise(latents, noise, timesteps)
-    projected = tokenizer.decode(latents)
+    projected = patchify(tokenizer.decode(latents, image_hw), model.config.patch_hw)
     perfect = {"noise": noise, "latent": latents, "projected_image": projected, "image": patches}[prediction]
     clean = patches if prediction == "image" else projected
-    assert_close(model.clean_patches(perfect, noisy, timesteps), clean, atol=1e-4, rtol=1e-4)
+    reconstruction = model.clean_pictures(perfect, noisy, timesteps, image_hw)
+    assert_close(patchify(reconstruction, model.config.patch_hw), clean, atol=1e-4, rtol=1e-4)
     assert not model.loss(perfect, perfect, timesteps)
 
 

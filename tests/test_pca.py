@@ -92,7 +92,7 @@ def test_scalings_give_the_latents_their_variances(kind):
 
     def latents(scaling, **kwargs):
         cfg = config(tokenizer_type=kind, latent_dim=dim, latent_scaling=scaling, **kwargs)
-        return fit(cfg, x).encode(patchify(x, (4, 4))).flatten(0, 1).double()
+        return fit(cfg, x).encode(x).flatten(0, 1).double()
 
     plain = latents("none")
     torch.testing.assert_close(latents("component").var(0, correction=0), torch.ones(dim).double(), atol=1e-4, rtol=0)
@@ -109,7 +109,7 @@ def test_unscaled_pixels_about_zero_are_the_identity():
     tokenizer = fit(
         config(tokenizer_type="pixels", latent_dim=48, latent_scaling="none", subtract_mean=False), x
     )  # fmt: skip
-    assert torch.equal(tokenizer.encode(patchify(x, (4, 4))), patchify(x, (4, 4)))
+    assert torch.equal(tokenizer.encode(x), patchify(x, (4, 4)))
     assert explained_variance(tokenizer) == pytest.approx(1)
 
 
@@ -145,7 +145,7 @@ def test_decode_inverts_encode_on_the_latent_space(patch, channels, scaling, sub
 def test_constant_pictures_have_finite_latents(kind, value):
     x = torch.full((3, 3, 16, 16), value)
     tokenizer = fit(config(tokenizer_type=kind, latent_dim=8 if kind == "pca" else 48), x)
-    assert tokenizer.encode(patchify(x, (4, 4))).isfinite().all()
+    assert tokenizer.encode(x).isfinite().all()
     torch.testing.assert_close(tokenizer.project(x), x)
 
 
