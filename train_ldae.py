@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,49 +13,21 @@ from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
 from tqdm.auto import tqdm
 
-from ldae import LDAEConfig, LDAEForPreTraining, plots, tokenizers
-from ldae.arguments import parse_arguments
+from ldae import LDAEForPreTraining, plots, tokenizers
+from ldae.arguments import RUN_DEFINING, parse_arguments
 from ldae.cards import write_card
 from ldae.checkpoints import Checkpoints, full_state, read_state
-from ldae.data import (
-    Pictures,
-    StepSampler,
-    count_classes,
-    hub_id,
-    load_examples,
-    mix_seed,
-    to_pixel_values,
-    training_loader,
-)
+from ldae.data import Pictures, StepSampler, hub_id, load_examples, mix_seed, to_pixel_values, training_loader
 from ldae.encoders import Encoder
 from ldae.features import extract_features
 from ldae.hardware import has_bf16
 from ldae.hub import push_folder, save_hub_folder
+from ldae.models import build_model
 from ldae.optimization import learning_rate, parameter_groups
 from ldae.pca import explained_variance, fit_to_pictures
 from ldae.probes import Knn, Subject, format_probe, probe
 from ldae.results import open_losses, save_result, short_name
 from modeling_ldae import PatchTokenizer
-
-RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if never stopped
-    "data", "train_split", "crop", "flip", "per_device_batch_size", "gradient_accumulation_steps", "base_learning_rate",
-    "learning_rate", "warmup_ratio", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "ema_decay", "seed",
-)  # fmt: skip
-
-
-def build_model(model_args, train_args) -> LDAEForPreTraining:
-    """A new model, or one that starts from the weights of `--init_from`."""
-    attention = train_args.attn_implementation
-    if source := train_args.init_from:
-        config = LDAEConfig.from_pretrained(source, **model_args.overrides())
-        return LDAEForPreTraining.from_pretrained(source, config=config, attn_implementation=attention)
-    config = model_args.config()
-    if config.tokenizer_type == "conv_vae":
-        config = tokenizers.with_autoencoder(config, train_args.tokenizer)
-    model = LDAEForPreTraining._from_config(config, attn_implementation=attention)
-    if config.tokenizer_type in tokenizers.TRAINED:
-        tokenizers.load_into(model.ldae.tokenizer, train_args.tokenizer, model.config)
-    return model
 
 
 def train(model_args, data_args, train_args, model: torch.nn.Module | None = None) -> Path:
@@ -90,10 +61,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     set_seed(train_args.seed)
     columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
     examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
-    if model is None:
-        if train_args.class_conditional:
-            model_args = replace(model_args, num_classes=count_classes(examples))
-        model = build_model(model_args, train_args)
+    model = build_model(model_args, train_args, examples) if model is None else model
     config = model.config
     image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
     uses_labels = getattr(model, "uses_labels", False)

@@ -30,7 +30,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from modeling_ldae import LDAEForPreTraining, unpatchify
+from modeling_ldae import LDAEForPreTraining
 
 from .data import Pictures, load_examples
 from .encoders import load_encoder
@@ -234,7 +234,7 @@ class LDAEPipeline(DiffusionPipeline):
                 prediction = of_none + guidance_scale * (of_class - of_none)
             latents = scheduler.step(prediction, t, latents, **given).prev_sample
 
-        pictures = unpatchify(self.model.ldae.tokenizer.decode(latents), config.patch_hw, config.image_hw)
+        pictures = self.model.ldae.tokenizer.decode(latents, config.image_hw)
         images = self.image_processor.postprocess(pictures, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -157,7 +157,7 @@ def test_the_folder_of_a_run(folder, tmp_path):
     result = json.loads((output / "results/train.json").read_text())
     assert (result["steps"], result["pictures_seen"], result["data"]["num_pictures"]) == (6, 24, 22)
     probe = json.loads((output / "results/probe-data.json").read_text())
-    assert set(probe["protocols"]) == {"knn", "linear"} == set(probe["floor"]) - {"description"}
+    assert set(probe["protocols"]) == {"knn", "linear-fast"} == set(probe["floor"]) - {"description"}
     # the result is the averaged model, with the tokenizer that PCA gave
     model = LDAEForPreTraining.from_pretrained(output)
     ema = load_file(output / "checkpoints/checkpoint-00000006/ema.safetensors")

@@ -13,7 +13,7 @@ from transformers.models.vit.modeling_vit import ViTPreTrainedModel
 
 from benchmarks.peers.vit import encoder, patch_mean, vit_config
 from ldae.arguments import parse_arguments
-from ldae.data import load_examples
+from ldae.data import count_classes, load_examples
 from train_ldae import train
 
 
@@ -41,19 +41,12 @@ class Supervised(ViTPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
-def number_of_classes(data_args) -> int:
-    """Classes of the training pictures; 1 where they have no labels, which `train` refuses."""
-    columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
-    examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
-    feature = (examples.features or {}).get("label")
-    if feature is None:
-        return 1
-    return getattr(feature, "num_classes", None) or 1 + max(int(i) for i in examples["label"] if i is not None)
-
-
 def build(model_args, data_args) -> Supervised:
     """The classifier for the classes of the data, with the blocks of an l-DAE's options."""
-    return Supervised(vit_config(model_args, num_labels=number_of_classes(data_args)))
+    columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
+    examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
+    labelled = "label" in (examples.features or {})  # `train` refuses other data
+    return Supervised(vit_config(model_args, num_labels=count_classes(examples) if labelled else 1))
 
 
 if __name__ == "__main__":
