@@ -17,11 +17,11 @@ from transformers import HfArgumentParser
 
 import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae import plots
+from ldae.arguments import option
 from ldae.data import Pictures, load_examples
 from ldae.encoders import load_encoder
 from ldae.probes import DEFAULT_PROTOCOLS, PROTOCOLS, Protocol, Result, Subject, format_probe, probe
 from ldae.probes.knn import nearest_pictures
-from ldae.probes.protocol import option
 from ldae.results import save_result, short_name
 from ldae.sweep import format_sweep, load_decoder, sweep
 

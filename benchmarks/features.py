@@ -20,10 +20,10 @@ from transformers import HfArgumentParser, pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from ldae.arguments import option
 from ldae.data import Pictures, decode, load_examples
 from ldae.encoders import load_encoder
 from ldae.features import extract_features
-from ldae.probes.protocol import option
 from ldae.results import environment, save_result
 from ldae.tables import fill
 

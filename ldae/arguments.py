@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -23,116 +23,113 @@ RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if n
 DEFAULT_RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "photos.yaml"
 
 
-def _option(default, help: str):
+def option(default: Any, text: str):
+    """A field of a dataclass that HfArgumentParser makes an option of the command line, with its help."""
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class DataArguments:
-    data: str = _option(
+    data: str = option(
         "photos",
         "'photos' (embedded), a folder of pictures in any nesting with or without labels, a folder of parquet files, or "
         "the name of a Hub data set.",
     )
-    train_split: str = _option("train", "Split to train on.")
-    validation_split: str = _option("validation", "Labelled split for the probes; val, valid and test are found too.")
-    image_column: str | None = _option(None, "Column of the pictures; by default the first that holds pictures.")
-    label_column: str | None = _option(
-        None, "Column of the labels; by default 'label' or the first that holds classes."
-    )
-    streaming: bool = _option(
+    train_split: str = option("train", "Split to train on.")
+    validation_split: str = option("validation", "Labelled split for the probes; val, valid and test are found too.")
+    image_column: str | None = option(None, "Column of the pictures; by default the first that holds pictures.")
+    label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
+    streaming: bool = option(
         False, "Read a Hub data set or parquet files as they come, without preparing them on disk."
     )
-    crop: Literal["center", "random", "random_resized"] = _option(
+    crop: Literal["center", "random", "random_resized"] = option(
         "center",
         "What is cut out of a picture: the centre (the paper's default), a random window, or a random part, resized.",
     )
-    flip: bool = _option(True, "Mirror half of the pictures (the paper does not say).")
-    on_bad_image: Literal["skip", "error"] = _option(
+    flip: bool = option(True, "Mirror half of the pictures (the paper does not say).")
+    on_bad_image: Literal["skip", "error"] = option(
         "skip", "Unreadable pictures are counted, named and skipped, or stop the run."
     )
-    num_workers: int = _option(0, "Processes that read pictures, for each training process.")
-    pca_patches: int = _option(
+    num_workers: int = option(0, "Processes that read pictures, for each training process.")
+    pca_patches: int = option(
         1_000_000, "Patches that PCA is fitted to, from pictures in random order; 0 takes all patches of all pictures."
     )
 
 
 @dataclass
 class TrainArguments:
-    output_dir: str | None = _option(
+    output_dir: str | None = option(
         None, "The run's folder and in the end the Hub folder; by default runs/ldae-SIZE-DATA."
     )
-    overwrite: bool = _option(False, "Replace another run's results in output_dir.")
-    resume: bool = _option(False, "Go on from the last checkpoint in output_dir, or start afresh where there is none.")
-    init_from: str | None = _option(
+    overwrite: bool = option(False, "Replace another run's results in output_dir.")
+    resume: bool = option(False, "Go on from the last checkpoint in output_dir, or start afresh where there is none.")
+    init_from: str | None = option(
         None, "Start a new run from the weights and configuration of this folder or Hub model."
     )
-    tokenizer: str | None = _option(
+    tokenizer: str | None = option(
         None,
         "Folder of a trained tokenizer, for tokenizer_type patch_ae, patch_vae or conv_vae; by default one is trained first, "
         "into OUTPUT_DIR-tokenizer. For conv_vae also diffusers' AutoencoderKL or a pipeline with one, folder or Hub id.",
     )
-    tokenizer_only: bool = _option(False, "Train only the tokenizer, into output_dir.")
-    tokenizer_epochs: float = _option(10, "Passes over the pictures in the training of a tokenizer.")
-    tokenizer_learning_rate: float = _option(1e-3, "Peak learning rate of a tokenizer's training, for 256 pictures.")
-    tokenizer_kl_weight: float = _option(1e-6, "Weight of the KL term of a VAE (latent diffusion: 1e-6).")
-    tokenizer_perceptual_weight: float = _option(0.0, "Weight of LPIPS for conv_vae (latent diffusion: 1).")
-    tokenizer_lpips_weights: str | None = _option(
+    tokenizer_only: bool = option(False, "Train only the tokenizer, into output_dir.")
+    tokenizer_epochs: float = option(10, "Passes over the pictures in the training of a tokenizer.")
+    tokenizer_learning_rate: float = option(1e-3, "Peak learning rate of a tokenizer's training, for 256 pictures.")
+    tokenizer_kl_weight: float = option(1e-6, "Weight of the KL term of a VAE (latent diffusion: 1e-6).")
+    tokenizer_perceptual_weight: float = option(0.0, "Weight of LPIPS for conv_vae (latent diffusion: 1).")
+    tokenizer_lpips_weights: str | None = option(
         None, "File of torchvision's VGG16 for LPIPS, .safetensors or .pth; by default torchvision downloads it."
     )
-    tokenizer_adversarial_weight: float = _option(
+    tokenizer_adversarial_weight: float = option(
         0.0, "Weight of the adversarial loss for conv_vae, beside its adaptive weight (latent diffusion: 0.5)."
     )
-    tokenizer_discriminator_start: int = _option(
+    tokenizer_discriminator_start: int = option(
         1000, "Batches of a tokenizer's training before the adversarial loss (latent diffusion: 50,001)."
     )
-    class_conditional: bool = _option(False, "Condition the blocks on the data's classes: num_classes is their number.")
-    epochs: float = _option(100, "Passes over the pictures.")
-    max_steps: int | None = _option(None, "Optimizer steps; overrides epochs.")
-    max_minutes: float | None = _option(
+    class_conditional: bool = option(False, "Condition the blocks on the data's classes: num_classes is their number.")
+    epochs: float = option(100, "Passes over the pictures.")
+    max_steps: int | None = option(None, "Optimizer steps; overrides epochs.")
+    max_minutes: float | None = option(
         None,
         "Wall-clock budget of the run with PCA and without the probes; the learning rate follows it. Overrides epochs.",
     )
-    per_device_batch_size: int = _option(64, "Pictures a batch of one process holds.")
-    gradient_accumulation_steps: int = _option(1, "Batches an optimizer step is made of.")
-    base_learning_rate: float = _option(2e-3, "Peak learning rate for 256 pictures a step, scaled linearly with them.")
-    learning_rate: float | None = _option(None, "Peak learning rate as it is, instead of base_learning_rate.")
-    warmup_ratio: float = _option(
+    per_device_batch_size: int = option(64, "Pictures a batch of one process holds.")
+    gradient_accumulation_steps: int = option(1, "Batches an optimizer step is made of.")
+    base_learning_rate: float = option(2e-3, "Peak learning rate for 256 pictures a step, scaled linearly with them.")
+    learning_rate: float | None = option(None, "Peak learning rate as it is, instead of base_learning_rate.")
+    warmup_ratio: float = option(
         0.1, "Part of the run in which the rate rises linearly; it then falls by half a cosine."
     )
-    adam_beta1: float = _option(0.9, "AdamW's beta 1.")
-    adam_beta2: float = _option(0.999, "AdamW's beta 2.")
-    weight_decay: float = _option(0.0, "AdamW's weight decay of matrices (paper: none).")
-    max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm; 0 does not clip.")
-    ema_decay: float = _option(
+    adam_beta1: float = option(0.9, "AdamW's beta 1.")
+    adam_beta2: float = option(0.999, "AdamW's beta 2.")
+    weight_decay: float = option(0.0, "AdamW's weight decay of matrices (paper: none).")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0 does not clip.")
+    ema_decay: float = option(
         0.9999,
         "Decay of the averaged weights, which are the run's result; it rises to this by (1 + step) / (10 + step). 0: none.",
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
         None, "As accelerate's; by default what accelerate's configuration says."
     )
-    attn_implementation: str | None = _option(
+    attn_implementation: str | None = option(
         None, "sdpa (default), eager, flash_attention_2 or flex_attention; transformers' names."
     )
-    gradient_checkpointing: bool = _option(False, "Compute activations twice instead of keeping them.")
-    torch_compile: bool = _option(False, "Compile the model.")
-    seed: int = _option(0, "Seed of the weights, the order of the pictures, crops, noise and timesteps.")
-    checkpointing_steps: int = _option(500, "Steps between checkpoints; 0 keeps only the one at the end.")
-    keep_checkpoints: int = _option(2, "Number of checkpoints that are kept.")
-    logging_steps: int = _option(10, "Steps between two entries of the trackers; losses.jsonl holds every step.")
-    report_to: list[str] = _option(["tensorboard"], "Accelerate's trackers: tensorboard, trackio, wandb, ...; or none.")
-    knn_steps: int = _option(1000, "Steps between online k-NN probes, where there are labels; 0: none.")
-    picture_steps: int = _option(1000, "Steps between pictures of clean | noisy | denoised; 0: only at the end.")
-    probe: bool = _option(
-        True, "Measure k-NN and linear accuracy at the end, beside the untrained floor, given labels."
-    )
-    push_to_hub: bool = _option(False, "Upload output_dir when the run ends.")
-    hub_model_id: str | None = _option(
+    gradient_checkpointing: bool = option(False, "Compute activations twice instead of keeping them.")
+    torch_compile: bool = option(False, "Compile the model.")
+    seed: int = option(0, "Seed of the weights, the order of the pictures, crops, noise and timesteps.")
+    checkpointing_steps: int = option(500, "Steps between checkpoints; 0 keeps only the one at the end.")
+    keep_checkpoints: int = option(2, "Number of checkpoints that are kept.")
+    logging_steps: int = option(10, "Steps between two entries of the trackers; losses.jsonl holds every step.")
+    report_to: list[str] = option(["tensorboard"], "Accelerate's trackers: tensorboard, trackio, wandb, ...; or none.")
+    knn_steps: int = option(1000, "Steps between online k-NN probes, where there are labels; 0: none.")
+    picture_steps: int = option(1000, "Steps between pictures of clean | noisy | denoised; 0: only at the end.")
+    probe: bool = option(True, "Measure k-NN and linear accuracy at the end, beside the untrained floor, given labels.")
+    push_to_hub: bool = option(False, "Upload output_dir when the run ends.")
+    hub_model_id: str | None = option(
         None, "Where to: org/name; by default the name of output_dir in your own account."
     )
-    hub_private: bool = _option(False, "Make a new repository private.")
+    hub_private: bool = option(False, "Make a new repository private.")
 
 
 def _model_arguments() -> type:
@@ -144,7 +141,7 @@ def _model_arguments() -> type:
         )
     }
     fields = [
-        ("model_size", Literal[tuple(SIZES)], _option("tiny", "Named size of the encoder; the decoder is as large."))
+        ("model_size", Literal[tuple(SIZES)], option("tiny", "Named size of the encoder; the decoder is as large."))
     ]
     for name, annotation in LDAEConfig.__annotations__.items():
         if name in texts:
@@ -155,7 +152,7 @@ def _model_arguments() -> type:
             elif dict in get_args(annotation):
                 annotation = str  # JSON; a recipe holds it as it is
             optional = annotation if type(None) in get_args(annotation) else annotation | None
-            fields.append((name, optional, _option(None, texts[name].replace("%", "%%"))))
+            fields.append((name, optional, option(None, texts[name].replace("%", "%%"))))
     return dataclasses.make_dataclass("ModelArguments", fields, namespace={"config": _config})
 
 

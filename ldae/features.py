@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from .arguments import option
 from .data import Pictures, evaluation_loader, load_examples, to_pixel_values
 from .encoders import Encoder, evaluating, load_encoder
 
@@ -200,41 +201,35 @@ def _write(features: Features, path: Path):
 # -------------------------------------------------------------------------------------------------------------- in files
 
 
-def _option(default: Any, text: str):
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class FeatureArguments:
-    model: str = _option(MISSING, "An l-DAE folder or Hub id, or any other vision encoder that AutoModel loads.")
-    data: str = _option(
+    model: str = option(MISSING, "An l-DAE folder or Hub id, or any other vision encoder that AutoModel loads.")
+    data: str = option(
         MISSING,
         "A folder of pictures with or without labels, a folder of parquet files, or a Hub data set; or 'photos'.",
     )
-    output_dir: str = _option(
+    output_dir: str = option(
         MISSING, "Folder of the shards and features.json. A run that was stopped goes on where it was."
     )
-    overwrite: bool = _option(False, "Replace the features of another run in output_dir.")
-    split: str = _option("train", "Split whose pictures are taken; 'train' is all of a folder without splits.")
-    image_column: str | None = _option(None, "Column of the pictures; by default the first that holds pictures.")
-    label_column: str | None = _option(
-        None, "Column of the labels; by default 'label' or the first that holds classes."
-    )
-    features: Literal["pooled", "patches", "both"] = _option(
+    overwrite: bool = option(False, "Replace the features of another run in output_dir.")
+    split: str = option("train", "Split whose pictures are taken; 'train' is all of a folder without splits.")
+    image_column: str | None = option(None, "Column of the pictures; by default the first that holds pictures.")
+    label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
+    features: Literal["pooled", "patches", "both"] = option(
         "pooled", "pooled: the mean of the patches, (E); patches: a feature for each, (N, E); or both."
     )
-    format: Literal["parquet", "safetensors"] = _option("parquet", "Format of the shards.")
-    dtype: Literal["float32", "float16"] = _option("float32", "Type of the numbers in the shards.")
-    shard_size: int = _option(10_000, "Pictures a shard is made from; a process holds the features of two in memory.")
-    batch_size: int = _option(256, "Pictures in a forward pass of one process.")
-    num_workers: int = _option(0, "Processes that read pictures, for each process of accelerate.")
-    on_bad_image: Literal["skip", "error"] = _option(
+    format: Literal["parquet", "safetensors"] = option("parquet", "Format of the shards.")
+    dtype: Literal["float32", "float16"] = option("float32", "Type of the numbers in the shards.")
+    shard_size: int = option(10_000, "Pictures a shard is made from; a process holds the features of two in memory.")
+    batch_size: int = option(256, "Pictures in a forward pass of one process.")
+    num_workers: int = option(0, "Processes that read pictures, for each process of accelerate.")
+    on_bad_image: Literal["skip", "error"] = option(
         "skip", "Unreadable pictures are named and skipped, or stop the run."
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
         None, "As accelerate's; by default what accelerate's configuration says."
     )
-    trust_remote_code: bool = _option(False, "Run the code that comes with the model. Only for a model that you trust.")
+    trust_remote_code: bool = option(False, "Run the code that comes with the model. Only for a model that you trust.")
 
 
 def parse_arguments(argv: list[str] | None = None) -> FeatureArguments:

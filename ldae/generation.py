@@ -10,7 +10,7 @@ Rungs that see pictures, or whose gamma is 1, generate nothing; `denoise` shows 
 import inspect
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from transformers import HfArgumentParser
 
 from modeling_ldae import LDAEForPreTraining
 
+from .arguments import option
 from .data import Pictures, load_examples
 from .encoders import load_encoder
 from .frechet import frechet_distance
@@ -267,27 +268,23 @@ class LDAEPipeline(DiffusionPipeline):
 # ----------------------------------------------------------------------------------------------------------- command line
 
 
-def _option(default: Any, text: str):
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class GenerationArguments:
-    model: str = _option(MISSING, "Folder or Hub id of an l-DAE that generates.")
-    output_dir: str = _option(MISSING, "Folder of samples.png and results/generation.json.")
-    data: str | None = _option(None, "Real pictures to measure the Fréchet distance to; by default it is not measured.")
-    split: str = _option("train", "Split of the real pictures.")
-    num_pictures: int = _option(64, "Pictures to generate; the paper's FID is of 50,000.")
-    sampler: Literal["ddim", "ddpm", "dpm"] = _option("ddim", "DDIM, DDPM's ancestral sampling, or DPM-Solver++.")
-    num_inference_steps: int = _option(50, "Noise levels that are visited.")
-    guidance_scale: float = _option(1.0, "Classifier-free guidance, of a model with classes; 1: none.")
-    features: str | None = _option(
+    model: str = option(MISSING, "Folder or Hub id of an l-DAE that generates.")
+    output_dir: str = option(MISSING, "Folder of samples.png and results/generation.json.")
+    data: str | None = option(None, "Real pictures to measure the Fréchet distance to; by default it is not measured.")
+    split: str = option("train", "Split of the real pictures.")
+    num_pictures: int = option(64, "Pictures to generate; the paper's FID is of 50,000.")
+    sampler: Literal["ddim", "ddpm", "dpm"] = option("ddim", "DDIM, DDPM's ancestral sampling, or DPM-Solver++.")
+    num_inference_steps: int = option(50, "Noise levels that are visited.")
+    guidance_scale: float = option(1.0, "Classifier-free guidance, of a model with classes; 1: none.")
+    features: str | None = option(
         None, "Encoder whose features the distance is taken on; by default Inception's, from torch-fidelity."
     )
-    seed: int = _option(0, "Of the noise.")
-    batch_size: int = _option(64, "Pictures in a forward pass.")
-    num_workers: int = _option(0, "Processes that read pictures.")
-    overwrite: bool = _option(False, "Replace another run's result in output_dir.")
+    seed: int = option(0, "Of the noise.")
+    batch_size: int = option(64, "Pictures in a forward pass.")
+    num_workers: int = option(0, "Processes that read pictures.")
+    overwrite: bool = option(False, "Replace another run's result in output_dir.")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

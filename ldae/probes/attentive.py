@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..arguments import option
 from ..data import mix_seed
 from ..encoders import evaluating
 from ..features import Features
 from ..optimization import learning_rate, parameter_groups
 from .heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
-from .protocol import Protocol, Subject, option, score
+from .protocol import Protocol, Subject, score
 
 WARMUP = 0.1  # part of the steps
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from ..arguments import option
 from ..data import mix_seed
 from .linear_fast import batch_norm, logistic_regression, predict
-from .protocol import Protocol, Subject, option, score
+from .protocol import Protocol, Subject, score
 
 ITERATIONS = 200  # of L-BFGS at most: with the default l2, accuracies no longer change after 100
 

@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from modeling_ldae import LDAEForImageClassification
 
+from ..arguments import option
 from ..data import Pictures, StepSampler, mix_seed, to_pixel_values, training_loader
 from ..encoders import Encoder, evaluating
 from ..features import shared_features
 from ..hub import save_hub_folder
 from ..optimization import layer_decay_groups, learning_rate
-from .protocol import Protocol, Subject, option, score
+from .protocol import Protocol, Subject, score
 
 GREY = 127  # fills what an operation leaves empty
 

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import option
 from ..data import to_pixel_values
 from ..features import Features
-from .protocol import Protocol, Subject, option, score
+from .protocol import Protocol, Subject, score
 
 
 @dataclass

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..arguments import option
 from ..data import mix_seed
 from ..optimization import learning_rate
 from .heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
-from .protocol import Protocol, Subject, option, score
+from .protocol import Protocol, Subject, score
 
 RATES = {  # per 256 pictures; MAE's is 0.1 with LARS
     "sgd": [3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0],

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .protocol import Protocol, Subject, held_out_mask, option, score
+from ..arguments import option
+from .protocol import Protocol, Subject, held_out_mask, score
 
 BATCH_NORM_EPS = 1e-5
 

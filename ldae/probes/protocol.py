@@ -19,13 +19,6 @@ from ..metrics import Accuracy
 HELD_OUT = 0.2  # part of the training pictures on which rates and strengths are chosen
 
 
-def option(default: Any, text: str):
-    """A field of a dataclass that becomes an option of the command line."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class Subject:
     """An encoder and the labelled pictures on which protocols measure it.

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
 
+from ..arguments import option
 from ..features import Features
-from .protocol import Protocol, Subject, option
+from .protocol import Protocol, Subject
 
 
 @dataclass
