@@ -92,9 +92,7 @@ def main():
     parser.add_argument("results", type=Path, help="folder of runs; its name is the marker's")
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="its columns")
     parser.add_argument("--write", type=Path, help="the file whose markers are filled; otherwise the table is printed")
-    parser.add_argument(
-        "--costs", action="store_true", help="what the protocols cost; the marker's name ends in -costs"
-    )
+    parser.add_argument("--details", action="store_true", help="a row for each protocol of each run instead")
     options = parser.parse_args()
     table = details(options.results) if options.details else comparison(options.results, options.protocols)
     if options.write:
