@@ -71,6 +71,7 @@ def run(folder: Path, kind: str, processes: int) -> dict[int, dict[str, torch.Te
     }
 
 
+@pytest.mark.slow
 def test_sharded_models_are_saved_whole_and_loaded_back(tmp_path):
     sharded = run(tmp_path / "sharded", "sharded", 2)
     assert all(torch.equal(sharded[3][name], sharded[4][name]) for name in sharded[3])  # loading changed nothing

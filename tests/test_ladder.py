@@ -133,6 +133,7 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(tmp_path, mo
     assert "1 tokenizers" in ladder.plan(tmp_path, rungs, [7], 2, 48)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named(recipe, tmp_path):
     command = [recipe, "--output_dir", str(tmp_path / "ladder"), "--rungs", "l-dae", "--seeds", "0", "--", *TINY]
     with pytest.raises(SystemExit, match="l-dae-seed0"):

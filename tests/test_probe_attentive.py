@@ -206,5 +206,5 @@ def test_no_query_is_refused():
 def test_one_command_line_takes_both():
     parser = HfArgumentParser((Attentive, AttentiveEfficient))
     one, many = parser.parse_args_into_dataclasses(["--attentive_rates", "0.1", "--attentive_efficient_queries", "8"])
-    assert (one.attentive_rates, many.attentive_efficient_rates) == ([0.1], [3e-3, 1e-2, 3e-2])
+    assert (one.attentive_rates, many.attentive_efficient_rates) == ([0.1], [3e-3, 1e-2, 3e-2, 0.1])
     assert many.attentive_efficient_queries == 8

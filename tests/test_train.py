@@ -110,6 +110,7 @@ def launch(folder: Path, output: Path, *options: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed(folder, tmp_path):
     """Two processes are one with twice the batch, to rounding; killed and resumed they are themselves, bit for bit."""
     options = ("--max_steps", "40", "--checkpointing_steps", "2")
