@@ -44,11 +44,12 @@ peer supervised no_floor "-m benchmarks.peers.supervised" --crop random_resized
 peer pixels no_floor train_ldae.py --tokenizer_type pixels --latent_dim 192 --latent_scaling global
 peer ldae-d16-component floor train_ldae.py --latent_dim 16 --latent_scaling component
 
-# docs/probes.md: every protocol on one encoder, and the linear probe with ten times the epochs
+# docs/probes.md: every protocol on one encoder, and the linear probe with ten times the steps
 if wanted ldae-d16-component; then
   measure ldae-d16-component probes64/all/results --protocols "${protocols[@]}" attentive-efficient "${short[@]}" --sweep
   taskset -c "${CORE:-0}" python probe_ldae.py --model "$runs/ldae-d16-component" --data "$data" --no_floor \
-    --protocols linear --linear_views 3 --linear_epochs 900 --output_dir benchmarks/results/probes64/linear-900/results
+    --protocols linear --linear_views 3 --linear_epochs 900 --linear_batch_size 121 \
+    --output_dir benchmarks/results/probes64/linear-900/results
 fi
 
 # docs/defaults.md: how latents are scaled, and how many dimensions they have
