@@ -67,6 +67,17 @@ class Subject:
     def num_classes(self) -> int:
         return 1 + int(max(self.train.labels.max(), self.validation.labels.max()))
 
+    def data(self, name: str) -> dict[str, Any]:
+        """What results say of the pictures; `name` is what they call them."""
+        return {
+            "name": name,
+            "fingerprint": self.fingerprint,
+            "num_train": len(self.train),
+            "num_validation": len(self.validation),
+            "num_classes": self.num_classes,
+            "unreadable": [],
+        }
+
     def features(self, split: str) -> Features | None:
         """Features of the centre crops of "train" or "validation"; on the main process, None on others.
 
