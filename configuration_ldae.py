@@ -175,7 +175,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
-            if len(_pair(value)) != 2 or min(_pair(value)) < 1:
+            if len(pair(value)) != 2 or min(pair(value)) < 1:
                 raise ValueError(f"{name} must be a positive int or (height, width), got {value}")
         for side, image, patch in zip(("height", "width"), self.image_hw, self.patch_hw, strict=True):
             if image % patch:
@@ -243,12 +243,12 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def image_hw(self) -> tuple[int, int]:
         """Height and width of a picture, in pixels."""
-        return _pair(self.image_size)
+        return pair(self.image_size)
 
     @property
     def patch_hw(self) -> tuple[int, int]:
         """Height and width of a patch, in pixels."""
-        return _pair(self.patch_size)
+        return pair(self.patch_size)
 
     @property
     def patch_dim(self) -> int:
@@ -282,7 +282,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.patch_dim if self.prediction in ("image", "projected_image") else self.latent_dim
 
 
-def _pair(size) -> tuple[int, int]:
+def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """(height, width); one number stands for both."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 

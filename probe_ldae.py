@@ -20,7 +20,17 @@ from ldae import plots
 from ldae.arguments import option
 from ldae.data import Pictures, load_examples
 from ldae.encoders import load_encoder
-from ldae.probes import DEFAULT_PROTOCOLS, PROTOCOLS, Protocol, Result, Subject, format_probe, probe
+from ldae.probes import (
+    DEFAULT_PROTOCOLS,
+    PROTOCOLS,
+    Knn,
+    LinearFast,
+    Protocol,
+    Result,
+    Subject,
+    format_probe,
+    probe,
+)  # fmt: skip
 from ldae.probes.knn import nearest_pictures
 from ldae.results import save_result, short_name
 from ldae.sweep import format_sweep, load_decoder, sweep
@@ -41,7 +51,11 @@ class ProbeArguments:
     label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
     protocols: list[str] = option(list(DEFAULT_PROTOCOLS), f"What to measure, of {', '.join(PROTOCOLS)}.")
     floor: bool = option(True, "Measure the untrained floor too; without it, say where the same floor is measured.")
-    sweep: bool = option(False, "Also measure by depth and by t, clean and noisy (paper, appendix A), with a plot.")
+    sweep: bool = option(
+        False,
+        "Also measure by depth and by t, clean and noisy (paper, appendix A), with a plot; by knn and linear-fast, or the one "
+        "of them that --protocols names.",
+    )
     figures: bool = option(False, "Also draw confusion matrices and nearest neighbours, beside the result.")
     seed: int = option(0, "Seed of the floor's weights, of the held-out pictures and of all that protocols draw.")
     batch_size: int = option(256, "Pictures in a forward pass of one process.")
@@ -197,7 +211,8 @@ def main(argv: list[str] | None = None) -> Path:
             draw(subject, result, path)
         print(f"Result: {path}")
     if options.sweep:
-        measured = sweep(subject, load_decoder(encoder), data_name=data)
+        swept = [protocol for protocol in protocols if protocol.name in DEFAULT_PROTOCOLS] or (Knn(), LinearFast())
+        measured = sweep(subject, load_decoder(encoder), protocols=swept, data_name=data)
         if measured is not None:
             save_result(sweep_path, measured, overwrite=True)
             print(format_sweep(measured))

@@ -6,7 +6,6 @@
 The encoder alone, on one batch that is already a tensor, is the ceiling: nothing can be faster than it.
 """
 
-import json
 import statistics
 import sys
 import time
@@ -16,16 +15,15 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, pipeline
+from transformers import pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import command
 from ldae.arguments import option
 from ldae.data import Pictures, decode, load_examples
 from ldae.encoders import load_encoder
 from ldae.features import extract_features
-from ldae.results import environment, save_result
-from ldae.tables import fill
 
 CEILING, DECODED, FILES, PIPELINE = (
     "the encoder alone", "ldae.features, pictures decoded", "ldae.features, from files", "pipeline of transformers",
@@ -92,7 +90,6 @@ def measure(arguments: FeatureSpeedArguments) -> dict:
                 seconds[name].append(clock() - start)
     return {
         "benchmark": "features",
-        "arguments": {k: v for k, v in vars(arguments).items() if k not in ("output", "overwrite", "table")},
         "seconds": seconds,
     }
 
@@ -114,20 +111,5 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main():
-    (arguments,) = HfArgumentParser(FeatureSpeedArguments).parse_args_into_dataclasses()
-    if arguments.table:
-        text = table(json.loads(Path(arguments.table).read_text()))
-        fill(Path(__file__).with_name("README.md"), "features", text)
-    else:
-        if arguments.output and Path(arguments.output).exists() and not arguments.overwrite:  # known before the run
-            raise FileExistsError(f"{arguments.output} is there; pass --overwrite or another --output")
-        result = measure(arguments)
-        if arguments.output:
-            save_result(arguments.output, result, arguments.overwrite)
-        text = table({**result, **environment()})
-    print(text)
-
-
 if __name__ == "__main__":
-    main()
+    command.run(FeatureSpeedArguments, measure, table, "features")

@@ -7,7 +7,6 @@ Read ratios, not seconds: they survive a change of machine. "matrix products alo
 products, as many of each shape, without anything between them.
 """
 
-import json
 import multiprocessing
 import statistics
 import sys
@@ -22,14 +21,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import command
 from ldae import LDAEConfig, LDAEForPreTraining
 from ldae.hardware import has_bf16
-from ldae.results import environment, save_result
-from ldae.tables import fill
 
 FLOOR = "matrix products alone"
 OURS = {"l-DAE, sdpa": "sdpa", "l-DAE, eager": "eager"}
@@ -225,7 +223,6 @@ def measure(arguments: StepArguments) -> dict:
 
     return {
         "benchmark": "step",
-        "arguments": {k: v for k, v in vars(arguments).items() if k not in ("output", "overwrite", "table")},
         "precision": precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "contenders": {
@@ -273,20 +270,5 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main():
-    (arguments,) = HfArgumentParser(StepArguments).parse_args_into_dataclasses()
-    if arguments.table:
-        text = table(json.loads(Path(arguments.table).read_text()))
-        fill(Path(__file__).with_name("README.md"), "step", text)
-    else:
-        if arguments.output and Path(arguments.output).exists() and not arguments.overwrite:  # known before the run
-            raise FileExistsError(f"{arguments.output} is there; pass --overwrite or another --output")
-        result = measure(arguments)
-        if arguments.output:
-            save_result(arguments.output, result, arguments.overwrite)
-        text = table({**result, **environment()})
-    print(text)
-
-
 if __name__ == "__main__":
-    main()
+    command.run(StepArguments, measure, table, "step")

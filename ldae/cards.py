@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from configuration_ldae import pair
+
 from .probes import PROTOCOLS, Result, format_figure
 
 # Pictures that a run may leave in its folder, and what they show.
@@ -93,7 +95,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
 
     model_id = repo_id or folder.resolve().name
     is_ldae = config["model_type"] == "ldae"
-    height, width = _pair(config["image_size"])
+    height, width = pair(config["image_size"])
     parts = {
         f"# {model_id.split('/')[-1]}": INTRODUCTION
         if is_ldae
@@ -171,7 +173,7 @@ def _results(probes: dict[Path, Result]) -> str:
 
 
 def _model(config: dict[str, Any]) -> str:
-    (height, width), (p, q) = _pair(config["image_size"]), _pair(config["patch_size"])
+    (height, width), (p, q) = pair(config["image_size"]), pair(config["patch_size"])
     patch_dim = config["num_channels"] * p * q
     facts = {
         "Input": f"{height} × {width} pixels, {config['num_channels']} channels, patches of {p} × {q}",
@@ -208,10 +210,6 @@ def _training(result: Result) -> str:
 
 def _facts(facts: dict[str, Any]) -> str:
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in facts.items())
-
-
-def _pair(size: int | list[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def main():

@@ -387,7 +387,7 @@ class StepSampler(Sampler):
 
 
 def mix_seed(*numbers: int) -> int:
-    """One well-mixed seed from several numbers."""
+    """One well-mixed seed from several numbers; zeros at the end change nothing."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from modeling_ldae import LDAEDecoder, LDAEForPreTraining, NoiseSchedule
 
@@ -68,10 +69,13 @@ def sweep(
     floor = {"description": "the same network with fresh weights, at its usual output", **_measure(fresh, protocols)}
 
     def measure(known: Known) -> Result:
+        bar.update()
         return _measure(replace(subject, tokens=False, known=known, predictions={}), protocols)
 
     num_blocks = {"encoder": len(encoder.blocks), "decoder": 0 if decoder is None else len(decoder.layers)}
     places = [(part, i + 1) for part, count in num_blocks.items() for i in range(count)]
+    total = len(places) + 2 * len(timesteps)
+    bar = tqdm(total=total, desc="sweep", unit=" rows", disable=None if subject.is_main_process else True, leave=False)
     blocks = _features(subject, lambda x: block_features(encoder, x, decoder))
     depth = [
         {"block": block, "part": part, "protocols": measure(_row(blocks, i))} for i, (part, block) in enumerate(places)
@@ -85,6 +89,7 @@ def sweep(
                 represent = TimestepFeatures(encoder, t, noisy, subject.seed)
                 known = _features(subject, represent)
             by_timestep.append({"t": t, "noisy": noisy, "protocols": measure(known)})
+    bar.close()
     if not subject.is_main_process:
         return None
     bad = {name for features in (*blocks.values(), *fresh.known.values()) for name in features.bad}

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from configuration_ldae import LDAEConfig
+from configuration_ldae import LDAEConfig, pair
 from modeling_ldae import ConvTokenizer, PatchTokenizer, patchify, unpatchify
 
 TRAINED = ("patch_ae", "patch_vae", "conv_vae")  # tokenizer types
@@ -42,11 +42,11 @@ class PatchAutoencoderConfig(PreTrainedConfig):
 
     @property
     def image_hw(self) -> tuple[int, int]:
-        return _pair(self.image_size)
+        return pair(self.image_size)
 
     @property
     def patch_hw(self) -> tuple[int, int]:
-        return _pair(self.patch_size)
+        return pair(self.patch_size)
 
 
 @dataclass
@@ -135,7 +135,7 @@ class ConvAutoencoderConfig(PreTrainedConfig):
 
     @property
     def image_hw(self) -> tuple[int, int]:
-        return _pair(self.image_size)
+        return pair(self.image_size)
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -389,7 +389,3 @@ def stage(model_args, data_args, train_args):
         torch_compile=False,
     )
     return model_args, data_args, own, build(model_args.config(), train_args)
-
-
-def _pair(size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)

@@ -79,3 +79,27 @@ def pictures():
         return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1
 
     return make
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """recorded(module, name): from now on, a list of the instances that the module makes of one of its classes."""
+
+    def record(module, name: str) -> list:
+        made, cls = [], getattr(module, name)
+
+        class Recorded(cls):
+            def __init__(self, *args):
+                super().__init__(*args)
+                made.append(self)
+
+        monkeypatch.setattr(module, name, Recorded)
+        return made
+
+    return record
+
+
+@pytest.fixture(scope="session")
+def state():
+    """state(module): all its parameters and buffers as one vector."""
+    return lambda module: torch.cat([value.flatten().float() for value in module.state_dict().values()])

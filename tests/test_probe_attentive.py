@@ -55,20 +55,8 @@ def subject():
 
 
 @pytest.fixture
-def trained(monkeypatch):
-    made = []
-
-    class Recorded(AttentiveHeads):
-        def __init__(self, *args):
-            super().__init__(*args)
-            made.append(self)
-
-    monkeypatch.setattr(attentive, "AttentiveHeads", Recorded)
-    return made
-
-
-def state(heads) -> torch.Tensor:
-    return torch.cat([value.flatten().float() for value in heads.state_dict().values()])
+def trained(recorded):
+    return recorded(attentive, "AttentiveHeads")
 
 
 @pytest.mark.parametrize("width", [192, 64, 10])
@@ -136,7 +124,7 @@ def test_finds_the_token_that_tells_the_class(probe, subject):
 
 
 @both
-def test_neither_validation_nor_held_out_pictures_reach_the_choice(probe, subject, trained):
+def test_neither_validation_nor_held_out_pictures_reach_the_choice(probe, subject, trained, state):
     probe = replace(probe, **{f"{probe.prefix}_epochs": 3})
     chosen = probe.measure(subject)["settings"]
     assert probe.measure(replace(subject, validation=needles(40, 5)))["settings"] == chosen
@@ -157,7 +145,7 @@ def test_neither_validation_nor_held_out_pictures_reach_the_choice(probe, subjec
 
 
 @both
-def test_the_same_seed_gives_the_same_and_the_global_generator_is_left_alone(probe, subject, trained):
+def test_the_same_seed_gives_the_same_and_the_global_generator_is_left_alone(probe, subject, trained, state):
     probe = replace(probe, **{f"{probe.prefix}_epochs": 2})
     before = torch.get_rng_state()
     probe.measure(subject)

@@ -53,21 +53,9 @@ def subject():
 
 
 @pytest.fixture
-def groups(monkeypatch):
+def groups(recorded):
     """The groups of heads that a probe makes: the choosing one, the final one."""
-    made = []
-
-    class Recorded(linear.Heads):
-        def __init__(self, *args):
-            super().__init__(*args)
-            made.append(self)
-
-    monkeypatch.setattr(linear, "Heads", Recorded)
-    return made
-
-
-def state(heads) -> torch.Tensor:
-    return torch.cat([value.flatten().float() for value in heads.state_dict().values()])
+    return recorded(linear, "Heads")
 
 
 def test_agrees_with_scikit_learn(subject):
@@ -115,7 +103,7 @@ def test_the_rate_is_the_best_on_held_out_pictures(subject, groups):
     assert settings["held_out"] == 0.2
 
 
-def test_neither_validation_nor_held_out_labels_reach_the_choosing_heads(subject, groups):
+def test_neither_validation_nor_held_out_labels_reach_the_choosing_heads(subject, groups, state):
     chosen = QUICK.measure(subject)["settings"]
     other = Stub(subject.train, Features(torch.randn(50, 12), torch.randint(3, (50,))))
     assert QUICK.measure(other)["settings"] == chosen
@@ -135,7 +123,7 @@ def test_a_head_does_not_depend_on_the_other_rates(subject, groups):
     torch.testing.assert_close(groups[1].heads[1].weight, groups[3].heads[0].weight)
 
 
-def test_the_same_seed_gives_the_same_and_the_global_generator_is_left_alone(subject, groups):
+def test_the_same_seed_gives_the_same_and_the_global_generator_is_left_alone(subject, groups, state):
     before = torch.get_rng_state()
     QUICK.measure(subject)
     assert torch.equal(before, torch.get_rng_state())

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from .protocol import Protocol, Subject, score
 WARMUP = 0.1  # part of the steps
 
 
-class AttentiveHead(nn.Module):
+class AttentiveHead(nn.Module, ABC):
     """Attention of learned queries over tokens (B, N, E), then a linear classifier: logits (B, classes).
 
     Queries do not depend on the picture. So keys and values need not be computed for every token: q . (K x) = (K^T q) . x,

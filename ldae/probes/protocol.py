@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -128,7 +129,7 @@ class Subject:
 
 
 @dataclass
-class Protocol:
+class Protocol(ABC):
     """A way to measure an encoder. A subclass's fields are its options, `name` is what results and --protocols call it.
 
     `measure` gives {"accuracy" (or what `metric` names), "standard_error"} in percent, whatever else is to be written,
@@ -142,9 +143,9 @@ class Protocol:
     needs_tokens: ClassVar[bool] = False
 
     @property
+    @abstractmethod
     def description(self) -> str:
         """One sentence that says what was done, for results, tables and cards."""
-        raise NotImplementedError
 
     def check(self):
         """Refuses options that cannot be.
@@ -160,8 +161,9 @@ class Protocol:
             ValueError: saying why and what to do.
         """
 
+    @abstractmethod
     def measure(self, subject: Subject) -> dict[str, Any] | None:
-        raise NotImplementedError
+        """The figures, as the class says."""
 
     def __call__(self, subject: Subject) -> dict[str, Any] | None:
         """`measure` with the protocol's description, its options as "settings" and the seconds that it took."""

@@ -1,0 +1,38 @@
+"""What the benchmarks' commands share: measure, print the table and keep the numbers as a file; or fill in a file's table."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from ldae.results import environment, save_result
+from ldae.tables import fill
+
+OWN = ("output", "overwrite", "table")  # options that say nothing of what is measured
+
+
+def run(options: type, measure: Callable[[Any], dict], table: Callable[[dict], str], marker: str):
+    """The command line of a benchmark.
+
+    Args:
+        options: a dataclass with the fields of `OWN` among others.
+        measure: options -> the result to save.
+        table: a result with its environment -> markdown, which stands between the lines `<!-- marker -->` of README.md.
+
+    Raises:
+        FileExistsError: if --output is there; raised before anything is measured.
+    """
+    (given,) = HfArgumentParser(options).parse_args_into_dataclasses()
+    if given.table:
+        text = table(json.loads(Path(given.table).read_text()))
+        fill(Path(__file__).with_name("README.md"), marker, text)
+    else:
+        if given.output and Path(given.output).exists() and not given.overwrite:
+            raise FileExistsError(f"{given.output} is there; pass --overwrite or another --output")
+        result = {**measure(given), "arguments": {k: v for k, v in vars(given).items() if k not in OWN}}
+        if given.output:
+            save_result(given.output, result, given.overwrite)
+        text = table({**result, **environment()})
+    print(text)
