@@ -56,7 +56,9 @@ class ProbeArguments:
         "Also measure by depth and by t, clean and noisy (paper, appendix A), with a plot; by knn and linear-fast, or the one "
         "of them that --protocols names.",
     )
-    figures: bool = option(False, "Also draw confusion matrices and nearest neighbours, beside the result.")
+    figures: bool = option(
+        False, "Also draw nearest neighbours and, of protocols that this run measures, confusion matrices."
+    )
     seed: int = option(0, "Seed of the floor's weights, of the held-out pictures and of all that protocols draw.")
     batch_size: int = option(256, "Pictures in a forward pass of one process.")
     num_workers: int = option(0, "Processes that read pictures, for each process of accelerate.")
