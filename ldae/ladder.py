@@ -227,15 +227,16 @@ def finished(folder: Path) -> bool:
 
 
 def plan(output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, patch_dim: int) -> str:
-    """What would be run, as lines of text; the cost from the runs that are done."""
+    """What would be run, as lines of text, each with its change; the cost from the runs that are done."""
     lines, times = [], []
     for rung in rungs:
         folders = [output_dir / f"{rung.name}-seed{seed}" for seed in seeds]
         done = [folder for folder in folders if finished(folder)]
         times += [r["seconds"] for folder in done for r in load_results(folder) if r["kind"] == "train"]
         paper = "–" if rung.paper is None else f"{rung.paper:.1f}"
-        changed = " ".join(f"--{name} {value}" for name, value in options(rung, patch_dim).items())
-        lines.append(f"{rung.name:<20} {len(done)}/{len(folders)} done  paper {paper:>4}  {changed}")
+        given = options(rung, patch_dim)
+        changed = " ".join(f"--{name} {given[name]}" for name in rung.change)
+        lines.append(f"{rung.name:<20} {len(done)}/{len(folders)} done  paper {paper:>4}  {rung.what}: {changed}")
     jobs = _to_do(output_dir, rungs, seeds)
     first = len(_tokenizers_to_do(output_dir, jobs))
     cost = "unknown until one is done"
