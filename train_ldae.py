@@ -251,7 +251,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         save_result(output_dir / "results" / "train.json", result, replaces)
         if train_args.probe and labelled:
             subject = Subject(Encoder(trained, name=str(output_dir)), seen, held_out, seed=train_args.seed)
-            result = probe(subject, data_name=name)
+            result = probe(subject, floor=train_args.floor, data_name=name)
             save_result(output_dir / "results" / f"probe-{name}.json", result, replaces)
             print(format_probe(result))
         write_card(output_dir, train_args.hub_model_id)

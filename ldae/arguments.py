@@ -125,6 +125,7 @@ class TrainArguments:
     knn_steps: int = option(1000, "Steps between online k-NN probes, where there are labels; 0: none.")
     picture_steps: int = option(1000, "Steps between pictures of clean | noisy | denoised; 0: only at the end.")
     probe: bool = option(True, "Measure k-NN and linear accuracy at the end, beside the untrained floor, given labels.")
+    floor: bool = option(True, "Measure the untrained network beside the trained one.")
     push_to_hub: bool = option(False, "Upload output_dir when the run ends.")
     hub_model_id: str | None = option(
         None, "Where to: org/name; by default the name of output_dir in your own account."

@@ -22,13 +22,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from configuration_ldae import LDAEConfig
+
+from .arguments import parse_arguments
 from .plots import road
 from .probes import Result
 from .results import load_results
 from .tokenizers import TRAINED
 
 FIRST = {
-    "tokenizer_type": "conv_vae", "tokenizer_perceptual_weight": 1.0, "tokenizer_adversarial_weight": 0.5,
+    "tokenizer_type": "conv_vae", "latent_dim": "16/768", "tokenizer_perceptual_weight": 1.0, "tokenizer_adversarial_weight": 0.5,
     "class_conditional": True, "input_space": "latent", "prediction": "noise", "noise_schedule": "ddpm",
 }  # fmt: skip
 
@@ -59,7 +62,7 @@ def _road() -> dict[str, Rung]:
         Rung("linear-gamma2", "γ² falls linearly", {"noise_schedule": "linear_gamma2"}, 63.4),
         Rung("patch-vae", "patch-wise VAE", {"tokenizer_type": "patch_vae"}, 64.9),
         Rung("patch-ae", "patch-wise AE", {"tokenizer_type": "patch_ae"}, 64.7),
-        Rung("patch-pca", "patch-wise PCA", {"tokenizer_type": "pca"}, 65.1),
+        Rung("patch-pca", "patch-wise PCA, d = 32", {"tokenizer_type": "pca", "latent_dim": "32/768"}, 65.1),
         Rung("clean-latent", "predict the clean latent, λ = γ²", {"prediction": "latent"}, 62.4),
         Rung("no-input-scaling", "γ = 1, σ linear to √2, λ = 1/(1 + σ²)", {"noise_schedule": "linear_sigma"}, 63.6),
         Rung("image-input", "image input by inverse PCA", {"input_space": "image"}, 63.6),
@@ -74,54 +77,67 @@ def _road() -> dict[str, Rung]:
 
 
 def _branches() -> list[Rung]:
-    """Side branches of the end point, and table 2: the latent dimension, as a part of a patch's numbers as the paper's."""
-    branches = [
+    """Side branches of the end point, and what figure 5 and table 2 have beside the road: other latents, other dimensions."""
+    end = [
         Rung("one-level", "one noise level", {"noise_schedule": "single_sigma"}, 61.5, "l-dae", True),
         Rung("predict-noise", "noise prediction again (footnote 4)", {"prediction": "noise"}, None, "l-dae", True),
         Rung("random-crop", "random crops", {"crop": "random"}, 65.0, "l-dae", True),
+        Rung("classical-dae", "noise on pixels: the classical DAE", dict(PIXELS), 23.6, "l-dae", True),
+    ]
+    pixels = [
         Rung(
-            "classical-dae", "noise on pixels: the classical DAE (figure 5)",
-            {"tokenizer_type": "pixels", "latent_dim": "768/768"}, 23.6, "l-dae", True,
-        ),
-    ]  # fmt: skip
-    table = {
-        "linear-gamma2": {8: 54.5, 16: 63.4, 32: 62.8, 64: 57.0, 128: 48.1},
-        "patch-vae": {8: 58.3, 16: 64.9, 32: 64.8, 64: 56.8},
-        "patch-ae": {8: 59.9, 16: 64.7, 32: 64.6, 64: 59.9},
-        "patch-pca": {8: 56.0, 16: 63.4, 32: 65.1, 64: 60.0, 128: 53.9},
-    }
-    for name, figures in table.items():
-        for d, figure in figures.items():
-            change = {"latent_dim": f"{d}/768"}
-            branches.append(
-                Rung(
-                    f"{'conv-vae' if name == 'linear-gamma2' else name}-d{d}",
-                    f"{d} of 768 latent dimensions",
-                    change,
-                    figure,
-                    name,
-                    True,
-                )
-            )
-    return branches
+            f"pixels-d{768 // shrink**2}",
+            f"pixels, resized to 1/{shrink}" if shrink > 1 else "pixels",
+            {**PIXELS, "latent_dim": f"{768 // shrink**2}/768", **({"shrink": shrink} if shrink > 1 else {})},
+            23.6 if shrink == 1 else None,
+            "patch-pca",
+            True,
+        )
+        for shrink in (1, 2, 4, 8)
+    ]
+    dimensions = [
+        Rung(name, f"d = {d}", {"latent_dim": f"{d}/768"}, figure, before, True)
+        for before, row in TABLE2.items()
+        for d, (name, figure) in row.items()
+        if name != before
+    ]
+    return end + pixels + dimensions
 
 
+def _row(before: str, prefix: str, own: int, figures: dict[int, float]) -> dict[int, tuple[str, float]]:
+    return {d: (before if d == own else f"{prefix}-d{d}", figure) for d, figure in figures.items()}
+
+
+PIXELS = {"tokenizer_type": "pixels", "latent_dim": "768/768"}
+# table 2: the road's rung with a tokenizer -> {latent dimension, in 768: (rung, the paper's accuracy)}
+TABLE2 = {
+    "linear-gamma2": _row("linear-gamma2", "conv-vae", 16, {8: 54.5, 16: 63.4, 32: 62.8, 64: 57.0, 128: 48.1}),
+    "patch-vae": _row("patch-vae", "patch-vae", 16, {8: 58.3, 16: 64.9, 32: 64.8, 64: 56.8}),
+    "patch-ae": _row("patch-ae", "patch-ae", 16, {8: 59.9, 16: 64.7, 32: 64.6, 64: 59.9}),
+    "patch-pca": _row("patch-pca", "patch-pca", 32, {8: 56.0, 16: 63.4, 32: 65.1, 64: 60.0, 128: 53.9}),
+}
 RUNGS: dict[str, Rung] = {**_road(), **{rung.name: rung for rung in _branches()}}
 
 
-def options(rung: Rung, patch_dim: int = 768) -> dict[str, Any]:
-    """All options of train_ldae.py by which a rung differs from a recipe whose patches hold `patch_dim` numbers.
+def options(rung: Rung, recipe: LDAEConfig) -> dict[str, Any]:
+    """All options of train_ldae.py by which a rung differs from a recipe.
 
-    The convolutional VAE has a multiple of 4 latent dimensions, so on small patches some of its rungs of table 2 coincide.
+    A latent dimension is the paper's part of a patch's numbers, in a convolutional VAE a multiple of 4: on small patches some
+    rungs of table 2 coincide. A rung that shrinks the pictures shrinks their patches too: tokens stay as many.
     """
     chain = [rung]
     while chain[-1].before is not None:
         chain.append(RUNGS[chain[-1].before])
     merged = {name: value for link in reversed(chain) for name, value in link.change.items()}
-    if "latent_dim" in merged:
-        part, whole = map(int, merged["latent_dim"].split("/"))
-        unit = 4 if merged["tokenizer_type"] == "conv_vae" else 1
-        merged["latent_dim"] = unit * max(1, round(part * patch_dim / whole / unit))
+    part, whole = map(int, merged["latent_dim"].split("/"))
+    unit = 4 if merged["tokenizer_type"] == "conv_vae" else 1
+    merged["latent_dim"] = unit * max(1, round(part * recipe.patch_dim / whole / unit))
+    if shrink := merged.pop("shrink", None):
+        for name, (height, width) in (("image_size", recipe.image_hw), ("patch_size", recipe.patch_hw)):
+            if height % shrink or width % shrink:
+                raise ValueError(f"{rung.name} needs a {name} divisible by {shrink}, got {height}x{width}")
+            merged[name] = [height // shrink, width // shrink]
+        merged["latent_dim"] = recipe.num_channels * merged["patch_size"][0] * merged["patch_size"][1]
     return merged
 
 
@@ -135,14 +151,14 @@ def tokenizer_of(rung: Rung) -> str | None:
 
 def _tokenizer_options(rung: Rung) -> dict[str, Any]:
     """The options that a rung's tokenizer depends on; the seed is another."""
-    return {k: v for k, v in options(rung).items() if k.startswith("tokenizer") or k == "latent_dim"}
+    return {k: v for k, v in options(rung, LDAEConfig()).items() if k.startswith("tokenizer") or k == "latent_dim"}
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
 
 
 def run(
-    recipe: str, output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, patch_dim: int, extra: list[str]
+    recipe: str, output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, config: LDAEConfig, extra: list[str]
 ) -> list[str]:
     """Trains and probes rungs, `workers` at a time, their tokenizers first, each once for all rungs that share it.
 
@@ -160,7 +176,9 @@ def run(
         try:
             command = [sys.executable, "-m", "train_ldae", recipe, "--output_dir", folder, "--seed", seed, "--resume"]
             command += ["--probe", "--report_to", "none", *more]
-            command += [part for name, value in options(rung, patch_dim).items() for part in (f"--{name}", value)]
+            command += [] if seed == seeds[0] else ["--no_floor"]  # all seeds of a rung have about the same floor
+            for name, value in options(rung, config).items():
+                command += [f"--{name}", *(value if isinstance(value, list) else [value])]
             folder.parent.mkdir(parents=True, exist_ok=True)
             with Path(f"{folder}.log").open("w") as log:
                 done = subprocess.run(
@@ -226,7 +244,7 @@ def finished(folder: Path) -> bool:
     return any(folder.glob("results/probe-*.json"))
 
 
-def plan(output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, patch_dim: int) -> str:
+def plan(output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, config: LDAEConfig) -> str:
     """What would be run, as lines of text, each with its change; the cost from the runs that are done."""
     lines, times = [], []
     for rung in rungs:
@@ -234,8 +252,8 @@ def plan(output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, pa
         done = [folder for folder in folders if finished(folder)]
         times += [r["seconds"] for folder in done for r in load_results(folder) if r["kind"] == "train"]
         paper = "–" if rung.paper is None else f"{rung.paper:.1f}"
-        given = options(rung, patch_dim)
-        changed = " ".join(f"--{name} {given[name]}" for name in rung.change)
+        given = options(rung, config)
+        changed = " ".join(f"--{name} {given[name]}" for name in rung.change if name in given)
         lines.append(f"{rung.name:<20} {len(done)}/{len(folders)} done  paper {paper:>4}  {rung.what}: {changed}")
     jobs = _to_do(output_dir, rungs, seeds)
     first = len(_tokenizers_to_do(output_dir, jobs))
@@ -338,21 +356,14 @@ def main(argv: list[str] | None = None):
     if given.workers < 1:
         parser.error(f"--workers must be at least 1, got {given.workers}")
     rungs = [RUNGS[name] for name in given.rungs] if given.rungs else [r for r in RUNGS.values() if not r.side]
-    patch_dim = _patch_dim(given.recipe, extra)
-    print(plan(given.output_dir, rungs, given.seeds, given.workers, patch_dim))
+    config = parse_arguments([given.recipe, *extra])[0].config()  # refuses what train_ldae.py refuses
+    print(plan(given.output_dir, rungs, given.seeds, given.workers, config))
     if given.dry_run:
         return
-    failed = run(given.recipe, given.output_dir, rungs, given.seeds, given.workers, patch_dim, extra)
+    failed = run(given.recipe, given.output_dir, rungs, given.seeds, given.workers, config, extra)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; their logs in {given.output_dir} say why")
     print(report(given.output_dir))
-
-
-def _patch_dim(recipe: str, extra: list[str]) -> int:
-    """D of the recipe's pictures; refuses a recipe or option that train_ldae.py refuses."""
-    from .arguments import parse_arguments
-
-    return parse_arguments([recipe, *extra])[0].config().patch_dim
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""Writes the centre crops of a data set at one size, losslessly, so that many short runs need not decode it anew.
+
+python -m benchmarks.resized ../shared/data/imagenette runs/imagenette-64 --size 64
+"""
+
+import argparse
+from pathlib import Path
+
+import datasets
+from torchvision.transforms.v2.functional import to_pil_image
+from tqdm import tqdm
+
+from ldae.data import Pictures, load_examples
+
+
+def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("train", "validation")):
+    """Writes `target`/data/SPLIT.parquet, pictures as PNG.
+
+    Raises:
+        FileExistsError: if `target` holds something.
+    """
+    if any(target.glob("*")):
+        raise FileExistsError(f"{str(target)!r} is not empty; give another folder")
+    for split in splits:
+        examples = load_examples(source, split)
+        pictures = Pictures(examples, (size, size))
+        items = (pictures[0, i] for i in tqdm(range(len(pictures)), desc=split))
+        columns = {"image": [], "label": []}
+        for item in items:
+            if "error" not in item:
+                columns["image"].append(to_pil_image(item["pixel_values"]))
+                columns["label"].append(item["label"])
+        features = datasets.Features(image=datasets.Image(), label=examples.features["label"])
+        (target / "data").mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(columns, features).to_parquet(target / "data" / f"{split}.parquet")
+
+
+def main():
+    parser = argparse.ArgumentParser("benchmarks.resized", description=__doc__.split("\n")[0])
+    parser.add_argument("source", help="folder or Hub id, as train_ldae.py's --data")
+    parser.add_argument("target", type=Path, help="folder of the new data set")
+    parser.add_argument("--size", type=int, required=True, help="side in pixels")
+    options = parser.parse_args()
+    resize(options.source, options.target, options.size)
+
+
+if __name__ == "__main__":
+    main()
