@@ -36,8 +36,8 @@ from .arguments import option
 from .data import Pictures, load_examples
 from .encoders import load_encoder
 from .frechet import frechet_distance
-from .ladder import RUNGS, options
 from .results import save_result
+from .rungs import RUNGS, options
 
 SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm": DPMSolverMultistepScheduler}
 PREDICTION_TYPES = {"noise": "epsilon", "latent": "sample"}  # what diffusers calls them

@@ -3,7 +3,7 @@
 And of what a probe found: which classes it takes for which, and the nearest neighbours of pictures.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,22 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from sklearn.metrics import confusion_matrix as count_confusions
 
-from modeling_ldae import LDAEForPreTraining, PatchTokenizer
+from configuration_ldae import LDAEConfig
+from modeling_ldae import LDAEForPreTraining, NoiseSchedule, PatchTokenizer
 
 SIDE = 192  # pixels to which small pictures are enlarged, by a whole factor
 GAP = 8  # pixels between pictures, and half of the margin around them
 FRAME = 5  # pixels of the coloured frame around a neighbour
 MAX_NUMBERED = 50  # classes up to which a confusion matrix has its numbers written into it
 MAX_NAMED = 100  # and up to which its classes are named
-INK, BLUE, RED, GREEN = "#333333", "#3b6ea5", "#c44e52", "#3f9b56"
+INK, BLUE, RED, GREEN, ORANGE = "#333333", "#3b6ea5", "#c44e52", "#3f9b56", "#d18b2c"
+SCHEDULES = {
+    "ddpm": "DDPM: β linear",
+    "linear_gamma2": "γ² linear",
+    "linear_sigma": "γ = 1, σ linear to √2",
+    "single_sigma": "γ = 1, σ = √(1/3)",
+}
+LARGEST_RATIO = 4.0  # of noise to signal that is drawn
 
 
 def denoising_grid(
@@ -92,13 +100,34 @@ def filters(
     Raises:
         ValueError: if `num_channels` is not 1, 3 or 4 (of which the colours are shown).
     """
+    return _save(_filter_sheet(tokenizer, patch_hw, num_channels, count), path)
+
+
+def compared_filters(
+    tokenizers: Mapping[str, PatchTokenizer],
+    patch_hw: tuple[int, int],
+    num_channels: int,
+    path: str | Path,
+    count: int = 16,
+) -> Path:
+    """Writes the `filters` of several tokenizers side by side, each below its name (paper, figure 4).
+
+    Raises:
+        ValueError: as `filters`.
+    """
+    count = min(count, *(len(tokenizer.V) for tokenizer in tokenizers.values()))
+    sheets = [_filter_sheet(tokenizer, patch_hw, num_channels, count) for tokenizer in tokenizers.values()]
+    return _save(_grid([sheets], GAP, tokenizers), path)
+
+
+def _filter_sheet(tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_channels: int, count: int) -> Image.Image:
     V = tokenizer.V[:count].float()
     patches = _drawable(V.reshape(len(V), num_channels, *patch_hw))[:, :3]
     patches = patches / patches.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
     factor = max(1, round(SIDE / 3 / max(patch_hw)))
     pictures = [_enlarge(picture, factor) for picture in _pictures(patches)]
     width = max(1, round(len(pictures) ** 0.5))
-    return _save(_grid([pictures[i : i + width] for i in range(0, len(pictures), width)], GAP // 2), path)
+    return _grid([pictures[i : i + width] for i in range(0, len(pictures), width)], GAP // 2)
 
 
 def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
@@ -301,6 +330,90 @@ def road(steps: Sequence[tuple[str, float | None, tuple[float, float]]], path: s
     path = _made(path)
     figure.savefig(path, dpi=150)
     return path
+
+
+def dimensions(
+    paper: Mapping[str, Mapping[int, float]], here: Mapping[str, Mapping[int, tuple[float, float]]], path: str | Path
+) -> Path:
+    """Writes accuracy by latent dimension, a line for each tokenizer: the paper's (table 2) beside ours (with figure 5).
+
+    Args:
+        paper: tokenizer -> {latent dimension: accuracy}, in %.
+        here: tokenizer -> {latent dimension: (accuracy, its standard error)}.
+    """
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
+    colours = dict(zip(dict.fromkeys([*paper, *here]), (BLUE, GREEN, ORANGE, RED, INK), strict=False))
+    style = {"marker": "o", "markersize": 4.5, "linewidth": 1.8}
+    for name, row in paper.items():
+        panels[0].plot(list(row), list(row.values()), color=colours[name], label=name, **style)
+    for name, row in here.items():
+        if row:
+            values, errors = zip(*row.values(), strict=True)
+            panels[1].errorbar(list(row), values, errors, color=colours[name], label=name, capsize=2.5, **style)
+    shown = sorted({d for row in (*paper.values(), *here.values()) for d in row})
+    for axes, title in zip(panels, ("paper (ImageNet)", "here"), strict=True):
+        axes.set_title(title, fontsize=10)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(shown, [str(d) for d in shown], fontsize=8)
+        axes.minorticks_off()
+        axes.set_xlabel("latent dimension d of a token")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.legend(frameon=False, fontsize=8)
+    panels[0].set_ylabel("linear accuracy (%)")
+    path = _made(path)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def schedules(path: str | Path) -> Path:
+    """Writes how much of the latent is kept and how strong the noise beside it is, by t, for every noise schedule (figure 3)."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    kept, ratio = figure.subplots(1, 2)
+    for (schedule, label), colour in zip(SCHEDULES.items(), (INK, BLUE, RED, GREEN), strict=True):
+        gamma, sigma, _ = NoiseSchedule(LDAEConfig(noise_schedule=schedule)).tables()
+        kept.plot(gamma.square(), color=colour, linewidth=1.8, label=label)
+        ratio.plot((sigma / gamma).clamp(max=LARGEST_RATIO), color=colour, linewidth=1.8, label=label)
+    kept.set_ylabel("signal kept, γ²")
+    ratio.set_ylabel("noise to signal, σ / γ")
+    ratio.set_ylim(0, LARGEST_RATIO)
+    for axes in (kept, ratio):
+        axes.set_xlabel("timestep t")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+    kept.legend(frameon=False, fontsize=8)
+    path = _made(path)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+@torch.no_grad()
+def noise_spaces(
+    models: Mapping[str, LDAEForPreTraining],
+    pixel_values: torch.Tensor,
+    path: str | Path,
+    timestep: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """Writes pictures beside what models see of them: noise added where each adds it (paper, figure 7).
+
+    Args:
+        models: by the title of their column; they see pictures, of one size.
+        pixel_values: clean pictures (B, C, H, W) in [-1, 1].
+        timestep: of the noise; by default the middle.
+    """
+    columns = {"clean": pixel_values}
+    for name, model in models.items():
+        t = model.config.num_train_timesteps // 2 if timestep is None else timestep
+        timesteps = torch.full((len(pixel_values),), t, device=model.device)
+        generator = torch.Generator(model.device).manual_seed(seed)
+        columns[name] = model(
+            pixel_values.to(model.device), timesteps=timesteps, generator=generator
+        ).noisy_pixel_values.cpu()
+    factor = max(1, round(SIDE / max(pixel_values.shape[-2:])))
+    drawn = [[_enlarge(picture, factor) for picture in _pictures(column)] for column in columns.values()]
+    return _save(_grid([list(row) for row in zip(*drawn, strict=True)], GAP, columns), path)
 
 
 def _drawable(pictures: torch.Tensor) -> torch.Tensor:

@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ldae import LDAEConfig, LDAEForPreTraining, ladder
+from ldae import LDAEConfig, LDAEForPreTraining, ladder, rungs, verdicts
 from ldae.arguments import parse_arguments
 from ldae.results import save_result
 
 TINY = [
     f"--{option}"
     for option in (
-        "image_size=16", "patch_size=4", "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "latent_dim=4",
+        "image_size=32", "patch_size=8", "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "latent_dim=4",
         "per_device_batch_size=4", "max_steps=2", "tokenizer_epochs=1", "checkpointing_steps=0", "knn_steps=0",
-        "picture_steps=0", 'autoencoder={"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}',
+        "picture_steps=0", 'autoencoder={"block_out_channels": [8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1}',
     )
 ]  # fmt: skip
 
@@ -36,40 +36,51 @@ def recipe(tmp_path):
     return str(tmp_path / "tiny.yaml")
 
 
-def config(rung, patch_dim=768):
+def config(rung):
     names = LDAEConfig.__dataclass_fields__
-    given = {name: value for name, value in ladder.options(rung, patch_dim).items() if name in names}
-    return LDAEConfig(**given)
+    return LDAEConfig(**{name: value for name, value in rungs.options(rung).items() if name in names})
 
 
-@pytest.mark.parametrize("rung", [rung for rung in ladder.RUNGS.values() if rung.before], ids=lambda rung: rung.name)
+def latent_dim(name, patch_size):
+    return rungs.options(rungs.RUNGS[name], LDAEConfig(patch_size=patch_size))["latent_dim"]
+
+
+@pytest.mark.parametrize("rung", [rung for rung in rungs.RUNGS.values() if rung.before], ids=lambda rung: rung.name)
 def test_a_rung_differs_from_the_one_before_in_exactly_its_change(rung):
-    before, after = (config(r).to_dict() for r in (ladder.RUNGS[rung.before], rung))
+    before, after = (config(r).to_dict() for r in (rungs.RUNGS[rung.before], rung))
     changed = {name for name in after if after[name] != before[name]}
     fields = {name for name in rung.change if name in LDAEConfig.__dataclass_fields__}
-    if "latent_dim" in fields and config(rung).latent_dim == config(ladder.RUNGS[rung.before]).latent_dim:
-        fields.discard("latent_dim")  # the recipe's own dimension is one of table 2's
+    if rung.change.get("shrink", 1) > 1:
+        fields |= {"image_size", "patch_size"}
     assert changed == fields
     assert rung.change
 
 
 def test_the_end_of_the_road_is_the_default():
-    assert config(ladder.RUNGS["l-dae"]).to_dict() == LDAEConfig().to_dict()
+    assert config(rungs.RUNGS["l-dae"]).to_dict() == LDAEConfig().to_dict()
 
 
 def test_latent_dimensions_are_the_papers_part_of_a_patch():
-    assert ladder.options(ladder.RUNGS["patch-pca-d32"], 768)["latent_dim"] == 32
-    assert ladder.options(ladder.RUNGS["patch-pca-d32"], 192)["latent_dim"] == 8
-    assert ladder.options(ladder.RUNGS["classical-dae"], 192)["latent_dim"] == 192
-    convolutional = {d: [ladder.options(ladder.RUNGS[f"conv-vae-d{d}"], D)["latent_dim"] for D in (768, 192)]
-                     for d in (8, 16, 32, 64, 128)}  # fmt: skip
-    assert convolutional == {8: [8, 4], 16: [16, 4], 32: [32, 8], 64: [64, 16], 128: [128, 32]}
+    assert latent_dim("patch-pca", 16) == 32
+    assert latent_dim("patch-pca", 8) == 8
+    assert latent_dim("classical-dae", 8) == 192
+    names = [rungs.at_dimension("linear-gamma2", d) for d in rungs.TABLE2["linear-gamma2"]]
+    assert [latent_dim(name, 16) for name in names] == [8, 16, 32, 64, 128]
+    assert [latent_dim(name, 8) for name in names] == [4, 4, 8, 16, 32]
 
 
-@pytest.mark.parametrize("rung", ladder.RUNGS.values(), ids=lambda rung: rung.name)
+def test_pixels_at_four_sizes_have_as_many_tokens():
+    sizes = [config(rungs.RUNGS[f"pixels-d{d}"]) for d in (768, 192, 48, 12)]
+    assert [c.image_size for c in sizes] == [224, [112, 112], [56, 56], [28, 28]]
+    assert [c.latent_dim for c in sizes] == [c.patch_dim for c in sizes] == [768, 192, 48, 12]
+    with pytest.raises(ValueError, match="pixels-d12 needs a patch_size divisible by 8, got 4x4"):
+        rungs.options(rungs.RUNGS["pixels-d12"], LDAEConfig(image_size=16, patch_size=4))
+
+
+@pytest.mark.parametrize("rung", rungs.RUNGS.values(), ids=lambda rung: rung.name)
 def test_every_rung_is_an_option_list_that_the_script_takes(rung, recipe):
-    given = [str(part) for name, value in ladder.options(rung, 48).items() for part in (f"--{name}", value)]
-    model_args, _, _ = parse_arguments([recipe, *TINY, *given])
+    command = rungs.command_line(rung, parse_arguments([recipe, *TINY])[0].config())
+    model_args, _, _ = parse_arguments([recipe, *TINY, *command])
     LDAEForPreTraining(model_args.config())
 
 
@@ -82,26 +93,27 @@ def test_runs_reload_and_are_reported(recipe, tmp_path, capsys):
     assert not (tmp_path / "ladder").exists()
     ladder.main([*command, "--", *TINY])
     out = capsys.readouterr().out
-    assert "| l-dae | predict the original image | 64.5 |" in out
+    assert "| `l-dae` | predict the original image | 64.5 |" in out
     for name, prediction in (("patch-ae", "noise"), ("l-dae", "image")):
         model = LDAEForPreTraining.from_pretrained(tmp_path / "ladder" / f"{name}-seed3")
         assert model.config.prediction == prediction
-        assert torch.isfinite(model(torch.zeros(1, 3, 16, 16)).loss)
+        assert torch.isfinite(model(torch.zeros(1, 3, 32, 32)).loss)
     ladder.main([*command, "--dry_run", "--", *TINY])
     assert "0 runs to do" in capsys.readouterr().out
     ladder.main(["--output_dir", str(tmp_path / "ladder"), "--report", str(tmp_path / "docs/ladder.md")])
-    assert (tmp_path / "docs/road.png").stat().st_size > 1000
-    assert (tmp_path / "docs/ladder.md").read_text() in out
+    for name in ("road", "dimensions", "schedules", "filters", "denoised"):
+        assert (tmp_path / f"docs/{name}.png").stat().st_size > 1000
+    assert "| `l-dae` | predict the original image | 64.5 |" in (tmp_path / "docs/ladder.md").read_text()
 
 
 def test_rungs_share_their_tokenizers():
-    shared = {name: ladder.tokenizer_of(rung) for name, rung in ladder.RUNGS.items() if not rung.side}
+    shared = {name: rungs.tokenizer_of(rung) for name, rung in rungs.RUNGS.items() if not rung.side}
     assert shared == {
         "dit": "dit", "no-classes": "dit", "no-perceptual": "no-perceptual", "no-adversarial": "no-adversarial",
         "linear-gamma2": "no-adversarial", "patch-vae": "patch-vae", "patch-ae": "patch-ae", "patch-pca": None,
         "clean-latent": None, "no-input-scaling": None, "image-input": None, "image-output": None, "l-dae": None,
     }  # fmt: skip
-    assert ladder.tokenizer_of(ladder.RUNGS["conv-vae-d32"]) == "conv-vae-d32"
+    assert rungs.tokenizer_of(rungs.RUNGS["conv-vae-d32"]) == "conv-vae-d32"
 
 
 def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(tmp_path, monkeypatch):
@@ -119,9 +131,9 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(tmp_path, mo
         return subprocess.CompletedProcess(command, int(broken))
 
     monkeypatch.setattr(ladder.subprocess, "run", train)
-    rungs = [ladder.RUNGS[name] for name in ("no-perceptual", "no-adversarial", "linear-gamma2", "patch-pca")]
-    assert "2 tokenizers to train before them" in ladder.plan(tmp_path, rungs, [7], 2, 48)
-    failed = ladder.run("recipe.yaml", tmp_path, rungs, [7], 2, 48, [])
+    some = [rungs.RUNGS[name] for name in ("no-perceptual", "no-adversarial", "linear-gamma2", "patch-pca")]
+    assert "2 tokenizers to train before them" in ladder.plan(tmp_path, some, [7], 2, LDAEConfig())
+    failed = ladder.run("recipe.yaml", tmp_path, some, [7], 2, LDAEConfig(), [])
     assert failed == ["tokenizers/no-perceptual-seed7", "no-perceptual-seed7 (its tokenizer failed)"]
     shared = tmp_path / "tokenizers/no-adversarial-seed7"
     assert {folder for folder, only, _ in calls[:2] if only} == {shared, tmp_path / "tokenizers/no-perceptual-seed7"}
@@ -130,7 +142,7 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(tmp_path, mo
         (tmp_path / "no-adversarial-seed7", False, str(shared)),
         (tmp_path / "patch-pca-seed7", False, None),
     ]
-    assert "1 tokenizers" in ladder.plan(tmp_path, rungs, [7], 2, 48)
+    assert "1 tokenizers" in ladder.plan(tmp_path, some, [7], 2, LDAEConfig())
 
 
 @pytest.mark.slow
@@ -141,24 +153,70 @@ def test_a_run_that_fails_is_named(recipe, tmp_path):
     assert "nowhere" in (tmp_path / "ladder/l-dae-seed0.log").read_text()
 
 
-def made(folder, name, *accuracies, error=0.5):
+def made(folder, name, *accuracies, error=0.5, **arguments):
     for seed, accuracy in enumerate(accuracies):
+        results = folder / f"{name}-seed{seed}/results"
         figures = {"linear-fast": {"accuracy": accuracy, "standard_error": error}}
-        save_result(folder / f"{name}-seed{seed}/results/probe-x.json", {"kind": "probe", "protocols": figures})
+        save_result(results / "probe-x.json", {"kind": "probe", "protocols": figures, "floor": figures})
+        config = {"model_type": "ldae", "num_hidden_layers": 4, "decoder_num_hidden_layers": 2, "hidden_size": 8}
+        train = {"kind": "train", "config": config, "arguments": arguments, "epochs": 3.0, "seconds": 60, "seed": seed}
+        save_result(results / "train.json", {**train, "data": {"num_pictures": 1234}})
 
 
 def test_verdicts(tmp_path):
-    """clean-latent falls in the paper, no-input-scaling rises."""
+    """clean-latent falls in the paper, no-input-scaling rises, image-input changes nothing."""
     made(tmp_path, "patch-pca", 50.0, 52.0)
-    made(tmp_path, "clean-latent", 45.0)
-    made(tmp_path, "no-input-scaling", 43.0)
-    made(tmp_path, "image-input", 43.5)
-    figures = ladder.measured(tmp_path)
-    assert figures["patch-pca"] == (51.0, pytest.approx(1.0), 2)  # the seeds differ by more than the pictures say
-    assert figures["clean-latent"] == (45.0, 0.5, 1)
-    verdicts = {name: ladder.verdict(ladder.RUNGS[name], figures) for name in (*figures, "image-output")}
-    assert verdicts == {
-        "patch-pca": "not run", "clean-latent": "agrees", "no-input-scaling": "does not", "image-input": "undecided",
-        "image-output": "not run",
+    made(tmp_path, "clean-latent", 44.0, 46.0, 45.0)
+    made(tmp_path, "no-input-scaling", 41.0)
+    made(tmp_path, "image-input", 41.5)
+    made(tmp_path, "image-output", 42.0)
+    figures = verdicts.measured(tmp_path)
+    between = (2 * 1**2 + 2 * 1**2) / 3  # of the five runs with other seeds beside them, three degrees of freedom
+    assert [figures[name].error for name in ("patch-pca", "clean-latent", "no-input-scaling")] == pytest.approx(
+        [(between / n) ** 0.5 for n in (2, 3, 1)]
+    )
+    assert [figures["clean-latent"].accuracy, figures["clean-latent"].seeds] == [45.0, 3]
+    found = {name: verdicts.verdict(rungs.RUNGS[name], figures) for name in (*figures, "l-dae")}
+    assert found == {
+        "patch-pca": "not run", "clean-latent": "agrees", "no-input-scaling": "does not", "image-input": "agrees",
+        "image-output": "undecided", "l-dae": "not run",
     }  # fmt: skip
-    assert "| -6.0 ± 1.1 | agrees |" in ladder.report(tmp_path)
+    tables = verdicts.tables(tmp_path)
+    assert "| -6.0 ± 1.1 | agrees |" in tables["table 3"]
+    assert "8 runs of 3 seeds, each 3.0 epochs of 1,234 pictures in 1 minutes" in tables["setting"]
+    assert "| patch-wise PCA | 56.0 / – | 63.4 / – | 65.1 / 51.0 ± 0.8 |" in tables["table 2"]
+    assert "| agrees | 2 | `clean-latent`, `image-input` |" in tables["claims"]
+
+
+def test_the_binomial_error_is_the_least(tmp_path):
+    made(tmp_path, "l-dae", 50.0, 50.1)
+    assert verdicts.measured(tmp_path)["l-dae"].error == 0.5
+
+
+def test_no_verdict_where_more_than_the_change_differs(tmp_path):
+    """Where LPIPS cannot be had, classes can be compared without it, but not what LPIPS does."""
+    without = {"tokenizer_perceptual_weight": 0.0, "tokenizer_adversarial_weight": 0.0}
+    made(tmp_path, "dit", 40.0, class_conditional=True, **without)
+    made(tmp_path, "no-classes", 45.0, class_conditional=False, **without)
+    made(tmp_path, "no-perceptual", 30.0, class_conditional=False, **{**without, "tokenizer_adversarial_weight": 0.5})
+    figures = verdicts.measured(tmp_path)
+    assert figures["dit"].differs == (("tokenizer_adversarial_weight", 0.0), ("tokenizer_perceptual_weight", 0.0))
+    found = [verdicts.verdict(rungs.RUNGS[name], figures) for name in ("no-classes", "no-perceptual")]
+    assert found == ["agrees", "not run"]
+    table = verdicts.tables(tmp_path)["table 1"]
+    assert "`dit` was run with `--tokenizer_adversarial_weight 0.0`, `--tokenizer_perceptual_weight 0.0`." in table
+
+
+def test_distances_of_generated_pictures_stand_in_table_1(tmp_path):
+    made(tmp_path, "linear-gamma2", 50.0, 51.0)
+    for seed, value in enumerate((10.0, 12.0)):
+        result = {"kind": "generation", "metric": "Fréchet distance on features of x", "value": value}
+        save_result(tmp_path / f"linear-gamma2-seed{seed}/results/generation.json", result)
+    table = verdicts.tables(tmp_path)["table 1"]
+    assert "| 93.2 | 11.0 |" in table
+    assert "Distance here: Fréchet distance on features of x." in table
+
+
+def test_nothing_done_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no rung below"):
+        verdicts.tables(tmp_path)
