@@ -147,7 +147,13 @@ def main(argv: list[str] | None = None):
     )
     parser.add_argument("recipe", nargs="?", help="of train_ldae.py; what no rung changes")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/ladder"), help="holds a folder for each run")
-    parser.add_argument("--rungs", nargs="+", choices=RUNGS, metavar="RUNG", help=f"of {', '.join(RUNGS)}")
+    parser.add_argument(
+        "--rungs",
+        nargs="+",
+        choices=[*RUNGS, "all"],
+        metavar="RUNG",
+        help=f"all, or some of {', '.join(RUNGS)}; by default the road without its side branches",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of each rung")
     parser.add_argument("--workers", type=int, default=max(1, torch.cuda.device_count()), help="runs side by side")
     parser.add_argument("--dry_run", action="store_true", help="only say what would be run, and the cost")
@@ -162,7 +168,10 @@ def main(argv: list[str] | None = None):
         parser.error("a recipe is needed, such as recipes/imagenette64.yaml")
     if given.workers < 1:
         parser.error(f"--workers must be at least 1, got {given.workers}")
-    rungs = [RUNGS[name] for name in given.rungs] if given.rungs else [r for r in RUNGS.values() if not r.side]
+    if given.rungs is None:
+        rungs = [rung for rung in RUNGS.values() if not rung.side]
+    else:
+        rungs = list(RUNGS.values()) if "all" in given.rungs else [RUNGS[name] for name in given.rungs]
     config = parse_arguments([given.recipe, *extra])[0].config()  # refuses what train_ldae.py refuses
     print(plan(given.output_dir, rungs, given.seeds, given.workers, config))
     if given.dry_run:

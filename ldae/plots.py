@@ -292,16 +292,6 @@ def sweep(result: dict[str, Any], path: str | Path) -> Path:
     return path
 
 
-def _measured(axes, places: Sequence[float], figures: list[dict[str, Any]], **style):
-    """A line through accuracies, with their standard errors."""
-    errors = [figure["standard_error"] for figure in figures]
-    style = {"marker": "o", "markersize": 4.5, "linewidth": 1.8, "capsize": 2.5, "elinewidth": 1, **style}
-    axes.errorbar(places, [figure["accuracy"] for figure in figures], errors, **style)
-
-
-# ------------------------------------------------------------------------------------------------------------ drawing
-
-
 def road(steps: Sequence[tuple[str, float | None, tuple[float, float]]], path: str | Path) -> Path:
     """Writes the paper's figure 6 in bars: each rung's linear accuracy in the paper and here.
 
@@ -360,7 +350,8 @@ def dimensions(
         axes.set_xlabel("latent dimension d of a token")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
-        axes.legend(frameon=False, fontsize=8)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel("linear accuracy (%)")
     path = _made(path)
     figure.savefig(path, dpi=150)
@@ -373,8 +364,14 @@ def schedules(path: str | Path) -> Path:
     kept, ratio = figure.subplots(1, 2)
     for (schedule, label), colour in zip(SCHEDULES.items(), (INK, BLUE, RED, GREEN), strict=True):
         gamma, sigma, _ = NoiseSchedule(LDAEConfig(noise_schedule=schedule)).tables()
-        kept.plot(gamma.square(), color=colour, linewidth=1.8, label=label)
-        ratio.plot((sigma / gamma).clamp(max=LARGEST_RATIO), color=colour, linewidth=1.8, label=label)
+        style = {
+            "color": colour,
+            "linewidth": 1.8,
+            "linestyle": "--" if schedule == "single_sigma" else "-",
+            "label": label,
+        }
+        kept.plot(gamma.square(), **style)
+        ratio.plot(sigma / gamma, **style)
     kept.set_ylabel("signal kept, γ²")
     ratio.set_ylabel("noise to signal, σ / γ")
     ratio.set_ylim(0, LARGEST_RATIO)
@@ -414,6 +411,16 @@ def noise_spaces(
     factor = max(1, round(SIDE / max(pixel_values.shape[-2:])))
     drawn = [[_enlarge(picture, factor) for picture in _pictures(column)] for column in columns.values()]
     return _save(_grid([list(row) for row in zip(*drawn, strict=True)], GAP, columns), path)
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def _measured(axes, places: Sequence[float], figures: list[dict[str, Any]], **style):
+    """A line through accuracies, with their standard errors."""
+    errors = [figure["standard_error"] for figure in figures]
+    style = {"marker": "o", "markersize": 4.5, "linewidth": 1.8, "capsize": 2.5, "elinewidth": 1, **style}
+    axes.errorbar(places, [figure["accuracy"] for figure in figures], errors, **style)
 
 
 def _drawable(pictures: torch.Tensor) -> torch.Tensor:

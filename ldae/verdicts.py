@@ -17,10 +17,15 @@ from modeling_ldae import LDAEForPreTraining
 
 from . import plots
 from .data import Pictures, load_examples, to_pixel_values
+from .probes import format_figure
 from .results import load_results
 from .rungs import PIXELS, RUNGS, TABLE2, Rung, at_dimension, options
 from .tables import fill
 
+PAPER_TIMESTEPS = {  # appendix A: accuracy by the fixed t, on clean and on noisy pictures
+    "clean": {0: 64.1, 10: 64.5, 20: 64.1, 40: 63.3, 80: 62.2},
+    "noisy": {0: 64.2, 10: 65.0, 20: 65.0, 40: 65.0, 80: 64.5},
+}
 PAPER_FID = {"dit": 11.6, "no-classes": 30.9, "no-perceptual": 54.3, "no-adversarial": 75.6, "linear-gamma2": 93.2}
 TOKENIZERS = {
     "linear-gamma2": "convolutional VAE",
@@ -131,7 +136,7 @@ def _difference(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float]
 
 
 def tables(output_dir: str | Path) -> dict[str, str]:
-    """Markdown by the marker that it stands at: "setting", "table 1", "table 2", "table 3", "branches" and "claims".
+    """Markdown by the marker that it stands at: "setting", "table 1", "table 2", "table 3", "branches", "timesteps" and "claims".
 
     Raises:
         FileNotFoundError: if no rung below the folder is done.
@@ -147,6 +152,7 @@ def tables(output_dir: str | Path) -> dict[str, str]:
         "table 2": _table2(figures),
         "table 3": _rungs(TABLE3, figures),
         "branches": _rungs([*SIDES, *(f"pixels-d{d}" for d in PIXELS)], figures),
+        "timesteps": _timesteps(output_dir),
         "claims": _claims(figures),
     }
 
@@ -204,6 +210,24 @@ def _table2(figures: dict[str, Measured]) -> str:
             f"{row[d]:.1f} / {_accuracy(figures.get(at_dimension(tokenizer, d)))}" if d in row else "–" for d in dims
         ]
         lines.append([TOKENIZERS[tokenizer], *cells])
+    return "\n".join(_markdown(lines))
+
+
+def _timesteps(output_dir: str | Path, protocol: str = "linear-fast") -> str:
+    """Accuracy by the t that features are taken at, "the paper's / ours" in each cell, of the first rung that has a sweep."""
+    sweeps = [result for result in load_results(output_dir) if result["kind"] == "sweep"]
+    lines = [
+        ["pictures", *(f"t = {t}" for t in PAPER_TIMESTEPS["clean"])],
+        ["---", *["---:"] * len(PAPER_TIMESTEPS["clean"])],
+    ]
+    for pictures, row in PAPER_TIMESTEPS.items():
+        ours = {
+            r["t"]: r["protocols"][protocol]
+            for s in sweeps[:1]
+            for r in s["timesteps"]
+            if r["noisy"] == (pictures == "noisy")
+        }
+        lines.append([pictures, *(f"{paper:.1f} / {format_figure(protocol, ours.get(t))}" for t, paper in row.items())])
     return "\n".join(_markdown(lines))
 
 
@@ -288,11 +312,12 @@ def _photos(config: LDAEConfig) -> torch.Tensor:
 
 
 def write(output_dir: str | Path, path: Path) -> list[Path]:
-    """Fills the markers of a Markdown file, a new one where there is none, and draws the figures beside it."""
+    """Fills the markers of a Markdown file, a new one where there is none; the figures go into a folder of its name."""
     texts = tables(output_dir)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("# The road\n" + "".join(f"\n<!-- {name} -->\n<!-- {name} -->\n" for name in texts))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = path.read_text() if path.exists() else "# The road\n"
+    missing = [f"\n<!-- {name} -->\n<!-- {name} -->\n" for name in texts if f"<!-- {name} -->" not in found]
+    path.write_text(found + "".join(missing))
     for name, text in texts.items():
         fill(path, name, text)
-    return [path, *draw(output_dir, path.parent)]
+    return [path, *draw(output_dir, path.with_suffix(""))]

@@ -100,9 +100,13 @@ def test_runs_reload_and_are_reported(recipe, tmp_path, capsys):
         assert torch.isfinite(model(torch.zeros(1, 3, 32, 32)).loss)
     ladder.main([*command, "--dry_run", "--", *TINY])
     assert "0 runs to do" in capsys.readouterr().out
+    ladder.main(
+        [recipe, "--rungs", "all", "--seeds", "3", "--output_dir", str(tmp_path / "ladder"), "--dry_run", "--", *TINY]
+    )
+    assert f"{len(rungs.RUNGS) - 2} runs to do" in capsys.readouterr().out
     ladder.main(["--output_dir", str(tmp_path / "ladder"), "--report", str(tmp_path / "docs/ladder.md")])
     for name in ("road", "dimensions", "schedules", "filters", "denoised"):
-        assert (tmp_path / f"docs/{name}.png").stat().st_size > 1000
+        assert (tmp_path / f"docs/ladder/{name}.png").stat().st_size > 1000
     assert "| `l-dae` | predict the original image | 64.5 |" in (tmp_path / "docs/ladder.md").read_text()
 
 
@@ -215,6 +219,31 @@ def test_distances_of_generated_pictures_stand_in_table_1(tmp_path):
     table = verdicts.tables(tmp_path)["table 1"]
     assert "| 93.2 | 11.0 |" in table
     assert "Distance here: Fréchet distance on features of x." in table
+
+
+def test_figures_by_timestep_stand_beside_the_papers(tmp_path):
+    made(tmp_path, "l-dae", 50.0)
+    rows = [{"t": t, "noisy": noisy, "protocols": {"linear-fast": {"accuracy": 40.0 + t / 10 - noisy, "standard_error": 0.8}}}
+            for t in (0, 10, 20, 40, 80) for noisy in (False, True)]  # fmt: skip
+    save_result(tmp_path / "l-dae-seed0/results/sweep-x.json", {"kind": "sweep", "timesteps": rows})
+    table = verdicts.tables(tmp_path)["timesteps"].splitlines()
+    assert table[2].startswith("| clean | 64.1 / 40.0 ± 0.8 | 64.5 / 41.0 ± 0.8 |")
+    assert table[3].endswith("| 64.5 / 47.0 ± 0.8 |")
+
+
+def test_a_report_keeps_the_words_around_it(tmp_path):
+    made(tmp_path, "l-dae", 50.0)
+    path = tmp_path / "docs" / "road.md"
+    path.parent.mkdir()
+    path.write_text("# Mine\n<!-- setting -->\nold\n<!-- setting -->\nwords\n")
+    assert verdicts.write(tmp_path, path)[1] == tmp_path / "docs/road/schedules.png"
+    text = path.read_text()
+    assert text.startswith("# Mine\n<!-- setting -->\n1 runs of 1 seeds")
+    assert "<!-- setting -->\nwords\n" in text
+    assert "old" not in text
+    assert "\n<!-- claims -->\n| verdict" in text
+    verdicts.write(tmp_path, path)
+    assert path.read_text() == text
 
 
 def test_nothing_done_is_an_error(tmp_path):
