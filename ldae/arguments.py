@@ -78,8 +78,11 @@ class TrainArguments:
     tokenizer_learning_rate: float = option(1e-3, "Peak learning rate of a tokenizer's training, for 256 pictures.")
     tokenizer_kl_weight: float = option(1e-6, "Weight of the KL term of a VAE (latent diffusion: 1e-6).")
     tokenizer_perceptual_weight: float = option(0.0, "Weight of LPIPS for conv_vae (latent diffusion: 1).")
+    tokenizer_lpips_net: Literal["vgg", "alex", "squeeze"] = option(
+        "vgg", "LPIPS's backbone, torchvision's VGG16 (as latent diffusion), AlexNet or SqueezeNet 1.1."
+    )
     tokenizer_lpips_weights: str | None = option(
-        None, "File of torchvision's VGG16 for LPIPS, .safetensors or .pth; by default torchvision downloads it."
+        None, "File of that backbone's weights, .safetensors or .pth; by default torchvision downloads it."
     )
     tokenizer_adversarial_weight: float = option(
         0.0, "Weight of the adversarial loss for conv_vae, beside its adaptive weight (latent diffusion: 0.5)."

@@ -119,7 +119,8 @@ class ConvAutoencoderConfig(PreTrainedConfig):
     """A convolutional VAE, `autoencoder` being the arguments of diffusers' AutoencoderKL, and the weights of its losses.
 
     `discriminator_start`: the training forwards (not optimizer steps, where gradients are accumulated) before the adversarial
-    loss. `lpips_weights`: a file of torchvision's VGG16; by default torchvision's download.
+    loss. `lpips_net`: "vgg" (latent diffusion's), "alex" or "squeeze", LPIPS's backbones of torchvision. `lpips_weights`: a file
+    of that backbone; by default torchvision's download.
     """
 
     model_type = "ldae_conv_autoencoder"
@@ -129,6 +130,7 @@ class ConvAutoencoderConfig(PreTrainedConfig):
     autoencoder: dict | None = None
     kl_weight: float = 1e-6
     perceptual_weight: float = 0.0
+    lpips_net: str = "vgg"
     lpips_weights: str | None = None
     adversarial_weight: float = 0.0
     discriminator_start: int = 0
@@ -153,36 +155,41 @@ class PatchDiscriminator(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(8 * width, 1, 4, 1, 1))
 
 
+LPIPS_BACKBONES = {"vgg": "VGG16", "alex": "AlexNet", "squeeze": "SqueezeNet 1.1"}
+
+
 @cache
-def lpips(weights: str | None, device: torch.device | str = "cpu") -> nn.Module:
-    """LPIPS on VGG16: two batches of pictures (B, 3, H, W) in [-1, 1] -> distances (B, 1, 1, 1); frozen, differentiable.
+def lpips(net: str = "vgg", weights: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
+    """LPIPS: two batches of pictures (B, 3, H, W) in [-1, 1] -> distances (B, 1, 1, 1); frozen, differentiable.
 
     Args:
-        weights: a file with torchvision's VGG16, .safetensors or .pth; by default torchvision's download. LPIPS's own
+        net: the backbone, of `LPIPS_BACKBONES`.
+        weights: a file with torchvision's weights of it, .safetensors or .pth; by default torchvision's download. LPIPS's own
             weights come with torchmetrics.
 
     Raises:
-        FileNotFoundError, ValueError: if the weights cannot be had, or are not VGG16's.
+        FileNotFoundError, ValueError: if the weights cannot be had, or are another network's.
     """
+    backbone = f"torchvision's {LPIPS_BACKBONES[net]}"
     helps = (
-        "give a file of torchvision's VGG16 by --tokenizer_lpips_weights, "
-        "or leave LPIPS out by --tokenizer_perceptual_weight 0"
+        f"give a file of {backbone} by --tokenizer_lpips_weights, or leave LPIPS out by --tokenizer_perceptual_weight 0"
     )
     try:
         with torch.random.fork_rng(devices=[]):  # its initial weights must not move the random numbers of the run
-            network = _NoTrainLpips(net="vgg", pnet_rand=weights is not None)
+            network = _NoTrainLpips(net=net, pnet_rand=weights is not None)
         if weights is not None:
             path = Path(weights).expanduser()
             safe = path.suffix == ".safetensors"
             state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-            # torchvision's "features.5.weight" is torchmetrics' "slice2.5.weight"
-            names = {name: f"features.{name.split('.', 1)[1]}" for name in network.net.state_dict()}
+            # torchvision's "features.5.weight" is torchmetrics' "slice2.5.weight", or "slices.1.5.weight"
+            parts = 2 if net == "squeeze" else 1
+            names = {name: f"features.{name.split('.', parts)[-1]}" for name in network.net.state_dict()}
             network.net.load_state_dict({name: state[theirs] for name, theirs in names.items()})
     except OSError as error:
-        source = "torchvision's VGG16 cannot be downloaded" if weights is None else f"there is no file {weights!r}"
+        source = f"{backbone} cannot be downloaded" if weights is None else f"there is no file {weights!r}"
         raise FileNotFoundError(f"tokenizer_lpips_weights: {source} ({error}); {helps}") from error
-    except KeyError as error:
-        raise ValueError(f"tokenizer_lpips_weights: {weights!r} is no VGG16, it has no {error}; {helps}") from error
+    except (KeyError, RuntimeError) as error:  # a tensor is missing, or of another shape
+        raise ValueError(f"tokenizer_lpips_weights: {weights!r} is not {backbone} ({error}); {helps}") from error
     return network.to(device)
 
 
@@ -251,7 +258,7 @@ class ConvAutoencoder(PreTrainedModel):
         reconstruction = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample
         nll = (pixel_values - reconstruction).square().mean() * numbers
         if config.perceptual_weight:
-            distance = lpips(config.lpips_weights, pixel_values.device)(pixel_values, reconstruction)
+            distance = lpips(config.lpips_net, config.lpips_weights, pixel_values.device)(pixel_values, reconstruction)
             nll = nll + config.perceptual_weight * distance.mean() * numbers
         loss = (nll + config.kl_weight * posterior.kl().mean()) / numbers
         if config.adversarial_weight and self.training:
@@ -287,10 +294,17 @@ def build(config: LDAEConfig, train_args) -> PatchAutoencoder | ConvAutoencoder:
     if train_args.tokenizer_perceptual_weight:
         if config.num_channels != 3:
             raise ValueError(f"tokenizer_perceptual_weight needs num_channels=3, got {config.num_channels}")
-        lpips(train_args.tokenizer_lpips_weights)
+        lpips(train_args.tokenizer_lpips_net, train_args.tokenizer_lpips_weights)
     if train_args.tokenizer_adversarial_weight and min(config.image_hw) < 24:
         raise ValueError(f"tokenizer_adversarial_weight needs an image_size of at least 24, got {config.image_size}")
-    losses = ("kl_weight", "perceptual_weight", "lpips_weights", "adversarial_weight", "discriminator_start")
+    losses = (
+        "kl_weight",
+        "perceptual_weight",
+        "lpips_net",
+        "lpips_weights",
+        "adversarial_weight",
+        "discriminator_start",
+    )
     same |= {name: getattr(train_args, f"tokenizer_{name}") for name in losses}
     return ConvAutoencoder(ConvAutoencoderConfig(**same, autoencoder=config.autoencoder_config))
 

@@ -151,7 +151,7 @@ def test_the_loss_is_latent_diffusions(vgg):
     total = 0
     for i in range(2):
         kl = 0.5 * (mean[i] ** 2 + log_variance[i].exp() - 1 - log_variance[i]).sum()
-        distance = lpips(vgg)(x[i : i + 1], y[i : i + 1]).squeeze()
+        distance = lpips(weights=vgg)(x[i : i + 1], y[i : i + 1]).squeeze()
         total += ((x[i] - y[i]) ** 2).sum() + 0.5 * 3 * 32 * 32 * distance + 0.25 * kl
     assert_close(model(x, noise=noise).loss, total / 2 / (3 * 32 * 32), rtol=1e-4, atol=0)
 
@@ -209,10 +209,10 @@ def test_an_autoencoder_reloads_with_its_count(tmp_path):
 
 def test_lpips_takes_a_file_of_vgg16(vgg, tmp_path):
     x, y = batch(), batch().requires_grad_()
-    distance = lpips(vgg)(x, y)
+    distance = lpips(weights=vgg)(x, y)
     distance.mean().backward()
     assert y.grad.any()
-    assert not any(p.requires_grad for p in lpips(vgg).parameters())
+    assert not any(p.requires_grad for p in lpips(weights=vgg).parameters())
     # the layers by hand: relu1_2 to relu5_3 of the file's VGG16, unit length, and torchmetrics' own linear weights
     features = torchvision.models.vgg16(weights=None).features
     features.load_state_dict({n.removeprefix("features."): t for n, t in tokenizers.load_file(vgg).items()})
@@ -223,14 +223,27 @@ def test_lpips_takes_a_file_of_vgg16(vgg, tmp_path):
         a, b = layer(a), layer(b)
         if i in linear:
             units = [f / torch.sqrt(1e-8 + f.square().sum(1, keepdim=True)) for f in (a, b)]
-            weight = lpips(vgg).lins[linear[i]].model[-1].weight  # (1, channels, 1, 1)
+            weight = lpips(weights=vgg).lins[linear[i]].model[-1].weight  # (1, channels, 1, 1)
             expected = expected + ((units[0] - units[1]).square() * weight).sum(1).mean((1, 2))
     assert_close(distance.flatten(), expected, rtol=1e-4, atol=1e-6)
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"is no VGG16.*features\.0\.weight"):
-        lpips(str(tmp_path / "other.safetensors"))
+    with pytest.raises(ValueError, match=r"is not torchvision's VGG16.*features\.0\.weight"):
+        lpips(weights=str(tmp_path / "other.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"there is no file '/nowhere\.pth'"):
-        lpips("/nowhere.pth")
+        lpips(weights="/nowhere.pth")
+
+
+@pytest.mark.parametrize(("net", "name"), [("alex", "alexnet"), ("squeeze", "squeezenet1_1")])
+def test_lpips_takes_other_backbones(net, name, vgg, tmp_path):
+    """Its first features by hand; a file of VGG16 is refused."""
+    torch.manual_seed(1)
+    features = getattr(torchvision.models, name)(weights=None).features
+    save_file({f"features.{n}": t for n, t in features.state_dict().items()}, tmp_path / "net.safetensors")
+    network, x = lpips(net, str(tmp_path / "net.safetensors")), batch()
+    assert_close(network.net(x)[1], features[:5](x))
+    assert (network(x, batch() + 0.1) > 0).all()
+    with pytest.raises(ValueError, match=r"is not torchvision's (AlexNet|SqueezeNet 1.1) .*--tokenizer_lpips_weights"):
+        lpips(net, vgg)
 
 
 def test_lpips_without_its_weights_says_what_helps(monkeypatch):
@@ -240,7 +253,7 @@ def test_lpips_without_its_weights_says_what_helps(monkeypatch):
     monkeypatch.setattr(torchvision.models.vgg, "VGG", offline)
     lpips.cache_clear()
     with pytest.raises(FileNotFoundError, match=r"--tokenizer_lpips_weights.*--tokenizer_perceptual_weight 0"):
-        lpips(None)
+        lpips()
 
 
 # ---------------------------------------------------------------------------------------------------- through the script
