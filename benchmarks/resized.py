@@ -14,24 +14,27 @@ from ldae.data import Pictures, load_examples
 
 
 def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("train", "validation")):
-    """Writes `target`/data/SPLIT.parquet, pictures as PNG.
+    """Writes `target`/data/SPLIT.parquet, pictures as PNG; those that cannot be read are left out and named.
 
     Raises:
         FileExistsError: if `target` holds something.
     """
     if any(target.glob("*")):
         raise FileExistsError(f"{str(target)!r} is not empty; give another folder")
+    (target / "data").mkdir(parents=True)
     for split in splits:
         examples = load_examples(source, split)
         pictures = Pictures(examples, (size, size))
-        items = (pictures[0, i] for i in tqdm(range(len(pictures)), desc=split))
-        columns = {"image": [], "label": []}
+        items = [pictures[0, i] for i in tqdm(range(len(pictures)), desc=split, unit=" pictures")]
+        good = [item for item in items if "error" not in item]
         for item in items:
-            if "error" not in item:
-                columns["image"].append(to_pil_image(item["pixel_values"]))
-                columns["label"].append(item["label"])
+            if "error" in item:
+                print(f"Skipping {item['name']}: {item['error']}")
+        columns = {
+            "image": [to_pil_image(item["pixel_values"]) for item in good],
+            "label": [item["label"] for item in good],
+        }
         features = datasets.Features(image=datasets.Image(), label=examples.features["label"])
-        (target / "data").mkdir(parents=True, exist_ok=True)
         datasets.Dataset.from_dict(columns, features).to_parquet(target / "data" / f"{split}.parquet")
 
 

@@ -1,0 +1,34 @@
+"""A data set of centre crops, written once."""
+
+import pytest
+import torch
+
+from benchmarks.resized import resize
+from ldae.data import Pictures, load_examples
+
+
+def test_written_crops_are_those_of_the_pictures(tmp_path, capsys, monkeypatch):
+    examples = load_examples("photos", "validation").select(range(6))
+    monkeypatch.setattr("benchmarks.resized.load_examples", lambda source, split: examples)
+    resize("photos", tmp_path / "small", 24)
+    for split in ("train", "validation"):
+        written = load_examples(str(tmp_path / "small"), split)
+        assert written.features["label"].names == examples.features["label"].names
+        expected, found = Pictures(examples, (24, 24)), Pictures(written, (24, 24))
+        assert len(found) == 6
+        for i in range(6):
+            assert torch.equal(found[0, i]["pixel_values"], expected[0, i]["pixel_values"])
+            assert found[0, i]["label"] == expected[0, i]["label"]
+    with pytest.raises(FileExistsError, match="is not empty"):
+        resize("photos", tmp_path / "small", 24)
+
+
+def test_unreadable_pictures_are_named_and_left_out(tmp_path, capsys, monkeypatch):
+    examples = load_examples("photos", "validation").select(range(3))
+    broken = examples.map(
+        lambda row, i: {"image": {"bytes": b"x", "path": "bad.png"} if i == 1 else row["image"]}, with_indices=True
+    )
+    monkeypatch.setattr("benchmarks.resized.load_examples", lambda source, split: broken)
+    resize("photos", tmp_path / "small", 24, ("train",))
+    assert len(load_examples(str(tmp_path / "small"), "train")) == 2
+    assert "Skipping bad.png" in capsys.readouterr().out
