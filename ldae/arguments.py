@@ -90,6 +90,7 @@ class TrainArguments:
     tokenizer_discriminator_start: int = option(
         1000, "Batches of a tokenizer's training before the adversarial loss (latent diffusion: 50,001)."
     )
+    tokenizer_discriminator_width: int = option(64, "Channels of the discriminator's first layer (VQGAN: 64).")
     class_conditional: bool = option(False, "Condition the blocks on the data's classes: num_classes is their number.")
     epochs: float = option(100, "Passes over the pictures.")
     max_steps: int | None = option(None, "Optimizer steps; overrides epochs.")
@@ -231,7 +232,7 @@ def _read_recipe(path: Path, known: dict) -> dict:
 def _validate(model, data, train):
     positive = {"per_device_batch_size", "gradient_accumulation_steps", "keep_checkpoints", "logging_steps", "epochs"}
     positive |= {"max_steps", "max_minutes", "base_learning_rate", "learning_rate", "tokenizer_epochs"}
-    positive |= {"tokenizer_learning_rate", "tokenizer_kl_weight"}
+    positive |= {"tokenizer_learning_rate", "tokenizer_kl_weight", "tokenizer_discriminator_width"}
     for name in positive:
         value = getattr(train, name)
         if value is not None and not value > 0:

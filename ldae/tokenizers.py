@@ -120,7 +120,7 @@ class ConvAutoencoderConfig(PreTrainedConfig):
 
     `discriminator_start`: the training forwards (not optimizer steps, where gradients are accumulated) before the adversarial
     loss. `lpips_net`: "vgg" (latent diffusion's), "alex" or "squeeze", LPIPS's backbones of torchvision. `lpips_weights`: a file
-    of that backbone; by default torchvision's download.
+    of that backbone; by default torchvision's download. `discriminator_width`: channels of its first layer.
     """
 
     model_type = "ldae_conv_autoencoder"
@@ -134,6 +134,7 @@ class ConvAutoencoderConfig(PreTrainedConfig):
     lpips_weights: str | None = None
     adversarial_weight: float = 0.0
     discriminator_start: int = 0
+    discriminator_width: int = 64
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -224,7 +225,7 @@ class ConvAutoencoder(PreTrainedModel):
         super().__init__(config)
         self.autoencoder = AutoencoderKL(**config.autoencoder)
         if config.adversarial_weight:
-            self.discriminator = PatchDiscriminator(config.num_channels)
+            self.discriminator = PatchDiscriminator(config.num_channels, config.discriminator_width)
             self.register_buffer("forwards", torch.zeros((), dtype=torch.long))  # in training: when to start
         self.post_init()
 
@@ -304,6 +305,7 @@ def build(config: LDAEConfig, train_args) -> PatchAutoencoder | ConvAutoencoder:
         "lpips_weights",
         "adversarial_weight",
         "discriminator_start",
+        "discriminator_width",
     )
     same |= {name: getattr(train_args, f"tokenizer_{name}") for name in losses}
     return ConvAutoencoder(ConvAutoencoderConfig(**same, autoencoder=config.autoencoder_config))

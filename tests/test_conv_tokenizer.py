@@ -157,7 +157,8 @@ def test_the_loss_is_latent_diffusions(vgg):
 
 
 def test_the_adversarial_loss_is_vqgans():
-    model = autoencoder(kl_weight=0.0, adversarial_weight=0.5, discriminator_start=1).train()
+    model = autoencoder(kl_weight=0.0, adversarial_weight=0.5, discriminator_start=1, discriminator_width=8).train()
+    assert model.discriminator[0].out_channels == 8
     x, noise = batch(), model.sample_noise(2)["noise"]
     nothing, something = (model(x, noise=noise) for _ in range(2))
     y, last = something.reconstruction, model.autoencoder.decoder.conv_out.weight
