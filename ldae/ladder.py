@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from statistics import mean
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -120,23 +121,33 @@ def finished(folder: Path) -> bool:
 
 
 def plan(output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, config: LDAEConfig) -> str:
-    """What would be run, as lines of text, each with its change; the cost from the runs that are done."""
-    lines, times = [], []
+    """What would be run, as lines of text, each with its change; the cost from all runs below `output_dir` that are done."""
+    lines = []
     for rung in rungs:
         folders = [output_dir / f"{rung.name}-seed{seed}" for seed in seeds]
         done = [folder for folder in folders if finished(folder)]
-        times += [r["seconds"] for folder in done for r in load_results(folder) if r["kind"] == "train"]
         paper = "–" if rung.paper is None else f"{rung.paper:.1f}"
         given = options(rung, config)
         changed = " ".join(f"--{name} {given[name]}" for name in rung.change if name in given)
         lines.append(f"{rung.name:<20} {len(done)}/{len(folders)} done  paper {paper:>4}  {rung.what}: {changed}")
     jobs = _to_do(output_dir, rungs, seeds)
     first = len(_tokenizers_to_do(output_dir, jobs))
+    times = [sum(map(_seconds, load_results(folder))) for folder in output_dir.glob("*-seed*") if finished(folder)]
     cost = "unknown until one is done"
     if times:
-        cost = f"{mean(times) * -(-len(jobs) // workers) / 3600:.1f} hours, from {len(times)} that are done"
+        minutes = mean(times) * -(-len(jobs) // workers) / 60
+        cost = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
+        cost += f", from {len(times)} that are done"
     lines.append(f"{len(jobs)} runs to do, {workers} at a time: {cost}")
     return "\n".join([*lines, f"{first} tokenizers to train before them"] if first else lines)
+
+
+def _seconds(result: dict[str, Any]) -> float:
+    """What a training, or the protocols of a probe, took."""
+    if result["kind"] == "probe":
+        return sum(figures.get("seconds", 0) for part in ("protocols", "floor") for figures in result[part].values()
+                   if isinstance(figures, dict))  # fmt: skip
+    return result["seconds"] if result["kind"] == "train" else 0
 
 
 def main(argv: list[str] | None = None):

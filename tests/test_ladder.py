@@ -160,11 +160,22 @@ def test_a_run_that_fails_is_named(recipe, tmp_path):
 def made(folder, name, *accuracies, error=0.5, **arguments):
     for seed, accuracy in enumerate(accuracies):
         results = folder / f"{name}-seed{seed}/results"
-        figures = {"linear-fast": {"accuracy": accuracy, "standard_error": error}}
-        save_result(results / "probe-x.json", {"kind": "probe", "protocols": figures, "floor": figures})
+        figures = {"linear-fast": {"accuracy": accuracy, "standard_error": error, "seconds": 15}}
+        floor = {"description": "untrained", **figures}
+        save_result(results / "probe-x.json", {"kind": "probe", "protocols": figures, "floor": floor})
         config = {"model_type": "ldae", "num_hidden_layers": 4, "decoder_num_hidden_layers": 2, "hidden_size": 8}
         train = {"kind": "train", "config": config, "arguments": arguments, "epochs": 3.0, "seconds": 60, "seed": seed}
         save_result(results / "train.json", {**train, "data": {"num_pictures": 1234}})
+
+
+def test_the_cost_is_that_of_training_and_probing(tmp_path):
+    """A minute of training for each rung that is done, and 30 s of probing; three that are to be done, two at a time."""
+    made(tmp_path, "l-dae", 50.0)
+    made(tmp_path, "patch-pca", 50.0)
+    some = [rungs.RUNGS[name] for name in ("l-dae", "image-input", "image-output", "clean-latent")]
+    assert "3 runs to do, 2 at a time: 3 minutes, from 2 that are done" in ladder.plan(
+        tmp_path, some, [0], 2, LDAEConfig()
+    )
 
 
 def test_verdicts(tmp_path):
