@@ -106,7 +106,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         state["bad_pictures"] = fit_to_pictures(
             model.to(accelerator.device), pictures, data_args.pca_patches, data_args.num_workers
         )
-        if isinstance(model.ldae.tokenizer, PatchTokenizer):
+        if config.tokenizer_type == "pca":
             held = explained_variance(model.ldae.tokenizer)
             accelerator.print(f"{config.latent_dim} principal components hold {held:.1%} of the patches' variance.")
     state["pictures_per_step"] = per_step

@@ -76,7 +76,11 @@ class TrainArguments:
     tokenizer_only: bool = option(False, "Train only the tokenizer, into output_dir.")
     tokenizer_epochs: float = option(10, "Passes over the pictures in the training of a tokenizer.")
     tokenizer_learning_rate: float = option(1e-3, "Peak learning rate of a tokenizer's training, for 256 pictures.")
-    tokenizer_kl_weight: float = option(1e-6, "Weight of the KL term of a VAE (latent diffusion: 1e-6).")
+    tokenizer_kl_weight: float | None = option(
+        None,
+        "Weight of the KL term of a VAE; by default 1 for patch_vae (as the paper writes it), 1e-6 for conv_vae (as latent "
+        "diffusion).",
+    )
     tokenizer_perceptual_weight: float = option(0.0, "Weight of LPIPS for conv_vae (latent diffusion: 1).")
     tokenizer_lpips_net: Literal["vgg", "alex", "squeeze"] = option(
         "vgg", "LPIPS's backbone, torchvision's VGG16 (as latent diffusion), AlexNet or SqueezeNet 1.1."

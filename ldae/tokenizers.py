@@ -51,17 +51,18 @@ class PatchAutoencoderConfig(PreTrainedConfig):
 
 @dataclass
 class AutoencoderOutput(ModelOutput):
-    """loss (scalar), and reconstruction (B, C, H, W) of the sampled latents."""
+    """loss (scalar), and reconstruction (B, C, H, W): of a sampled latent where convolutional, of the mean where linear."""
 
     loss: torch.FloatTensor | None = None
     reconstruction: torch.FloatTensor | None = None
 
 
 class PatchAutoencoder(PreTrainedModel):
-    """z ~ N(V (x - mean), s^2), x' = U z + mean; ||x - x'||^2 + kl_weight KL(z || N(0, 1)), for each patch x (section 4.2).
+    """z ~ N(V (x - mean), s^2), x' = U z + mean; E ||x - x'||^2 + kl_weight KL(z || N(0, 1)), for each patch x (section 4.2).
 
-    V (d, D) and U (D, d) are trained apart from each other. The AE (kl_weight = 0) has no s; the VAE has one for each latent
-    dimension, the same for all patches.
+    V (d, D) and U (D, d) are trained apart from each other. The AE (kl_weight = 0) has no s. The VAE's, one for each latent
+    dimension, is the best one for its U, kl_weight / (2 ||u||^2 + kl_weight), and the mean over z is taken exactly: since both
+    maps are linear, nothing needs to be drawn.
     """
 
     config_class = PatchAutoencoderConfig
@@ -74,7 +75,6 @@ class PatchAutoencoder(PreTrainedModel):
         self.V = nn.Parameter(torch.empty(config.latent_dim, dim))
         self.U = nn.Parameter(torch.empty(dim, config.latent_dim))
         self.mean = nn.Parameter(torch.empty(dim))
-        self.log_variance = nn.Parameter(torch.empty(config.latent_dim), requires_grad=config.kl_weight > 0)
         self.post_init()
 
     @torch.no_grad()
@@ -83,31 +83,28 @@ class PatchAutoencoder(PreTrainedModel):
             init.orthogonal_(self.V)
             init.orthogonal_(self.U)
             init.zeros_(self.mean)
-            init.zeros_(self.log_variance)
 
     def sample_noise(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-        """`noise` (B, N, d), standard normal."""
-        (height, width), (p, q) = self.config.image_hw, self.config.patch_hw
-        shape = (batch_size, (height // p) * (width // q), self.config.latent_dim)
-        return {"noise": torch.randn(shape, generator=generator, device=self.device)}
+        """Nothing: what `train_ldae.py` asks of every model that it trains."""
+        return {}
 
-    def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None) -> AutoencoderOutput:
+    def forward(self, pixel_values: torch.Tensor) -> AutoencoderOutput:
         """
         Args:
             pixel_values: pictures (B, C, H, W) in [-1, 1].
-            noise: (B, N, d), standard normal; drawn if not given. The AE uses none.
         """
-        patches = patchify(pixel_values, self.config.patch_hw)
-        latents = (patches - self.mean) @ self.V.T
-        divergence = 0.0
-        if self.config.kl_weight:
-            noise = self.sample_noise(len(pixel_values))["noise"] if noise is None else noise
-            divergence = (latents.square() + self.log_variance.exp() - 1 - self.log_variance).sum(-1).mean() / 2
-            latents = latents + (self.log_variance / 2).exp() * noise
+        weight = self.config.kl_weight
+        patches = patchify(pixel_values, self.config.patch_hw)  # (B, N, D)
+        latents = (patches - self.mean) @ self.V.T  # (B, N, d)
         reconstruction = latents @ self.U.T + self.mean
-        error = (patches - reconstruction).square().sum(-1).mean()
+        loss = (patches - reconstruction).square().sum(-1).mean()
+        if weight:
+            square = self.U.square().sum(0)  # (d,), ||u||^2
+            s2 = weight / (2 * square + weight)
+            loss = loss + (s2 * square).sum()  # of the noise in z
+            loss = loss + weight * (latents.square() + s2 - 1 - s2.log()).sum(-1).mean() / 2
         return AutoencoderOutput(
-            loss=error + self.config.kl_weight * divergence,
+            loss=loss,
             reconstruction=unpatchify(reconstruction, self.config.patch_hw, pixel_values.shape[-2:]),
         )
 
@@ -289,7 +286,9 @@ def build(config: LDAEConfig, train_args) -> PatchAutoencoder | ConvAutoencoder:
     """
     same = {name: getattr(config, name) for name in ("image_size", "num_channels")}
     if config.tokenizer_type != "conv_vae":
-        weight = train_args.tokenizer_kl_weight if config.tokenizer_type == "patch_vae" else 0.0
+        weight = 0.0
+        if config.tokenizer_type == "patch_vae":
+            weight = 1.0 if train_args.tokenizer_kl_weight is None else train_args.tokenizer_kl_weight
         same |= {"patch_size": config.patch_size, "latent_dim": config.latent_dim}
         return PatchAutoencoder(PatchAutoencoderConfig(**same, kl_weight=weight))
     if train_args.tokenizer_perceptual_weight:
@@ -299,7 +298,6 @@ def build(config: LDAEConfig, train_args) -> PatchAutoencoder | ConvAutoencoder:
     if train_args.tokenizer_adversarial_weight and min(config.image_hw) < 24:
         raise ValueError(f"tokenizer_adversarial_weight needs an image_size of at least 24, got {config.image_size}")
     losses = (
-        "kl_weight",
         "perceptual_weight",
         "lpips_net",
         "lpips_weights",
@@ -308,6 +306,8 @@ def build(config: LDAEConfig, train_args) -> PatchAutoencoder | ConvAutoencoder:
         "discriminator_width",
     )
     same |= {name: getattr(train_args, f"tokenizer_{name}") for name in losses}
+    if train_args.tokenizer_kl_weight is not None:
+        same["kl_weight"] = train_args.tokenizer_kl_weight
     return ConvAutoencoder(ConvAutoencoderConfig(**same, autoencoder=config.autoencoder_config))
 
 

@@ -32,28 +32,47 @@ def autoencoder(**kwargs) -> PatchAutoencoder:
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.25])
 def test_the_loss_is_the_papers(kl_weight):
-    """Section 4.2, one patch and one dimension at a time, in float64."""
+    """Section 4.2, one patch at a time, in float64; the VAE's as a mean over drawn z."""
     model, x = autoencoder(kl_weight=kl_weight), pictures(2)
-    noise = model.sample_noise(2)["noise"]
-    V, U, mean, log_variance = (p.detach().double() for p in (model.V, model.U, model.mean, model.log_variance))
+    V, U, mean = (p.detach().double() for p in (model.V, model.U, model.mean))
+    epsilon = torch.randn(20_000, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    epsilon = torch.cat([epsilon, -epsilon])
+    s2 = torch.tensor([kl_weight / (2 * (U[:, i] @ U[:, i]) + kl_weight) for i in range(6)])
     losses = []
-    for patches, epsilon in zip(patchify(x, (4, 4)).double(), noise.double(), strict=True):
-        for patch, e in zip(patches, epsilon, strict=True):
-            mu = V @ (patch - mean)
-            z, divergence = mu.clone(), 0
-            for i in range(6) if kl_weight else ():
-                s2 = torch.exp(log_variance[i])
-                z[i] = mu[i] + torch.sqrt(s2) * e[i]
-                divergence += (mu[i] ** 2 + s2 - 1 - torch.log(s2)) / 2
-            losses.append(sum((patch - (U @ z + mean)) ** 2) + kl_weight * divergence)
-    assert_close(model(x, noise=noise).loss.double(), sum(losses) / len(losses), rtol=1e-5, atol=0)
+    for patch in patchify(x, (4, 4)).double().flatten(0, 1):
+        mu = V @ (patch - mean)
+        z = mu + s2.sqrt() * epsilon
+        divergence = sum(mu[i] ** 2 + s2[i] - 1 - torch.log(s2[i]) for i in range(6)) / 2 if kl_weight else 0
+        losses.append(((patch - (z @ U.T + mean)) ** 2).sum(1).mean() + kl_weight * divergence)
+    assert_close(model(x).loss.double(), sum(losses) / len(losses), rtol=1e-2 if kl_weight else 1e-5, atol=0)
 
 
-def test_an_ae_at_its_optimum_spans_the_pca_subspace():
-    """Eckart and Young: the best linear autoencoder projects onto the leading principal components."""
-    x = pictures()
-    model = PatchAutoencoder(PatchAutoencoderConfig(**SIZE))
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2000, history_size=50, line_search_fn="strong_wolfe")
+def test_a_vaes_deviation_is_the_best_for_its_decoder():
+    """The loss of any other s, written out, is larger."""
+    model, x, weight = autoencoder(kl_weight=0.25).double(), pictures().double(), 0.25
+    patches = patchify(x, (4, 4))
+    latents = (patches - model.mean) @ model.V.T
+    square = model.U.square().sum(0)
+
+    def loss(s2):
+        error = (patches - latents @ model.U.T - model.mean).square().sum(-1).mean() + (s2 * square).sum()
+        return (error + weight / 2 * (latents.square() + s2 - 1 - s2.log()).sum(-1).mean()).item()
+
+    best = weight / (2 * square + weight)
+    assert model(x).loss.item() == pytest.approx(loss(best))
+    for i in range(6):
+        for factor in (0.9, 1.1):
+            other = best.clone()
+            other[i] *= factor
+            assert loss(other) > loss(best)
+
+
+def optimum(x, **kwargs) -> PatchAutoencoder:
+    model = PatchAutoencoder(PatchAutoencoderConfig(**SIZE, **kwargs)).double()
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=4000, max_eval=8000, history_size=50, line_search_fn="strong_wolfe",
+        tolerance_grad=1e-9, tolerance_change=1e-13,
+    )  # fmt: skip
 
     def closure():
         optimizer.zero_grad()
@@ -62,12 +81,38 @@ def test_an_ae_at_its_optimum_spans_the_pca_subspace():
         return loss
 
     optimizer.step(closure)
+    return model
+
+
+def principal_components(x):
     moments = PatchMoments(48)
     moments.update(patchify(x, (4, 4)))
-    _, components, variance = moments.components()
-    assert_close(model(x).loss.double(), variance[6:].sum(), rtol=1e-3, atol=1e-5)
-    projection = components[:6].T @ components[:6]
-    assert_close((model.U @ model.V).double(), projection, atol=0.02, rtol=0)
+    return moments.components()
+
+
+def test_an_ae_at_its_optimum_spans_the_pca_subspace():
+    """Eckart and Young: the best linear autoencoder projects onto the leading principal components."""
+    x = pictures().double()
+    model = optimum(x)
+    _, components, variance = principal_components(x)
+    assert_close(model(x).loss, variance[6:].sum(), rtol=1e-4, atol=0)
+    assert_close(model.U @ model.V, components[:6].T @ components[:6], atol=2e-3, rtol=0)
+
+
+def test_a_vae_at_its_optimum_has_the_principal_components_for_axes():
+    """Probabilistic PCA: a component of variance v keeps (1 - w / 2v) of itself, those below w / 2 are given up."""
+    x = pictures().double()
+    _, components, variance = principal_components(x)
+    weight = float(variance[3] + variance[4])  # four components are kept, with w / 2 between the fourth and the fifth
+    model = optimum(x, kl_weight=weight)
+    kept = 1 - weight / 2 / variance[:4]
+    expected = components[:4].T @ torch.diag(kept) @ components[:4]
+    assert_close(model.U @ model.V, expected, atol=2e-3, rtol=0)
+    overlap = (model.V @ components.T).abs()
+    strong = model.U.norm(dim=0).argsort(descending=True)
+    assert model.U.norm(dim=0)[strong[4:]].max() < 1e-2
+    for row in overlap[strong[:4]]:
+        assert row.max() / row.norm() > 0.99  # one component alone: KL leaves no freedom to rotate
 
 
 def test_latents_of_a_trained_tokenizer_have_unit_variance(tmp_path):
@@ -110,7 +155,7 @@ def test_the_script_trains_a_tokenizer_first_and_reuses_it(data, tmp_path):
     options += "--input_space latent --noise_schedule linear_gamma2 --tokenizer_type patch_vae --tokenizer_epochs 3"
     run = train_ldae.main([*options.split(), "--output_dir", str(tmp_path / "run")])
     trained = PatchAutoencoder.from_pretrained(tmp_path / "run-tokenizer")
-    assert trained.config.kl_weight == 1e-6
+    assert trained.config.kl_weight == 1.0
     tokenizer = LDAEForPreTraining.from_pretrained(run).ldae.tokenizer
     assert torch.equal(tokenizer.V, trained.V)
     assert torch.equal(tokenizer.U, trained.U)
