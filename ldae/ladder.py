@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from statistics import mean
@@ -23,96 +24,134 @@ from tqdm import tqdm
 from configuration_ldae import LDAEConfig
 
 from .arguments import parse_arguments
+from .data import load_examples
 from .results import load_results
-from .rungs import RUNGS, Rung, command_line, options, tokenizer_of
+from .rungs import FIRST, RUNGS, Rung, command_line, folder_name, options, tokenizer_of
 from .verdicts import tables, write
 
-
-def run(
-    recipe: str,
-    output_dir: Path,
-    rungs: list[Rung],
-    seeds: list[int],
-    workers: int,
-    config: LDAEConfig,
-    extra: list[str],
-) -> list[str]:
-    """Trains and probes rungs, `workers` at a time, their tokenizers first, each once for all rungs that share it.
-
-    Returns:
-        The runs that failed, tokenizers among them, as paths below `output_dir`; their logs say why.
-    """
-    rung_jobs = _to_do(output_dir, rungs, seeds)
-    tokenizer_jobs = _tokenizers_to_do(output_dir, rung_jobs)
-    slots: Queue[int] = Queue()
-    for slot in range(workers):
-        slots.put(slot)
-
-    def job(folder: Path, rung: Rung, seed: int, *more: str | Path) -> str | None:
-        slot = slots.get()
-        try:
-            command = [sys.executable, "-m", "train_ldae", recipe, "--output_dir", folder, "--seed", seed, "--resume"]
-            command += ["--probe", "--report_to", "none", *more]
-            command += [] if seed == seeds[0] else ["--no_floor"]  # all seeds of a rung have about the same floor
-            command += command_line(rung, config)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with Path(f"{folder}.log").open("w") as log:
-                done = subprocess.run(
-                    [*map(str, command), *extra], stdout=log, stderr=subprocess.STDOUT, env=_environment(slot, workers)
-                )
-            return None if done.returncode == 0 else str(folder.relative_to(output_dir))
-        finally:
-            slots.put(slot)
-
-    def tokenizer_job(folder: Path, rung: Rung, seed: int) -> str | None:
-        return job(folder, rung, seed, "--tokenizer_only")
-
-    def rung_job(folder: Path, rung: Rung, seed: int) -> str | None:
-        if tokenizer_of(rung) is None:
-            return job(folder, rung, seed)
-        tokenizer = _tokenizer_folder(output_dir, rung, seed)
-        if not _trained(tokenizer):
-            return f"{folder.name} (its tokenizer failed)"
-        return job(folder, rung, seed, "--tokenizer", tokenizer)
-
-    failed = []
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(tokenizer_jobs) + len(rung_jobs), desc="runs") as bar:
-        for work, jobs in ((tokenizer_job, tokenizer_jobs), (rung_job, rung_jobs)):
-            for future in [pool.submit(work, *one) for one in jobs]:
-                failed.append(future.result())
-                bar.update()
-    return [name for name in failed if name]
-
+# What `--` cannot give: what rungs change, and what the ladder says itself.
+OWN = {
+    *FIRST,
+    "output_dir",
+    "seed",
+    "resume",
+    "overwrite",
+    "tokenizer",
+    "tokenizer_only",
+    "init_from",
+    "probe",
+    "no_probe",
+}
 
 Job = tuple[Path, Rung, int]  # folder, rung and seed
 
 
-def _to_do(output_dir: Path, rungs: list[Rung], seeds: list[int]) -> list[Job]:
-    jobs = [(output_dir / f"{rung.name}-seed{seed}", rung, seed) for seed in seeds for rung in rungs]
-    return [job for job in jobs if not finished(job[0])]
+@dataclass(frozen=True)
+class Road:
+    """What is to be run: rungs of a recipe with `extra` options, each with several seeds, `workers` side by side.
 
+    Args:
+        config: of the recipe with `extra`; rungs' latent dimensions and picture sizes are parts of its own.
+        lpips: whether the first two rungs' tokenizer is trained with it.
+    """
 
-def _tokenizers_to_do(output_dir: Path, jobs: list[Job]) -> list[Job]:
-    """The tokenizers that rungs need and that are not trained, each once."""
-    needed = {_tokenizer_folder(output_dir, rung, seed): (rung, seed) for _, rung, seed in jobs if tokenizer_of(rung)}
-    return [(folder, *job) for folder, job in needed.items() if not _trained(folder)]
+    recipe: str
+    output_dir: Path
+    rungs: list[Rung]
+    seeds: list[int]
+    workers: int
+    config: LDAEConfig
+    extra: list[str]
+    lpips: bool = True
 
+    def jobs(self) -> list[Job]:
+        """The runs that are not done."""
+        every = [(self.output_dir / folder_name(r.name, seed), r, seed) for seed in self.seeds for r in self.rungs]
+        return [job for job in every if not finished(job[0])]
 
-def _tokenizer_folder(output_dir: Path, rung: Rung, seed: int) -> Path:
-    return output_dir / "tokenizers" / f"{tokenizer_of(rung)}-seed{seed}"
+    def tokenizer(self, rung: Rung, seed: int) -> Path | None:
+        """The folder of the tokenizer that a rung needs trained; None: none."""
+        name = tokenizer_of(rung, self.lpips)
+        return None if name is None else self.output_dir / "tokenizers" / folder_name(name, seed)
 
+    def tokenizer_jobs(self) -> list[Job]:
+        """The tokenizers that rungs need and that are not trained, each once."""
+        needed = {self.tokenizer(rung, seed): (rung, seed) for _, rung, seed in self.jobs()}
+        return [(folder, *job) for folder, job in needed.items() if folder is not None and not _trained(folder)]
 
-def _trained(folder: Path) -> bool:
-    """Whether a tokenizer was trained to its end."""
-    return (folder / "results" / "train.json").is_file()
+    def command(self, folder: Path, rung: Rung, seed: int, *more: str | Path) -> list[str]:
+        """The command line of one training."""
+        command = [sys.executable, "-m", "train_ldae", self.recipe, "--output_dir", folder, "--seed", seed, "--resume"]
+        command += ["--probe", "--report_to", "none", *more]
+        command += [] if seed == self.seeds[0] else ["--no_floor"]  # all seeds of a rung have about the same floor
+        return [*map(str, command), *self.extra, *command_line(rung, self.config, self.lpips)]
 
+    def run(self) -> list[str]:
+        """Trains and probes what is not done, tokenizers first, each once for all rungs that share it.
 
-def _environment(slot: int, workers: int) -> dict[str, str]:
-    """A share of the cores, and a GPU of its own where there are several."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
-    if torch.cuda.device_count() > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
-    return environment
+        Returns:
+            The runs that failed, tokenizers among them, as paths below `output_dir`; their logs say why.
+        """
+        slots: Queue[int] = Queue()
+        for slot in range(self.workers):
+            slots.put(slot)
+
+        def train(folder: Path, *given) -> str | None:
+            slot, name = slots.get(), str(folder.relative_to(self.output_dir))
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with Path(f"{folder}.log").open("a") as log:
+                    command, environment = self.command(folder, *given), _environment(slot, self.workers)
+                    done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                return None if done.returncode == 0 else name
+            finally:
+                slots.put(slot)
+
+        def train_tokenizer(folder: Path, rung: Rung, seed: int) -> str | None:
+            return train(folder, rung, seed, "--tokenizer_only")
+
+        def train_rung(folder: Path, rung: Rung, seed: int) -> str | None:
+            tokenizer = self.tokenizer(rung, seed)
+            if tokenizer is None:
+                return train(folder, rung, seed)
+            if not _trained(tokenizer):
+                return f"{folder.name} (its tokenizer failed)"
+            return train(folder, rung, seed, "--tokenizer", tokenizer)
+
+        failed, rung_jobs, tokenizer_jobs = [], self.jobs(), self.tokenizer_jobs()
+        pool = ThreadPoolExecutor(self.workers)
+        with tqdm(total=len(tokenizer_jobs) + len(rung_jobs), desc="runs") as bar:
+            try:
+                for work, jobs in ((train_tokenizer, tokenizer_jobs), (train_rung, rung_jobs)):
+                    for future in [pool.submit(work, *job) for job in jobs]:
+                        failed.append(future.result())
+                        bar.update()
+            finally:  # after Ctrl-C, which the trainings get too, no other is started
+                pool.shutdown(cancel_futures=True)
+        return [name for name in failed if name]
+
+    def plan(self) -> str:
+        """What would be run, as lines of text, each with its change; the cost from all runs below `output_dir` that are done."""
+        lines = []
+        for rung in self.rungs:
+            done = sum(finished(self.output_dir / folder_name(rung.name, seed)) for seed in self.seeds)
+            paper = "–" if rung.paper is None else f"{rung.paper:.1f}"
+            given = options(rung, self.config, self.lpips)
+            changed = " ".join(f"--{name} {given[name]}" for name in rung.change if name in given)
+            lines.append(f"{rung.name:<20} {done}/{len(self.seeds)} done  paper {paper:>4}  {rung.what}: {changed}")
+        for what, folder, jobs in (("tokenizers", "tokenizers/*", self.tokenizer_jobs()), ("runs", "*", self.jobs())):
+            if jobs or what == "runs":
+                lines.append(f"{len(jobs)} {what} to do, {self.workers} at a time: {self._cost(folder, len(jobs))}")
+        return "\n".join(lines)
+
+    def _cost(self, pattern: str, count: int) -> str:
+        done = [path for path in self.output_dir.glob(f"{pattern}-seed*") if _trained(path)]
+        if not done:
+            return "unknown until one is done"
+        seconds = mean(sum(map(_seconds, load_results(path))) for path in done)
+        minutes = seconds * -(-count // self.workers) / 60
+        cost = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
+        return f"{cost}, from {len(done)} that are done"
 
 
 def finished(folder: Path) -> bool:
@@ -120,34 +159,26 @@ def finished(folder: Path) -> bool:
     return any(folder.glob("results/probe-*.json"))
 
 
-def plan(output_dir: Path, rungs: list[Rung], seeds: list[int], workers: int, config: LDAEConfig) -> str:
-    """What would be run, as lines of text, each with its change; the cost from all runs below `output_dir` that are done."""
-    lines = []
-    for rung in rungs:
-        folders = [output_dir / f"{rung.name}-seed{seed}" for seed in seeds]
-        done = [folder for folder in folders if finished(folder)]
-        paper = "–" if rung.paper is None else f"{rung.paper:.1f}"
-        given = options(rung, config)
-        changed = " ".join(f"--{name} {given[name]}" for name in rung.change if name in given)
-        lines.append(f"{rung.name:<20} {len(done)}/{len(folders)} done  paper {paper:>4}  {rung.what}: {changed}")
-    jobs = _to_do(output_dir, rungs, seeds)
-    first = len(_tokenizers_to_do(output_dir, jobs))
-    times = [sum(map(_seconds, load_results(folder))) for folder in output_dir.glob("*-seed*") if finished(folder)]
-    cost = "unknown until one is done"
-    if times:
-        minutes = mean(times) * -(-len(jobs) // workers) / 60
-        cost = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
-        cost += f", from {len(times)} that are done"
-    lines.append(f"{len(jobs)} runs to do, {workers} at a time: {cost}")
-    return "\n".join([*lines, f"{first} tokenizers to train before them"] if first else lines)
+def _trained(folder: Path) -> bool:
+    return (folder / "results" / "train.json").is_file()
+
+
+def _environment(slot: int, workers: int) -> dict[str, str]:
+    """A share of the cores, and a GPU of its own where there are several."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // workers))}
+    if (count := torch.cuda.device_count()) > 1:
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % count]
+    return environment
 
 
 def _seconds(result: dict[str, Any]) -> float:
     """What a training, or the protocols of a probe, took."""
     if result["kind"] == "probe":
-        return sum(figures.get("seconds", 0) for part in ("protocols", "floor") for figures in result[part].values()
-                   if isinstance(figures, dict))  # fmt: skip
-    return result["seconds"] if result["kind"] == "train" else 0
+        measured = [*result["protocols"].values(), *result["floor"].values()]
+        return sum(figures["seconds"] for figures in measured if isinstance(figures, dict))
+    return result["seconds"] if result["kind"] == "train" else 0.0
 
 
 def main(argv: list[str] | None = None):
@@ -171,26 +202,47 @@ def main(argv: list[str] | None = None):
     parser.add_argument(
         "--report", type=Path, help="only write the tables of what is done to this file, the figures beside it"
     )
+    parser.add_argument(
+        "--without_lpips",
+        action="store_true",
+        help="leave it out of the first two rungs too, where its weights cannot be had",
+    )
     given = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     if given.report:
         print(*write(given.output_dir, given.report), sep="\n")
         return
     if given.recipe is None:
-        parser.error("a recipe is needed, such as recipes/imagenette64.yaml")
+        parser.error("a recipe is needed, such as recipes/ladder64.yaml")
     if given.workers < 1:
         parser.error(f"--workers must be at least 1, got {given.workers}")
-    if given.rungs is None:
-        rungs = [rung for rung in RUNGS.values() if not rung.side]
-    else:
-        rungs = list(RUNGS.values()) if "all" in given.rungs else [RUNGS[name] for name in given.rungs]
-    config = parse_arguments([given.recipe, *extra])[0].config()  # refuses what train_ldae.py refuses
-    print(plan(given.output_dir, rungs, given.seeds, given.workers, config))
+    own = OWN.intersection(name.split("=")[0].removeprefix("--") for name in extra)
+    if own:
+        parser.error(f"rungs, or the ladder itself, decide {', '.join(sorted(own))}: leave them out after --")
+    rungs = [rung for rung in RUNGS.values() if not rung.side]
+    if given.rungs is not None:
+        rungs = list(RUNGS.values()) if "all" in given.rungs else [RUNGS[name] for name in dict.fromkeys(given.rungs)]
+    model_args, data_args, _ = parse_arguments([given.recipe, *extra])  # refuses what train_ldae.py refuses
+    road = Road(
+        recipe=given.recipe,
+        output_dir=given.output_dir,
+        rungs=rungs,
+        seeds=list(dict.fromkeys(given.seeds)),
+        workers=given.workers,
+        config=model_args.config(),
+        extra=extra,
+        lpips=not given.without_lpips,
+    )
+    print(road.plan())
     if given.dry_run:
         return
-    failed = run(given.recipe, given.output_dir, rungs, given.seeds, given.workers, config, extra)
+    held_out = load_examples(data_args.data, data_args.validation_split, label_column=data_args.label_column)
+    if held_out is None or "label" not in held_out.features:
+        parser.error(f"rungs are probed: data {data_args.data!r} needs a validation split with labels")
+    failed = road.run()
+    if any(finished(path) for path in given.output_dir.glob("*-seed*")):
+        print(*tables(given.output_dir).values(), sep="\n\n")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; their logs in {given.output_dir} say why")
-    print(*tables(given.output_dir).values(), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -81,9 +81,16 @@ def _figures(measured: dict[str, Result], protocols: list[str]) -> list[str]:
 
 
 def fill(path: str | Path, marker: str, text: str):
-    """Replaces what stands between two lines `<!-- marker -->` of a file."""
+    """Replaces what stands between two lines `<!-- marker -->` of a file.
+
+    Raises:
+        ValueError: if there are not two of them.
+    """
     path, line = Path(path), f"<!-- {marker} -->"
-    before, _, after = path.read_text().split(line)
+    parts = path.read_text().split(line)
+    if len(parts) != 3:
+        raise ValueError(f"{path} must hold the line {line!r} twice, got it {len(parts) - 1} times")
+    before, _, after = parts
     path.write_text(f"{before}{line}\n{text}\n{line}{after}")
 
 

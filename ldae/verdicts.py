@@ -4,7 +4,7 @@ All of it is made from results files; pictures that need weights are drawn where
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, variance
@@ -16,35 +16,50 @@ from configuration_ldae import LDAEConfig
 from modeling_ldae import LDAEForPreTraining
 
 from . import plots
+from .arguments import RUN_DEFINING
 from .data import Pictures, load_examples, to_pixel_values
 from .probes import format_figure
 from .results import load_results
-from .rungs import PIXELS, RUNGS, TABLE2, Rung, at_dimension, options
+from .rungs import PIXELS, RUNGS, TABLE2, Rung, at_dimension, options, rung_of
 from .tables import fill
 
+PROTOCOL = "linear-fast"  # by which rungs are compared
 PAPER_TIMESTEPS = {  # appendix A: accuracy by the fixed t, on clean and on noisy pictures
     "clean": {0: 64.1, 10: 64.5, 20: 64.1, 40: 63.3, 80: 62.2},
     "noisy": {0: 64.2, 10: 65.0, 20: 65.0, 40: 65.0, 80: 64.5},
 }
-PAPER_FID = {"dit": 11.6, "no-classes": 30.9, "no-perceptual": 54.3, "no-adversarial": 75.6, "linear-gamma2": 93.2}
+PAPER_BLOCKS = {
+    9: 58.5,
+    10: 62.0,
+    11: 64.1,
+    12: 64.5,
+    13: 63.6,
+    14: 61.9,
+    15: 59.7,
+}  # of 24, encoder and decoder together
 TOKENIZERS = {
     "linear-gamma2": "convolutional VAE",
     "patch-vae": "patch-wise VAE",
     "patch-ae": "patch-wise AE",
     "patch-pca": "patch-wise PCA",
 }
-TABLE3 = (
-    "patch-vae",
-    "patch-ae",
-    "patch-pca",
-    "clean-latent",
-    "no-input-scaling",
-    "image-input",
-    "image-output",
-    "l-dae",
-)
-SIDES = ("one-level", "predict-noise", "random-crop", "classical-dae")  # of the end point
+END = "l-dae"  # whose blocks and timesteps are measured
+SIDES = ("one-level", "predict-noise", "random-crop", "classical-dae")  # of the end
 NUM_SHOWN = 6  # pictures in drawings of noise
+CHANGED_WITH = {  # what an option of a rung changes in the configuration beside itself
+    "shrink": {"image_size", "patch_size"},
+    "class_conditional": {"num_classes"},
+    "tokenizer_type": {"autoencoder"},
+    "latent_dim": {"autoencoder"},
+}
+OPTIONS = (
+    *(set(RUN_DEFINING) - {"data", "seed"}),
+    "class_conditional",
+    "tokenizer_perceptual_weight",
+    "tokenizer_adversarial_weight",
+)
+
+Results = dict[str, dict[str, Any]]  # of one run, by kind
 
 
 @dataclass(frozen=True)
@@ -54,194 +69,252 @@ class Measured:
     Args:
         accuracy, error: the mean in %, and its standard error.
         floor: of the untrained network; None where it was not measured.
-        frechet: (value, what it is measured on, the same for both or more seeds) of its generated pictures; None: none.
+        distances: of generated pictures from real ones, by what it is measured on: the mean over the seeds.
+        setting: the options that the runs had; where they differ between seeds, all of them.
         differs: options in which the runs are not the rung, such as a loss whose weights could not be had.
     """
 
     accuracy: float
     error: float
     seeds: int
-    floor: float | None = None
-    frechet: tuple[float, str] | None = None
-    differs: tuple[tuple[str, Any], ...] = ()
+    floor: float | None
+    distances: dict[str, float]
+    setting: dict[str, Any]
+    differs: dict[str, Any]
 
 
-def measured(output_dir: str | Path, protocol: str = "linear-fast") -> dict[str, Measured]:
+def load_runs(output_dir: str | Path) -> dict[str, list[Results]]:
+    """The results of the runs that lie directly below a folder, by rung; a probe counts if it is of the run's own data."""
+    runs: dict[str, list[Results]] = {}
+    for folder in sorted(Path(output_dir).glob("*-seed*")):
+        if (rung := rung_of(folder.name)) is None:
+            continue
+        results = load_results(folder)
+        found = {result["kind"]: result for result in results if result["kind"] in ("train", "generation", "sweep")}
+        name = found["train"]["data"]["name"] if "train" in found else None
+        probes = [result for result in results if result["kind"] == "probe" and result["data"]["name"] == name]
+        if probes:
+            runs.setdefault(rung, []).append({**found, "probe": probes[0]})
+    return {name: runs[name] for name in RUNGS if name in runs}
+
+
+def measured(output_dir: str | Path, protocol: str = PROTOCOL) -> dict[str, Measured]:
     """The rungs that are done below a folder, by name.
 
-    The standard error of a mean over n seeds is sqrt(s^2 / n), s^2 being the variance between seeds pooled over all rungs that
-    have several, or the binomial one where that is larger: all seeds are measured on the same pictures.
+    The standard error of a mean over n seeds is sqrt(b^2 + s^2 / n): b is the binomial one, of the validation pictures that all
+    seeds share, s^2 the variance between seeds, pooled over all rungs that have several.
     """
-    runs: dict[str, list[dict[str, dict]]] = {}
-    folders: dict[Path, dict[str, dict]] = {}
-    for result in load_results(output_dir):
-        folders.setdefault(Path(result["file"]).parent, {})[result["kind"]] = result
-    for folder, results in folders.items():
-        name = folder.parent.name.rsplit("-seed", 1)[0]
-        if name in RUNGS and protocol in results.get("probe", {}).get("protocols", {}):
-            runs.setdefault(name, []).append(results)
-    accuracies = {
-        name: [run["probe"]["protocols"][protocol]["accuracy"] for run in done] for name, done in runs.items()
+    runs = {
+        name: done
+        for name, every in load_runs(output_dir).items()
+        if (done := [run for run in every if protocol in run["probe"]["protocols"]])
     }
+    figures = {name: [run["probe"]["protocols"][protocol] for run in done] for name, done in runs.items()}
+    accuracies = {name: [figure["accuracy"] for figure in row] for name, row in figures.items()}
     repeated = [(len(values) - 1, variance(values)) for values in accuracies.values() if len(values) > 1]
     between = sum(n * v for n, v in repeated) / sum(n for n, _ in repeated) if repeated else 0.0
     found = {}
     for name, done in runs.items():
-        binomial = mean(run["probe"]["protocols"][protocol]["standard_error"] for run in done)
-        floors = [
-            run["probe"]["floor"][protocol]["accuracy"] for run in done if protocol in run["probe"].get("floor", {})
-        ]
-        distances = [(run["generation"]["value"], run["generation"]["metric"]) for run in done
-                     if "value" in run.get("generation", {})]  # fmt: skip
-        given = [run["train"]["arguments"] for run in done if "train" in run]
-        wanted = options(RUNGS[name])
-        differs = {(k, a[k]) for a in given for k, v in wanted.items() if k in a and a[k] != v}
+        binomial = mean(figure["standard_error"] for figure in figures[name])
+        floors = [run["probe"]["floor"][protocol]["accuracy"] for run in done if protocol in run["probe"]["floor"]]
+        distances: dict[str, list[float]] = {}
+        for run in done:
+            if "value" in (generation := run.get("generation", {})):
+                what = "{metric}, {num_fake:,} generated and {num_real:,} real pictures, {sampler}, {num_inference_steps} steps"
+                distances.setdefault(what.format(**generation), []).append(generation["value"])
+        settings = [_setting_of(run["train"]) for run in done]
+        same = all(setting == settings[0] for setting in settings)
+        given = done[0]["train"]["arguments"]
         found[name] = Measured(
-            mean(accuracies[name]),
-            max(binomial, math.sqrt(between / len(done))),
-            len(done),
-            mean(floors) if floors else None,
-            (mean(value for value, _ in distances), distances[0][1]) if distances else None,
-            tuple(sorted(differs)),
+            accuracy=mean(accuracies[name]),
+            error=math.sqrt(binomial**2 + between / len(done)),
+            seeds=len(done),
+            floor=mean(floors) if floors else None,
+            distances={what: mean(values) for what, values in distances.items()},
+            setting=settings[0] if same else {"seeds": settings},
+            differs={k: given[k] for k, v in options(RUNGS[name]).items() if k in given and given[k] != v},
         )
     return found
+
+
+def _setting_of(train: dict[str, Any]) -> dict[str, Any]:
+    """What can make a difference between runs beside their seed."""
+    config = {k: v for k, v in train["config"].items() if k in LDAEConfig.__annotations__}
+    seen = {"pictures seen": train["pictures_seen"], "pictures": train["data"]["fingerprint"]}
+    return {**config, **{name: train["arguments"].get(name) for name in OPTIONS}, **seen}
+
+
+def compare(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | str | None:
+    """A rung's change in accuracy and its standard error; None where one of the two is not run.
+
+    Both rungs are measured on the same pictures, whose share of the error is counted as if they were not: it is too large
+    rather than too small. Where the runs differ in more or in less than the rung's change, a sentence that says so.
+    """
+    after, before = figures.get(rung.name), figures.get(rung.before or "")
+    if after is None or before is None:
+        return None
+    names = after.setting.keys() | before.setting.keys()
+    differ = {name for name in names if after.setting.get(name) != before.setting.get(name)}
+    changed = set(rung.change).union(*(CHANGED_WITH.get(name, set()) for name in rung.change))
+    if stray := differ - changed:
+        return f"`{rung.name}` and `{rung.before}` also differ in {', '.join(sorted(stray))}"
+    if not differ:
+        return f"`{rung.name}` and `{rung.before}` are the same run here"
+    return after.accuracy - before.accuracy, math.hypot(after.error, before.error)
 
 
 def verdict(rung: Rung, figures: dict[str, Measured]) -> str:
     """Whether a rung's change does here what it does in the paper: at two standard errors of the difference.
 
-    Where the paper sees no difference at all, "agrees" says that none is seen here.
+    "none seen": the paper claims that there is no difference, and none is seen.
     """
-    before = RUNGS.get(rung.before or "")
-    if before is None or rung.paper is None or before.paper is None:
-        return "–"
-    difference = _difference(rung, figures)
+    difference = compare(rung, figures)
     if difference is None:
         return "not run"
-    claim = rung.paper - before.paper
+    if isinstance(difference, str):
+        return "not comparable"
     if abs(difference[0]) <= 2 * difference[1]:
-        return "undecided" if claim else "agrees"
-    return "agrees" if claim * difference[0] > 0 else "does not"
-
-
-def _difference(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | None:
-    """The change in accuracy and its standard error; None where one is not run, or they differ in more than the change."""
-    after, before = figures.get(rung.name), figures.get(rung.before or "")
-    if after is None or before is None or after.differs != before.differs:
-        return None
-    return after.accuracy - before.accuracy, math.hypot(after.error, before.error)
+        return "undecided" if rung.claim else "none seen"
+    return "agrees" if rung.claim * difference[0] > 0 else "does not"
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
 def tables(output_dir: str | Path) -> dict[str, str]:
-    """Markdown by the marker that it stands at: "setting", "table 1", "table 2", "table 3", "branches", "timesteps" and "claims".
+    """Markdown by the marker that it stands at: "setting", "claims", "table 1" to "table 3", "branches", "timesteps", "blocks".
 
     Raises:
-        FileNotFoundError: if no rung below the folder is done.
+        FileNotFoundError: if no rung directly below the folder is done.
     """
-    figures = measured(output_dir)
+    runs, figures = load_runs(output_dir), measured(output_dir)
     if not figures:
-        raise FileNotFoundError(f"no rung below {str(output_dir)!r} is done")
-    names = list(RUNGS)
-    first = names[: names.index("patch-vae")]
+        raise FileNotFoundError(f"no rung in {str(output_dir)!r} is trained and probed by {PROTOCOL}")
+    road = [name for name, rung in RUNGS.items() if not rung.side]
+    tokenizers = road.index("patch-vae")
     return {
-        "setting": _setting(output_dir),
-        "table 1": _rungs(first, figures, frechet=True),
-        "table 2": _table2(figures),
-        "table 3": _rungs(TABLE3, figures),
-        "branches": _rungs([*SIDES, *(f"pixels-d{d}" for d in PIXELS)], figures),
-        "timesteps": _timesteps(output_dir),
+        "setting": _setting(runs),
         "claims": _claims(figures),
+        "table 1": _generating(road[:tokenizers], figures),
+        "table 2": _table2(figures),
+        "table 3": _rungs(road[tokenizers:], figures),
+        "branches": _rungs([*SIDES, *(f"pixels-d{d}" for d in PIXELS)], figures),
+        "timesteps": _timesteps(runs),
+        "blocks": _blocks(runs),
     }
 
 
-def _setting(output_dir: str | Path) -> str:
+def _setting(runs: dict[str, list[Results]]) -> str:
     """What the runs have seen and when they were made, as one sentence."""
-    runs = [r for r in load_results(output_dir) if r["kind"] == "train" and r["config"]["model_type"] == "ldae"]
+    trainings = [run["train"] for done in runs.values() for run in done]
 
     def span(values: Iterable[float], form: str) -> str:
         low, high = (form.format(value) for value in (min(values), max(values)))
         return low if low == high else f"{low} to {high}"
 
-    config = runs[0]["config"]
-    epochs = span([run["epochs"] for run in runs], "{:.1f}")
-    minutes = span([run["seconds"] / 60 for run in runs], "{:.0f}")
-    seeds = len({run["seed"] for run in runs})
+    config = trainings[0]["config"]
+    epochs = span([run["epochs"] for run in trainings], "{:.1f}")
+    minutes = span([run["seconds"] / 60 for run in trainings], "{:.0f}")
+    seeds = span([len(done) for done in runs.values()], "{}")
     return (
-        f"{len(runs)} runs of {seeds} seeds, each {epochs} epochs of {runs[0]['data']['num_pictures']:,} pictures in {minutes} "
-        "minutes; "
-        f"{config['num_hidden_layers']} encoder and {config['decoder_num_hidden_layers']} decoder blocks of width "
-        f"{config['hidden_size']}; L-BFGS linear probe; errors are one standard error."
+        f"{len(trainings)} runs of {len(runs)} rungs with {seeds} seeds each; {epochs} epochs of "
+        f"{trainings[0]['data']['num_pictures']:,} pictures in {minutes} minutes, {config['num_hidden_layers']} encoder and "
+        f"{config['decoder_num_hidden_layers']} decoder blocks of width {config['hidden_size']}; L-BFGS linear probe; errors are "
+        "one standard error."
     )
 
 
-def _rungs(names: Iterable[str], figures: dict[str, Measured], frechet: bool = False) -> str:
-    """A row for each rung; with `frechet`, two columns for the quality of what it generates."""
-    names = list(names)
-    measures = sorted({f.frechet[1] for name in names if (f := figures.get(name)) and f.frechet})
-    head = ["rung", "change", "paper", "here", "floor", "seeds", "paper's change", "change here", "verdict"]
-    if frechet:
-        head[4:4] = ["paper's FID", "distance here"]
-    lines = [head, ["---", "---", *["---:"] * (len(head) - 3), "---"]]
-    notes = [f"Distance here: {measure}." for measure in measures] if frechet else []
+def _claims(figures: dict[str, Measured]) -> str:
+    """A row for each claim of the paper: its sign, ours with its error, the verdict; and how many there are of each."""
+    rows, counts, notes = (
+        [["rung", "after", "change", "paper", "here", "verdict"], ["---"] * 3 + ["---:"] * 2 + ["---"]],
+        {},
+        [],
+    )
+    for rung in RUNGS.values():
+        if rung.claim is None:
+            continue
+        result, difference = verdict(rung, figures), compare(rung, figures)
+        counts[result] = counts.get(result, 0) + 1
+        paper = f"{rung.claim:+.1f}" if rung.sign is None else {1: "+", 0: "0", -1: "−"}[rung.sign]
+        here = "{:+.1f} ± {:.1f}".format(*difference) if isinstance(difference, tuple) else "–"
+        rows.append([f"`{rung.name}`", f"`{rung.before}`", rung.what, paper, here, result])
+        if isinstance(difference, str):
+            notes.append(f"\n{difference}.")
+    order = ("agrees", "none seen", "undecided", "does not", "not comparable", "not run")
+    summary = ", ".join(f"{counts[name]} {name}" for name in order if name in counts)
+    return "\n".join([f"{sum(counts.values())} claims: {summary}.\n", *_markdown(rows), *notes])
+
+
+def _rungs(names: Iterable[str], figures: dict[str, Measured], *more: tuple[str, Callable[[str], str]]) -> str:
+    """A row for each rung; `more` are further columns, as their head and what stands there for a rung's name."""
+    head = ["rung", "change", "paper", "here", "floor", "seeds", *(title for title, _ in more)]
+    rows, notes = [head, ["---", "---", *["---:"] * (len(head) - 2)]], []
     for name in names:
         rung, found = RUNGS[name], figures.get(name)
-        before, difference = RUNGS.get(rung.before or ""), _difference(rung, figures)
-        known = before is not None and None not in (rung.paper, before.paper)
-        cells = [f"`{name}`", rung.what, _number(rung.paper), _accuracy(found), _number(found and found.floor),
-                 str(found.seeds if found else 0), f"{rung.paper - before.paper:+.1f}" if known else "–",
-                 "–" if difference is None else "{:+.1f} ± {:.1f}".format(*difference), verdict(rung, figures)]  # fmt: skip
-        if frechet:
-            cells[4:4] = [_number(PAPER_FID.get(name)), f"{found.frechet[0]:.1f}" if found and found.frechet else "–"]
-        lines.append(cells)
+        seeds = str(found.seeds if found else 0)
+        cells = [f"`{name}`", rung.what, _number(rung.paper), _accuracy(found), _number(found and found.floor), seeds]
+        rows.append([*cells, *(cell(name) for _, cell in more)])
         if found and found.differs:
-            notes.append(f"`{name}` was run with {', '.join(f'`--{k} {v}`' for k, v in found.differs)}.")
-    return "\n".join([*_markdown(lines), *(f"\n{note}" for note in notes)])
+            notes.append(f"\n`{name}` was run with {', '.join(f'`--{k} {v}`' for k, v in found.differs.items())}.")
+    return "\n".join([*_markdown(rows), *notes])
+
+
+def _generating(names: Iterable[str], figures: dict[str, Measured]) -> str:
+    """`_rungs` with the paper's FID and our distances, a column for each that was measured."""
+    names = list(names)
+    measures = dict.fromkeys(what for name in names if name in figures for what in figures[name].distances)
+
+    def distance(what: str) -> Callable[[str], str]:
+        return lambda name: _number(figures[name].distances.get(what) if name in figures else None)
+
+    columns = [(f"distance {i}", distance(what)) for i, what in enumerate(measures, 1)]
+    notes = [f"\nDistance {i}: {what}." for i, what in enumerate(measures, 1)]
+    return "\n".join([_rungs(names, figures, ("paper's FID", lambda name: _number(RUNGS[name].fid)), *columns), *notes])
 
 
 def _table2(figures: dict[str, Measured]) -> str:
     """Tokenizers by latent dimension, "the paper's / ours" in each cell."""
     dims = sorted({d for row in TABLE2.values() for d in row})
-    lines = [["tokenizer", *(f"d = {d}" for d in dims)], ["---", *["---:"] * len(dims)]]
-    for tokenizer, row in TABLE2.items():
-        cells = [
-            f"{row[d]:.1f} / {_accuracy(figures.get(at_dimension(tokenizer, d)))}" if d in row else "–" for d in dims
-        ]
-        lines.append([TOKENIZERS[tokenizer], *cells])
-    return "\n".join(_markdown(lines))
+    rows = [["tokenizer", *(f"d = {d}" for d in dims)], ["---", *["---:"] * len(dims)]]
+    for name, row in TABLE2.items():
+        ours = {d: _accuracy(figures.get(at_dimension(name, d))) for d in row}
+        rows.append([TOKENIZERS[name], *(f"{row[d]:.1f} / {ours[d]}" if d in row else "–" for d in dims)])
+    return "\n".join(_markdown(rows))
 
 
-def _timesteps(output_dir: str | Path, protocol: str = "linear-fast") -> str:
-    """Accuracy by the t that features are taken at, "the paper's / ours" in each cell, of the first rung that has a sweep."""
-    sweeps = [result for result in load_results(output_dir) if result["kind"] == "sweep"]
-    lines = [
+def _sweep(runs: dict[str, list[Results]], protocol: str = PROTOCOL) -> dict[str, Any] | None:
+    """The first sweep of the end of the road that has the protocol."""
+    sweeps = (run["sweep"] for run in runs.get(END, []) if "sweep" in run)
+    return next((found for found in sweeps if protocol in found["depth"][0]["protocols"]), None)
+
+
+def _timesteps(runs: dict[str, list[Results]], protocol: str = PROTOCOL) -> str:
+    """Accuracy by the t that features are taken at, "the paper's / ours" in each cell."""
+    rows = [
         ["pictures", *(f"t = {t}" for t in PAPER_TIMESTEPS["clean"])],
         ["---", *["---:"] * len(PAPER_TIMESTEPS["clean"])],
     ]
     for pictures, row in PAPER_TIMESTEPS.items():
-        ours = {
-            r["t"]: r["protocols"][protocol]
-            for s in sweeps[:1]
-            for r in s["timesteps"]
-            if r["noisy"] == (pictures == "noisy")
-        }
-        lines.append([pictures, *(f"{paper:.1f} / {format_figure(protocol, ours.get(t))}" for t, paper in row.items())])
-    return "\n".join(_markdown(lines))
+        measures = (_sweep(runs) or {"timesteps": []})["timesteps"]
+        ours = {m["t"]: m["protocols"][protocol] for m in measures if m["noisy"] == (pictures == "noisy")}
+        rows.append([pictures, *(f"{paper:.1f} / {format_figure(protocol, ours.get(t))}" for t, paper in row.items())])
+    return "\n".join(_markdown(rows))
 
 
-def _claims(figures: dict[str, Measured]) -> str:
-    """How many of the paper's signs are seen here, and which."""
-    verdicts: dict[str, list[str]] = {}
-    for rung in RUNGS.values():
-        verdicts.setdefault(verdict(rung, figures), []).append(f"`{rung.name}`")
-    verdicts.pop("–", None)
-    total = sum(map(len, verdicts.values()))
-    lines = [["verdict", f"of {total} claims", "which"], ["---", "---:", "---"]]
-    for name in ("agrees", "does not", "undecided", "not run"):
-        lines.append([name, str(len(verdicts.get(name, []))), ", ".join(verdicts.get(name, ["–"]))])
-    return "\n".join(_markdown(lines))
+def _blocks(runs: dict[str, list[Results]], protocol: str = PROTOCOL) -> str:
+    """Accuracy by the block that features are taken from, counted through encoder and decoder: two rows for each side."""
+    rows = [["paper", *(f"block {block} of 24" for block in PAPER_BLOCKS)], ["---", *["---:"] * len(PAPER_BLOCKS)]]
+    rows.append(["linear", *map(_number, PAPER_BLOCKS.values())])
+    depth = (_sweep(runs) or {"depth": []})["depth"]
+    if not depth:
+        return "\n".join(_markdown(rows))
+    ours = [
+        ["here", *(f"block {i} of {len(depth)}" for i in range(1, len(depth) + 1))],
+        ["---", *["---:"] * len(depth)],
+    ]
+    ours.append(["linear", *(format_figure(protocol, row["protocols"][protocol]) for row in depth)])
+    return "\n".join([*_markdown(rows), "", *_markdown(ours)])
 
 
 def _number(value: float | None) -> str:
@@ -266,16 +339,18 @@ def draw(output_dir: str | Path, folder: Path) -> list[Path]:
     """
     output_dir, figures = Path(output_dir), measured(output_dir)
     road = [name for name, rung in RUNGS.items() if name in figures and (not rung.side or name in SIDES)]
-    drawn = [
-        plots.schedules(folder / "schedules.png"),
-        plots.road([(name, RUNGS[name].paper, _bar(figures[name])) for name in road], folder / "road.png"),
-    ]
+    drawn = [plots.schedules(folder / "schedules.png")]
+    if road:
+        steps = [(name, RUNGS[name].paper, _bar(figures[name])) for name in road]
+        drawn.append(plots.road(steps, folder / "road.png"))
+    pixels = {d: RUNGS[f"pixels-d{d}"].paper for d in sorted(PIXELS)}
     paper = {TOKENIZERS[name]: row for name, row in TABLE2.items()}
+    paper["pixels"] = {d: figure for d, figure in pixels.items() if figure is not None}
     rungs = {TOKENIZERS[name]: {d: at_dimension(name, d) for d in row} for name, row in TABLE2.items()}
     rungs["pixels"] = {d: f"pixels-d{d}" for d in sorted(PIXELS)}
     here = {name: {d: _bar(figures[rung]) for d, rung in row.items() if rung in figures} for name, row in rungs.items()}
     drawn.append(plots.dimensions(paper, here, folder / "dimensions.png"))
-    models = {name: model for name in ("patch-pca", "patch-ae", "patch-vae", "l-dae", "classical-dae")
+    models = {name: model for name in ("patch-pca", "patch-ae", "patch-vae", END, "classical-dae")
               if (model := _model(output_dir, name)) is not None}  # fmt: skip
     linear = {TOKENIZERS[name]: models[name] for name in ("patch-pca", "patch-ae", "patch-vae") if name in models}
     if linear:
@@ -284,11 +359,11 @@ def draw(output_dir: str | Path, folder: Path) -> list[Path]:
         drawn.append(
             plots.compared_filters(tokenizers, config.patch_hw, config.num_channels, folder / "filters.png", 16)
         )
-    if "l-dae" in models:
-        pixel_values = _photos(models["l-dae"].config)
-        drawn.append(plots.save_denoising(models["l-dae"], pixel_values, folder / "denoised.png"))
+    if END in models:
+        pixel_values = _photos(models[END].config)
+        drawn.append(plots.save_denoising(models[END], pixel_values, folder / "denoised.png"))
         if "classical-dae" in models:
-            both = {"on pixels": models["classical-dae"], "on latents": models["l-dae"]}
+            both = {"on pixels": models["classical-dae"], "on latents": models[END]}
             drawn.append(plots.noise_spaces(both, pixel_values, folder / "noise.png"))
     return drawn
 
@@ -312,7 +387,14 @@ def _photos(config: LDAEConfig) -> torch.Tensor:
 
 
 def write(output_dir: str | Path, path: Path) -> list[Path]:
-    """Fills the markers of a Markdown file, a new one where there is none; the figures go into a folder of its name."""
+    """Fills the markers of a Markdown file, a new one where there is none; the figures go into a folder of its name.
+
+    Raises:
+        FileNotFoundError: if no rung is done.
+        ValueError: if the file is not Markdown, or a marker stands there another number of times than two.
+    """
+    if path.suffix != ".md":
+        raise ValueError(f"--report must be a Markdown file such as docs/ladder.md, got {str(path)!r}")
     texts = tables(output_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     found = path.read_text() if path.exists() else "# The road\n"

@@ -1,5 +1,7 @@
 """The ladder: every rung is its one change, trains, reloads, and reports what its files hold."""
 
+import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -7,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.testing import assert_close
 
-from ldae import LDAEConfig, LDAEForPreTraining, ladder, rungs, verdicts
+from ldae import LDAEConfig, LDAEForPreTraining, ladder, pca, rungs, verdicts
 from ldae.arguments import parse_arguments
 from ldae.results import save_result
 
 TINY = [
     f"--{option}"
     for option in (
-        "image_size=32", "patch_size=8", "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "latent_dim=4",
+        "image_size=32", "patch_size=8", "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2",
         "per_device_batch_size=4", "max_steps=2", "tokenizer_epochs=1", "checkpointing_steps=0", "knn_steps=0",
         "picture_steps=0", 'autoencoder={"block_out_channels": [8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1}',
     )
@@ -41,19 +44,28 @@ def config(rung):
     return LDAEConfig(**{name: value for name, value in rungs.options(rung).items() if name in names})
 
 
+def made_road(recipe, some, output_dir=Path("runs"), seeds=(3,), workers=2, **kwargs):
+    config = parse_arguments([recipe, *TINY])[0].config()
+    return ladder.Road(recipe, output_dir, some, list(seeds), workers, config, TINY, **kwargs)
+
+
 def latent_dim(name, patch_size):
     return rungs.options(rungs.RUNGS[name], LDAEConfig(patch_size=patch_size))["latent_dim"]
 
 
 @pytest.mark.parametrize("rung", [rung for rung in rungs.RUNGS.values() if rung.before], ids=lambda rung: rung.name)
 def test_a_rung_differs_from_the_one_before_in_exactly_its_change(rung):
+    """All options that it hands to the script, and what the configuration becomes."""
+    before, after = (rungs.options(r) for r in (rungs.RUNGS[rung.before], rung))
+    changed = {name for name in after | before if after.get(name) != before.get(name)}
+    expected = set(rung.change)
+    if "shrink" in expected:  # of the pictures of 224 pixels, or of what the rung before made of them
+        expected = expected - {"shrink"} | {"image_size", "patch_size"}
+    assert changed == expected
     before, after = (config(r).to_dict() for r in (rungs.RUNGS[rung.before], rung))
-    changed = {name for name in after if after[name] != before[name]}
-    fields = {name for name in rung.change if name in LDAEConfig.__dataclass_fields__}
-    if rung.change.get("shrink", 1) > 1:
-        fields |= {"image_size", "patch_size"}
-    assert changed == fields
-    assert rung.change
+    fields = {name for name in expected if name in LDAEConfig.__dataclass_fields__}
+    assert {name for name in after if after[name] != before[name]} == fields
+    assert expected
 
 
 def test_the_end_of_the_road_is_the_default():
@@ -78,10 +90,40 @@ def test_pixels_at_four_sizes_have_as_many_tokens():
 
 
 @pytest.mark.parametrize("rung", rungs.RUNGS.values(), ids=lambda rung: rung.name)
-def test_every_rung_is_an_option_list_that_the_script_takes(rung, recipe):
-    command = rungs.command_line(rung, parse_arguments([recipe, *TINY])[0].config())
-    model_args, _, _ = parse_arguments([recipe, *TINY, *command])
-    LDAEForPreTraining(model_args.config())
+def test_every_rung_is_an_option_list_that_the_script_takes(rung, recipe, tmp_path):
+    road = made_road(recipe, [rung])
+    command = road.command(tmp_path / "run", rung, 3)
+    model_args, data_args, train_args = parse_arguments(command[3:])
+    assert (train_args.seed, train_args.output_dir, train_args.resume) == (3, str(tmp_path / "run"), True)
+    given = {**vars(model_args), **vars(data_args), **vars(train_args)}
+    assert {name: given[name] for name in rungs.options(rung, road.config)} == rungs.options(rung, road.config)
+
+
+@pytest.mark.parametrize("rung", rungs.RUNGS.values(), ids=lambda rung: rung.name)
+def test_every_rung_takes_a_training_step_and_reloads(rung, recipe, tmp_path):
+    model_args, _, _ = parse_arguments([recipe, *TINY, *rungs.command_line(rung, made_road(recipe, []).config)])
+    torch.manual_seed(0)
+    size = model_args.image_size
+    fields = {"num_classes": 2} if rungs.options(rung)["class_conditional"] else {}
+    model = LDAEForPreTraining(LDAEConfig.from_size("tiny", **{**model_args.overrides(), **fields}))
+    pixel_values = torch.rand(4, 3, *(size * 2)[:2]).cumsum(3) / 16 - 1
+    pca.fit_tokenizer(model.ldae.tokenizer, model.config, [pixel_values])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    drawn = model.sample_noise(4, generator=torch.Generator().manual_seed(0))
+    drawn |= {"labels": torch.tensor([0, 1, 1, 0])} if fields else {}
+    losses = []
+    for _ in range(3):
+        loss = model(pixel_values, **drawn).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[2] < losses[0]
+    model.save_pretrained(tmp_path)
+    again, found = LDAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        assert_close(again(pixel_values, **drawn).loss, model(pixel_values, **drawn).loss)
 
 
 @pytest.mark.slow
@@ -120,7 +162,14 @@ def test_rungs_share_their_tokenizers():
     assert rungs.tokenizer_of(rungs.RUNGS["conv-vae-d32"]) == "conv-vae-d32"
 
 
-def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(tmp_path, monkeypatch):
+def test_without_lpips_the_first_rungs_take_the_third_ones_tokenizer():
+    names = ("dit", "no-classes", "no-perceptual", "no-adversarial", "patch-pca")
+    found = {name: rungs.tokenizer_of(rungs.RUNGS[name], lpips=False) for name in names}
+    assert found == dict(zip(names, ["no-perceptual"] * 3 + ["no-adversarial", None], strict=True))
+    assert rungs.options(rungs.RUNGS["dit"], lpips=False)["tokenizer_perceptual_weight"] == 0
+
+
+def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_path, monkeypatch):
     """With the processes replaced by what they would leave."""
     calls = []
 
@@ -131,14 +180,14 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(tmp_path, mo
         broken = "no-perceptual" in folder.name
         if not broken:
             (folder / "results").mkdir(parents=True)
-            (folder / "results/train.json").write_text("{}")
+            (folder / "results/train.json").write_text('{"kind": "train", "seconds": 60}')
         return subprocess.CompletedProcess(command, int(broken))
 
     monkeypatch.setattr(ladder.subprocess, "run", train)
     some = [rungs.RUNGS[name] for name in ("no-perceptual", "no-adversarial", "linear-gamma2", "patch-pca")]
-    assert "2 tokenizers to train before them" in ladder.plan(tmp_path, some, [7], 2, LDAEConfig())
-    failed = ladder.run("recipe.yaml", tmp_path, some, [7], 2, LDAEConfig(), [])
-    assert failed == ["tokenizers/no-perceptual-seed7", "no-perceptual-seed7 (its tokenizer failed)"]
+    road = made_road(recipe, some, tmp_path, [7])
+    assert "2 tokenizers to do, 2 at a time: unknown until one is done" in road.plan()
+    assert road.run() == ["tokenizers/no-perceptual-seed7", "no-perceptual-seed7 (its tokenizer failed)"]
     shared = tmp_path / "tokenizers/no-adversarial-seed7"
     assert {folder for folder, only, _ in calls[:2] if only} == {shared, tmp_path / "tokenizers/no-perceptual-seed7"}
     assert sorted(calls[2:]) == [
@@ -146,7 +195,45 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(tmp_path, mo
         (tmp_path / "no-adversarial-seed7", False, str(shared)),
         (tmp_path / "patch-pca-seed7", False, None),
     ]
-    assert "1 tokenizers" in ladder.plan(tmp_path, some, [7], 2, LDAEConfig())
+    assert "1 tokenizers to do, 2 at a time: 1 minutes, from 1 that are done" in road.plan()
+
+
+def test_nothing_is_started_after_an_interrupt(recipe, tmp_path, monkeypatch):
+    started = []
+
+    def interrupted(command, **kwargs):
+        started.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ladder.subprocess, "run", interrupted)
+    some = [rungs.RUNGS[name] for name in ("patch-pca", "clean-latent", "image-input", "l-dae")]
+    with pytest.raises(KeyboardInterrupt):
+        made_road(recipe, some, tmp_path, workers=1).run()
+    assert len(started) < 4
+
+
+def test_every_worker_has_a_gpu_of_those_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert [ladder._environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["2", "3", "2"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [ladder._environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
+
+
+def test_what_the_ladder_decides_cannot_be_given(recipe, capsys):
+    for option in ("--latent_dim=16", "--seed", "--output_dir", "--prediction"):
+        with pytest.raises(SystemExit):
+            ladder.main([recipe, "--", option, "noise"])
+        assert option.strip("-").split("=")[0] in capsys.readouterr().err
+
+
+def test_data_that_cannot_be_probed_is_refused(recipe, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        ladder.main(
+            [recipe, "--output_dir", str(tmp_path / "out"), "--", *TINY, "--data", str(tmp_path / "data/train/a")]
+        )
+    assert "needs a validation split with labels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -157,89 +244,120 @@ def test_a_run_that_fails_is_named(recipe, tmp_path):
     assert "nowhere" in (tmp_path / "ladder/l-dae-seed0.log").read_text()
 
 
-def made(folder, name, *accuracies, error=0.5, **arguments):
+def made(folder, name, *accuracies, error=0.5, config=(), **arguments):
+    """The results that runs of a rung would leave, one for each seed."""
+    rung = rungs.RUNGS[name]
+    given = {"crop": "center", **rungs.options(rung), **arguments}
+    fields = LDAEConfig.from_size("tiny", num_hidden_layers=4, decoder_num_hidden_layers=2).to_dict()
+    fields |= {k: v for k, v in given.items() if k in LDAEConfig.__annotations__}
+    fields |= {"num_classes": 10 if given["class_conditional"] else None, **dict(config)}
+    data = {"name": "x", "num_pictures": 1234, "fingerprint": "f"}
     for seed, accuracy in enumerate(accuracies):
         results = folder / f"{name}-seed{seed}/results"
         figures = {"linear-fast": {"accuracy": accuracy, "standard_error": error, "seconds": 15}}
         floor = {"description": "untrained", **figures}
-        save_result(results / "probe-x.json", {"kind": "probe", "protocols": figures, "floor": floor})
-        config = {"model_type": "ldae", "num_hidden_layers": 4, "decoder_num_hidden_layers": 2, "hidden_size": 8}
-        train = {"kind": "train", "config": config, "arguments": arguments, "epochs": 3.0, "seconds": 60, "seed": seed}
-        save_result(results / "train.json", {**train, "data": {"num_pictures": 1234}})
+        save_result(results / "probe-x.json", {"kind": "probe", "data": data, "protocols": figures, "floor": floor})
+        train = {"kind": "train", "config": fields, "arguments": given, "epochs": 3.0, "seconds": 60, "seed": seed}
+        save_result(results / "train.json", {**train, "data": data, "pictures_seen": 3702})
 
 
-def test_the_cost_is_that_of_training_and_probing(tmp_path):
+def test_the_cost_is_that_of_training_and_probing(recipe, tmp_path):
     """A minute of training for each rung that is done, and 30 s of probing; three that are to be done, two at a time."""
     made(tmp_path, "l-dae", 50.0)
     made(tmp_path, "patch-pca", 50.0)
     some = [rungs.RUNGS[name] for name in ("l-dae", "image-input", "image-output", "clean-latent")]
-    assert "3 runs to do, 2 at a time: 3 minutes, from 2 that are done" in ladder.plan(
-        tmp_path, some, [0], 2, LDAEConfig()
-    )
+    plan = made_road(recipe, some, tmp_path, [0]).plan()
+    assert "3 runs to do, 2 at a time: 3 minutes, from 2 that are done" in plan
 
 
 def test_verdicts(tmp_path):
     """clean-latent falls in the paper, no-input-scaling rises, image-input changes nothing."""
     made(tmp_path, "patch-pca", 50.0, 52.0)
     made(tmp_path, "clean-latent", 44.0, 46.0, 45.0)
-    made(tmp_path, "no-input-scaling", 41.0)
-    made(tmp_path, "image-input", 41.5)
-    made(tmp_path, "image-output", 42.0)
+    made(tmp_path, "no-input-scaling", 40.0)
+    made(tmp_path, "image-input", 40.5)
+    made(tmp_path, "image-output", 41.0)
     figures = verdicts.measured(tmp_path)
     between = (2 * 1**2 + 2 * 1**2) / 3  # of the five runs with other seeds beside them, three degrees of freedom
     assert [figures[name].error for name in ("patch-pca", "clean-latent", "no-input-scaling")] == pytest.approx(
-        [(between / n) ** 0.5 for n in (2, 3, 1)]
+        [(0.25 + between / n) ** 0.5 for n in (2, 3, 1)]
     )
     assert [figures["clean-latent"].accuracy, figures["clean-latent"].seeds] == [45.0, 3]
     found = {name: verdicts.verdict(rungs.RUNGS[name], figures) for name in (*figures, "l-dae")}
     assert found == {
-        "patch-pca": "not run", "clean-latent": "agrees", "no-input-scaling": "does not", "image-input": "agrees",
+        "patch-pca": "not run", "clean-latent": "agrees", "no-input-scaling": "does not", "image-input": "none seen",
         "image-output": "undecided", "l-dae": "not run",
     }  # fmt: skip
     tables = verdicts.tables(tmp_path)
-    assert "| -6.0 ± 1.1 | agrees |" in tables["table 3"]
-    assert "8 runs of 3 seeds, each 3.0 epochs of 1,234 pictures in 1 minutes" in tables["setting"]
-    assert "| patch-wise PCA | 56.0 / – | 63.4 / – | 65.1 / 51.0 ± 0.8 |" in tables["table 2"]
-    assert "| agrees | 2 | `clean-latent`, `image-input` |" in tables["claims"]
+    assert (
+        "| `clean-latent` | `patch-pca` | predict the clean latent, λ = γ² | -2.7 | -6.0 ± 1.3 | agrees |"
+        in tables["claims"]
+    )
+    assert "34 claims: 1 agrees, 1 none seen, 1 undecided, 1 does not, 30 not run." in tables["claims"]
+    assert "8 runs of 5 rungs with 1 to 3 seeds each; 3.0 epochs of 1,234 pictures in 1 minutes" in tables["setting"]
+    assert "| patch-wise PCA | 56.0 / – | 63.4 / – | 65.1 / 51.0 ± 1.0 |" in tables["table 2"]
 
 
-def test_the_binomial_error_is_the_least(tmp_path):
-    made(tmp_path, "l-dae", 50.0, 50.1)
-    assert verdicts.measured(tmp_path)["l-dae"].error == 0.5
-
-
-def test_no_verdict_where_more_than_the_change_differs(tmp_path):
+def test_no_verdict_where_more_or_less_than_the_change_differs(tmp_path):
     """Where LPIPS cannot be had, classes can be compared without it, but not what LPIPS does."""
-    without = {"tokenizer_perceptual_weight": 0.0, "tokenizer_adversarial_weight": 0.0}
-    made(tmp_path, "dit", 40.0, class_conditional=True, **without)
-    made(tmp_path, "no-classes", 45.0, class_conditional=False, **without)
-    made(tmp_path, "no-perceptual", 30.0, class_conditional=False, **{**without, "tokenizer_adversarial_weight": 0.5})
+    for name, accuracy in (("dit", 40.0), ("no-classes", 45.0), ("no-perceptual", 30.0)):
+        made(tmp_path, name, accuracy, tokenizer_perceptual_weight=0.0)
+    made(tmp_path, "patch-pca", 50.0)
+    made(tmp_path, "clean-latent", 40.0, weight_decay=0.1)
+    made(tmp_path, "no-input-scaling", 40.0, config={"hidden_size": 96})
     figures = verdicts.measured(tmp_path)
-    assert figures["dit"].differs == (("tokenizer_adversarial_weight", 0.0), ("tokenizer_perceptual_weight", 0.0))
-    found = [verdicts.verdict(rungs.RUNGS[name], figures) for name in ("no-classes", "no-perceptual")]
-    assert found == ["agrees", "not run"]
-    table = verdicts.tables(tmp_path)["table 1"]
-    assert "`dit` was run with `--tokenizer_adversarial_weight 0.0`, `--tokenizer_perceptual_weight 0.0`." in table
+    assert figures["dit"].differs == {"tokenizer_perceptual_weight": 0.0}
+    found = {name: verdicts.verdict(rungs.RUNGS[name], figures) for name in figures}
+    assert found == {
+        "dit": "not run", "no-classes": "agrees", "no-perceptual": "not comparable", "patch-pca": "not run",
+        "clean-latent": "not comparable", "no-input-scaling": "not comparable",
+    }  # fmt: skip
+    tables = verdicts.tables(tmp_path)
+    assert "`dit` was run with `--tokenizer_perceptual_weight 0.0`." in tables["table 1"]
+    assert "`no-perceptual` and `no-classes` are the same run here." in tables["claims"]
+    assert "`clean-latent` and `patch-pca` also differ in weight_decay." in tables["claims"]
+    assert "`no-input-scaling` and `clean-latent` also differ in hidden_size, weight_decay." in tables["claims"]
+
+
+def test_only_the_roads_own_runs_and_probes_count(tmp_path):
+    made(tmp_path, "l-dae", 50.0)
+    results = tmp_path / "l-dae-seed0/results"
+    other = json.loads((results / "probe-x.json").read_text())
+    other["protocols"]["linear-fast"]["accuracy"] = 90.0
+    save_result(results / "probe-photos.json", {**other, "data": {"name": "photos"}})
+    shutil.copytree(tmp_path / "l-dae-seed0", tmp_path / "old/l-dae-seed0")
+    shutil.copytree(tmp_path / "l-dae-seed0", tmp_path / "l-dae-seed0-old")
+    (found,) = verdicts.measured(tmp_path).values()
+    assert (found.accuracy, found.seeds) == (50.0, 1)
 
 
 def test_distances_of_generated_pictures_stand_in_table_1(tmp_path):
     made(tmp_path, "linear-gamma2", 50.0, 51.0)
     for seed, value in enumerate((10.0, 12.0)):
-        result = {"kind": "generation", "metric": "Fréchet distance on features of x", "value": value}
+        result = {"kind": "generation", "metric": "Fréchet distance on features of x", "value": value, "num_fake": 2000}
+        result |= {"num_real": 1234, "sampler": "ddim", "num_inference_steps": 50}
         save_result(tmp_path / f"linear-gamma2-seed{seed}/results/generation.json", result)
     table = verdicts.tables(tmp_path)["table 1"]
     assert "| 93.2 | 11.0 |" in table
-    assert "Distance here: Fréchet distance on features of x." in table
+    note = "Distance 1: Fréchet distance on features of x, 2,000 generated and 1,234 real pictures, ddim, 50 steps."
+    assert note in table
 
 
 def test_figures_by_timestep_stand_beside_the_papers(tmp_path):
     made(tmp_path, "l-dae", 50.0)
     rows = [{"t": t, "noisy": noisy, "protocols": {"linear-fast": {"accuracy": 40.0 + t / 10 - noisy, "standard_error": 0.8}}}
             for t in (0, 10, 20, 40, 80) for noisy in (False, True)]  # fmt: skip
-    save_result(tmp_path / "l-dae-seed0/results/sweep-x.json", {"kind": "sweep", "timesteps": rows})
+    depth = [{"protocols": {"linear-fast": {"accuracy": 30.0 + i, "standard_error": 0.8}}} for i in range(3)]
+    sweep = {"kind": "sweep", "timesteps": rows, "depth": depth}
+    made(tmp_path, "classical-dae", 30.0)
+    for rung in ("classical-dae", "patch-pca"):  # neither is the end of the road
+        save_result(tmp_path / f"{rung}-seed0/results/sweep-x.json", {**sweep, "timesteps": [], "depth": depth[:1]})
+    assert "block 3 of 3" not in verdicts.tables(tmp_path)["blocks"]
+    save_result(tmp_path / "l-dae-seed0/results/sweep-x.json", sweep)
     table = verdicts.tables(tmp_path)["timesteps"].splitlines()
     assert table[2].startswith("| clean | 64.1 / 40.0 ± 0.8 | 64.5 / 41.0 ± 0.8 |")
     assert table[3].endswith("| 64.5 / 47.0 ± 0.8 |")
+    assert verdicts.tables(tmp_path)["blocks"].endswith("| linear | 30.0 ± 0.8 | 31.0 ± 0.8 | 32.0 ± 0.8 |")
 
 
 def test_a_report_keeps_the_words_around_it(tmp_path):
@@ -249,14 +367,19 @@ def test_a_report_keeps_the_words_around_it(tmp_path):
     path.write_text("# Mine\n<!-- setting -->\nold\n<!-- setting -->\nwords\n")
     assert verdicts.write(tmp_path, path)[1] == tmp_path / "docs/road/schedules.png"
     text = path.read_text()
-    assert text.startswith("# Mine\n<!-- setting -->\n1 runs of 1 seeds")
+    assert text.startswith("# Mine\n<!-- setting -->\n1 runs of 1 rungs")
     assert "<!-- setting -->\nwords\n" in text
     assert "old" not in text
-    assert "\n<!-- claims -->\n| verdict" in text
+    assert "\n<!-- claims -->\n34 claims" in text
     verdicts.write(tmp_path, path)
     assert path.read_text() == text
+    with pytest.raises(ValueError, match=r"Markdown file.*got '.*road'"):
+        verdicts.write(tmp_path, path.with_suffix(""))
+    path.write_text("<!-- claims -->\n")
+    with pytest.raises(ValueError, match="twice, got it 1 times"):
+        verdicts.write(tmp_path, path)
 
 
 def test_nothing_done_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no rung below"):
+    with pytest.raises(FileNotFoundError, match="no rung in"):
         verdicts.tables(tmp_path)
