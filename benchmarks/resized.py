@@ -4,6 +4,7 @@ python -m benchmarks.resized ../shared/data/imagenette runs/imagenette-64 --size
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import datasets
@@ -18,12 +19,18 @@ def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("tra
 
     Raises:
         FileExistsError: if `target` holds something.
+        ValueError: without one of the splits, or without labels.
     """
     if any(target.glob("*")):
         raise FileExistsError(f"{str(target)!r} is not empty; give another folder")
-    (target / "data").mkdir(parents=True)
-    for split in splits:
-        examples = load_examples(source, split)
+    found = {split: load_examples(source, split) for split in splits}
+    for split, examples in found.items():
+        if examples is None or "label" not in examples.features:
+            raise ValueError(f"{source!r} needs a {split} split with labels")
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was stopped
+    (unfinished / "data").mkdir(parents=True)
+    for split, examples in found.items():
         pictures = Pictures(examples, (size, size))
         items = [pictures[0, i] for i in tqdm(range(len(pictures)), desc=split, unit=" pictures")]
         good = [item for item in items if "error" not in item]
@@ -35,7 +42,10 @@ def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("tra
             "label": [item["label"] for item in good],
         }
         features = datasets.Features(image=datasets.Image(), label=examples.features["label"])
-        datasets.Dataset.from_dict(columns, features).to_parquet(target / "data" / f"{split}.parquet")
+        datasets.Dataset.from_dict(columns, features).to_parquet(unfinished / "data" / f"{split}.parquet")
+    if target.exists():
+        target.rmdir()
+    unfinished.rename(target)
 
 
 def main():

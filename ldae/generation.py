@@ -311,10 +311,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     device = PartialState().device
     pipe = LDAEPipeline.from_model(load_model(given.model), given.sampler).to(device)
+    respace(pipe.scheduler, given.num_inference_steps)  # refuses a number that cannot be
+    if given.guidance_scale != 1 and not pipe.model.config.num_classes:
+        raise ValueError(
+            f"--guidance_scale needs a model that is told classes, such as the rung dit; got {given.model!r}"
+        )
     result = {
         "kind": "generation",
-        **{name: getattr(given, name) for name in ("model", "data", "num_pictures", "sampler", "num_inference_steps",
-                                                   "guidance_scale", "seed")},
+        **{name: getattr(given, name) for name in ("model", "data", "num_pictures", "batch_size", "sampler",
+                                                   "num_inference_steps", "guidance_scale", "seed")},
     }  # fmt: skip
     shown: list[torch.Tensor] = []
 
@@ -337,6 +342,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 shown.append(pictures[: max(0, SHOWN - first)].cpu())
                 bar.update(len(pictures))
                 yield 2 * pictures - 1
+        output_dir.mkdir(parents=True, exist_ok=True)
+        drawn = torch.cat(shown)
+        save_image(drawn, output_dir / "samples.png", nrow=max(1, round(len(drawn) ** 0.5)))
 
     if given.data is None:
         for _ in generated():
@@ -354,9 +362,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result |= {"split": given.split, "data_fingerprint": real.fingerprint(), **measured}
         print(f"{measured['metric']}: {measured['value']:.2f}")
     result["seconds"] = time.perf_counter() - start
-    output_dir.mkdir(parents=True, exist_ok=True)
-    drawn = torch.cat(shown)
-    save_image(drawn, output_dir / "samples.png", nrow=max(1, round(len(drawn) ** 0.5)))
     save_result(path, result, given.overwrite)
     print(
         f"{given.num_pictures} pictures, {min(SHOWN, given.num_pictures)} of them drawn: {output_dir / 'samples.png'}"

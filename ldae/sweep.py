@@ -131,7 +131,7 @@ def block_features(encoder: Encoder, pixel_values: torch.Tensor, decoder: LDAEDe
     hiddens, hidden = [*outputs.hidden_states[1:]], outputs.last_hidden_state  # without the embeddings
     if decoder is not None:
         t = torch.full((1,), model.config.feature_timestep, device=pixel_values.device)
-        conditioning = model.timestep_embedding(t)
+        conditioning = model.condition(t)
         for layer in decoder.layers:
             hidden = layer(hidden, conditioning)
             hiddens.append(hidden)
@@ -141,7 +141,7 @@ def block_features(encoder: Encoder, pixel_values: torch.Tensor, decoder: LDAEDe
 class TimestepFeatures:
     """Pixel values (B, C, H, W) -> (B, E), the mean of the tokens of an l-DAE that is told t.
 
-    With `noisy` it sees x_t as in `LDAEForPreTraining.forward`, with noise drawn from (seed, the picture) alone.
+    With `noisy` it sees z_t, or its x_t, as in `LDAEForPreTraining.forward`, with noise drawn from (seed, the picture) alone.
     """
 
     def __init__(self, encoder: Encoder, t: int, noisy: bool, seed: int = 0):
@@ -150,17 +150,14 @@ class TimestepFeatures:
         self.schedule = NoiseSchedule(encoder.config).to(encoder.device)
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if self.noisy:
-            pixel_values = self.add_noise(pixel_values)
-        return self.model(pixel_values, self.timesteps).last_hidden_state.float().mean(dim=1)
+        latents = self.noisy_latents(pixel_values) if self.noisy else None
+        return self.model(pixel_values, self.timesteps, latents=latents).last_hidden_state.float().mean(dim=1)
 
-    def add_noise(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """x_t of clean pictures x_0, both (B, C, H, W)."""
-        tokenizer = self.model.tokenizer
-        latents = tokenizer.encode(pixel_values)
+    def noisy_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """z_t (B, N, d) of clean pictures (B, C, H, W)."""
+        latents = self.model.tokenizer.encode(pixel_values)
         noise = torch.stack([picture_noise(picture, latents.shape[1:], self.seed) for picture in pixel_values])
-        noisy_latents = self.schedule.add_noise(latents, noise, self.timesteps)
-        return tokenizer.decode(noisy_latents, pixel_values.shape[-2:])
+        return self.schedule.add_noise(latents, noise, self.timesteps)
 
 
 def picture_noise(pixel_values: torch.Tensor, shape: Sequence[int], seed: int) -> torch.Tensor:

@@ -333,7 +333,7 @@ def with_autoencoder(config: LDAEConfig, source: str) -> LDAEConfig:
 
 def _locate(source: str) -> tuple[dict, str | None]:
     """AutoencoderKL's arguments in a folder or Hub id, and the subfolder they are in; None: it is a `ConvAutoencoder`."""
-    errors = []
+    source, errors = str(Path(source).expanduser()), []
     for subfolder in ("", "vae"):
         try:
             found = AutoencoderKL.load_config(source, subfolder=subfolder)
@@ -357,6 +357,7 @@ def load_into(tokenizer: PatchTokenizer | ConvTokenizer, source: str | Path, con
         FileNotFoundError: if the folder holds no model.
         ValueError: if it is another model, or one of other patches or another latent dimension.
     """
+    source = str(Path(source).expanduser())
     if config.tokenizer_type == "conv_vae":
         _, subfolder = _locate(source)
         if subfolder is None:
@@ -365,16 +366,15 @@ def load_into(tokenizer: PatchTokenizer | ConvTokenizer, source: str | Path, con
             trained = AutoencoderKL.from_pretrained(source, subfolder=subfolder)
         tokenizer.autoencoder.load_state_dict(trained.state_dict())
         return
-    folder = Path(source).expanduser()
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"tokenizer: there is no trained tokenizer in {str(folder)!r}")
-    found = PatchAutoencoderConfig.from_pretrained(folder)
+    if not (Path(source) / "config.json").is_file():
+        raise FileNotFoundError(f"tokenizer: there is no trained tokenizer in {source!r}")
+    found = PatchAutoencoderConfig.from_pretrained(source)
     asked = (PatchAutoencoderConfig.model_type, config.num_channels, config.patch_hw, config.latent_dim)
     got = (found.to_dict().get("model_type"), found.num_channels, found.patch_hw, found.latent_dim)
     for name, a, b in zip(("model type", "num_channels", "patch size", "latent_dim"), asked, got, strict=True):
         if a != b:
-            raise ValueError(f"tokenizer: {str(folder)!r} has {name} {b}, the l-DAE needs {a}")
-    trained = PatchAutoencoder.from_pretrained(folder)
+            raise ValueError(f"tokenizer: {source!r} has {name} {b}, the l-DAE needs {a}")
+    trained = PatchAutoencoder.from_pretrained(source)
     for name in ("V", "U", "mean"):
         getattr(tokenizer, name).copy_(getattr(trained, name))
 

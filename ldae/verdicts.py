@@ -52,12 +52,10 @@ CHANGED_WITH = {  # what an option of a rung changes in the configuration beside
     "tokenizer_type": {"autoencoder"},
     "latent_dim": {"autoencoder"},
 }
-OPTIONS = (
-    *(set(RUN_DEFINING) - {"data", "seed"}),
-    "class_conditional",
-    "tokenizer_perceptual_weight",
-    "tokenizer_adversarial_weight",
-)
+# what makes a run beside its configuration; how a tokenizer that both rungs share was trained is none of theirs
+NOT_COMPARED = {"data", "seed", *(name for name in RUN_DEFINING if name.startswith("tokenizer"))}
+LOSSES = ("tokenizer_perceptual_weight", "tokenizer_adversarial_weight")  # but these are what rungs change
+OPTIONS = (*(name for name in RUN_DEFINING if name not in NOT_COMPARED), *LOSSES)
 
 Results = dict[str, dict[str, Any]]  # of one run, by kind
 

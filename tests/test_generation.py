@@ -406,3 +406,16 @@ def test_command_line_refuses_what_does_not_generate(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="lacks"):
         run("--model", tmp_path / "encoder", "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_command_line_refuses_before_it_reads_a_picture(make, data, tmp_path, monkeypatch):
+    make().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(generation, "load_examples", lambda *args: pytest.fail("pictures were read"))
+    given = ["--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--data", data]
+    for option, value, text in (
+        ("num_inference_steps", 0, "must be in"),
+        ("guidance_scale", 2, "needs a model that is told"),
+    ):
+        with pytest.raises(ValueError, match=f"{option} {text}"):
+            generation.main([*map(str, given), f"--{option}", str(value)])
+    assert not (tmp_path / "out").exists()

@@ -32,3 +32,13 @@ def test_unreadable_pictures_are_named_and_left_out(tmp_path, capsys, monkeypatc
     resize("photos", tmp_path / "small", 24, ("train",))
     assert len(load_examples(str(tmp_path / "small"), "train")) == 2
     assert "Skipping bad.png" in capsys.readouterr().out
+
+
+def test_data_without_a_split_or_labels_is_refused_first(tmp_path, monkeypatch):
+    examples = load_examples("photos", "train").select(range(3))
+    for validation in (None, examples.remove_columns("label")):
+        parts = {"train": examples, "validation": validation}
+        monkeypatch.setattr("benchmarks.resized.load_examples", lambda source, split, parts=parts: parts[split])
+        with pytest.raises(ValueError, match="needs a validation split with labels"):
+            resize("photos", tmp_path / "small", 24)
+    assert not list(tmp_path.iterdir())

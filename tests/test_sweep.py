@@ -68,7 +68,8 @@ def test_noise_is_that_of_pretraining(subject, pictures, t):
     noise = torch.stack([picture_noise(picture, (6, 8), seed=5) for picture in x])
     outputs = model(x, noise=noise, timesteps=torch.full((3,), t))
     represent = TimestepFeatures(encoder, t, noisy=True, seed=5)
-    torch.testing.assert_close(represent.add_noise(x), outputs.noisy_pixel_values)
+    x_t = encoder.model.tokenizer.decode(represent.noisy_latents(x), x.shape[-2:])
+    torch.testing.assert_close(x_t, outputs.noisy_pixel_values)
     expected = model.ldae(outputs.noisy_pixel_values, torch.full((3,), t)).pooler_output
     torch.testing.assert_close(represent(x), expected)
     clean = TimestepFeatures(encoder, t, noisy=False)(x)
