@@ -292,18 +292,18 @@ def sweep(result: dict[str, Any], path: str | Path) -> Path:
     return path
 
 
-def road(steps: Sequence[tuple[str, float | None, tuple[float, float]]], path: str | Path) -> Path:
-    """Writes the paper's figure 6 in bars: each rung's linear accuracy in the paper and here.
+def road(steps: Sequence[tuple[str, float | None, tuple[float, float], float | None]], path: str | Path) -> Path:
+    """Writes the paper's figure 6 in bars: each rung's linear accuracy in the paper and here, the floor across ours.
 
     Args:
-        steps: (name, the paper's accuracy or None, (ours, its standard error)), in %.
+        steps: (name, the paper's accuracy or None, (ours, its standard error), the untrained network's or None), in %.
 
     Raises:
         ValueError: if there is none.
     """
     if not steps:
         raise ValueError("a road without rungs cannot be drawn")
-    names, papers, ours = zip(*steps, strict=True)
+    names, papers, ours, floors = zip(*steps, strict=True)
     places = np.arange(len(steps))
     figure = Figure(figsize=(max(4.0, 0.9 * len(steps) + 1.5), 3.8), layout="constrained")
     axes = figure.subplots()
@@ -311,12 +311,15 @@ def road(steps: Sequence[tuple[str, float | None, tuple[float, float]]], path: s
     axes.bar(places[known] - 0.2, [papers[i] for i in known], 0.38, color="#c9d3de", label="paper (ImageNet)")
     values, errors = zip(*ours, strict=True)
     axes.bar(places + 0.2, values, 0.38, yerr=errors, color=BLUE, ecolor=INK, capsize=2, label="here")
+    measured = [i for i, floor in enumerate(floors) if floor is not None]
+    sides = [places[measured] + 0.01, places[measured] + 0.39]
+    axes.hlines([floors[i] for i in measured], *sides, color=ORANGE, linestyle=(0, (2, 1.5)), label="untrained")
     axes.set_xticks(places, names, rotation=35, ha="right", rotation_mode="anchor")
-    low = min([*values, *(papers[i] for i in known)])
+    low = min([*values, *(papers[i] for i in known), *(floors[i] for i in measured)])
     axes.set_ylim(bottom=max(0, 10 * int((low - 5) // 10)))
     axes.set_ylabel("linear accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
     path = _made(path)
     figure.savefig(path, dpi=150)
     return path

@@ -339,7 +339,7 @@ def draw(output_dir: str | Path, folder: Path) -> list[Path]:
     road = [name for name, rung in RUNGS.items() if name in figures and (not rung.side or name in SIDES)]
     drawn = [plots.schedules(folder / "schedules.png")]
     if road:
-        steps = [(name, RUNGS[name].paper, _bar(figures[name])) for name in road]
+        steps = [(name, RUNGS[name].paper, _bar(figures[name]), figures[name].floor) for name in road]
         drawn.append(plots.road(steps, folder / "road.png"))
     pixels = {d: RUNGS[f"pixels-d{d}"].paper for d in sorted(PIXELS)}
     paper = {TOKENIZERS[name]: row for name, row in TABLE2.items()}

@@ -169,13 +169,15 @@ def test_dimensions_and_road_show_their_figures(tmp_path, figures):
     labels = [text.get_text() for text in ours.get_legend().get_texts()]
     assert labels == ["PCA", "pixels"]
     assert ours.containers[0].lines[0].get_color() == line.get_color()  # a tokenizer has one colour in both
-    plots.road([("a", 60.0, (50.0, 1.0)), ("b", None, (55.0, 1.0))], tmp_path / "road.png")
+    plots.road([("a", 60.0, (50.0, 1.0), 30.0), ("b", None, (55.0, 1.0), None)], tmp_path / "road.png")
     heights = [
         [bar.get_height() for bar in bars]
         for bars in figures[1].axes[0].containers
         if len(bars) and hasattr(bars[0], "get_height")
     ]
     assert heights == [[60.0], [50.0, 55.0]]
+    (floor,) = [lines for lines in figures[1].axes[0].collections if lines.get_label() == "untrained"]
+    assert [segment[:, 1].tolist() for segment in floor.get_segments()] == [[30.0, 30.0]]
     with pytest.raises(ValueError, match="without rungs"):
         plots.road([], tmp_path / "road.png")
 
