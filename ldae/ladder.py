@@ -200,7 +200,9 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--workers", type=int, default=max(1, torch.cuda.device_count()), help="runs side by side")
     parser.add_argument("--dry_run", action="store_true", help="only say what would be run, and the cost")
     parser.add_argument(
-        "--report", type=Path, help="only write the tables of what is done to this file, the figures beside it"
+        "--report",
+        type=Path,
+        help="only write the tables of what is done to this .md file, the figures to a folder of its name",
     )
     parser.add_argument(
         "--without_lpips",

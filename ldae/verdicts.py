@@ -28,15 +28,8 @@ PAPER_TIMESTEPS = {  # appendix A: accuracy by the fixed t, on clean and on nois
     "clean": {0: 64.1, 10: 64.5, 20: 64.1, 40: 63.3, 80: 62.2},
     "noisy": {0: 64.2, 10: 65.0, 20: 65.0, 40: 65.0, 80: 64.5},
 }
-PAPER_BLOCKS = {
-    9: 58.5,
-    10: 62.0,
-    11: 64.1,
-    12: 64.5,
-    13: 63.6,
-    14: 61.9,
-    15: 59.7,
-}  # of 24, encoder and decoder together
+# of 24 blocks, encoder and decoder together
+PAPER_BLOCKS = {9: 58.5, 10: 62.0, 11: 64.1, 12: 64.5, 13: 63.6, 14: 61.9, 15: 59.7}
 TOKENIZERS = {
     "linear-gamma2": "convolutional VAE",
     "patch-vae": "patch-wise VAE",
@@ -96,7 +89,7 @@ def load_runs(output_dir: str | Path) -> dict[str, list[Results]]:
     return {name: runs[name] for name in RUNGS if name in runs}
 
 
-def measured(output_dir: str | Path, protocol: str = PROTOCOL) -> dict[str, Measured]:
+def measured(output_dir: str | Path) -> dict[str, Measured]:
     """The rungs that are done below a folder, by name.
 
     The standard error of a mean over n seeds is sqrt(b^2 + s^2 / n): b is the binomial one, of the validation pictures that all
@@ -105,16 +98,16 @@ def measured(output_dir: str | Path, protocol: str = PROTOCOL) -> dict[str, Meas
     runs = {
         name: done
         for name, every in load_runs(output_dir).items()
-        if (done := [run for run in every if protocol in run["probe"]["protocols"]])
+        if (done := [run for run in every if PROTOCOL in run["probe"]["protocols"]])
     }
-    figures = {name: [run["probe"]["protocols"][protocol] for run in done] for name, done in runs.items()}
+    figures = {name: [run["probe"]["protocols"][PROTOCOL] for run in done] for name, done in runs.items()}
     accuracies = {name: [figure["accuracy"] for figure in row] for name, row in figures.items()}
     repeated = [(len(values) - 1, variance(values)) for values in accuracies.values() if len(values) > 1]
     between = sum(n * v for n, v in repeated) / sum(n for n, _ in repeated) if repeated else 0.0
     found = {}
     for name, done in runs.items():
         binomial = mean(figure["standard_error"] for figure in figures[name])
-        floors = [run["probe"]["floor"][protocol]["accuracy"] for run in done if protocol in run["probe"]["floor"]]
+        floors = [run["probe"]["floor"][PROTOCOL]["accuracy"] for run in done if PROTOCOL in run["probe"]["floor"]]
         distances: dict[str, list[float]] = {}
         for run in done:
             if "value" in (generation := run.get("generation", {})):
@@ -224,11 +217,9 @@ def _setting(runs: dict[str, list[Results]]) -> str:
 
 def _claims(figures: dict[str, Measured]) -> str:
     """A row for each claim of the paper: its sign, ours with its error, the verdict; and how many there are of each."""
-    rows, counts, notes = (
-        [["rung", "after", "change", "paper", "here", "verdict"], ["---"] * 3 + ["---:"] * 2 + ["---"]],
-        {},
-        [],
-    )
+    rows = [["rung", "after", "change", "paper", "here", "verdict"], ["---"] * 3 + ["---:"] * 2 + ["---"]]
+    counts: dict[str, int] = {}
+    notes = []
     for rung in RUNGS.values():
         if rung.claim is None:
             continue
@@ -281,37 +272,38 @@ def _table2(figures: dict[str, Measured]) -> str:
     return "\n".join(_markdown(rows))
 
 
-def _sweep(runs: dict[str, list[Results]], protocol: str = PROTOCOL) -> dict[str, Any] | None:
-    """The first sweep of the end of the road that has the protocol."""
+def _sweep(runs: dict[str, list[Results]]) -> dict[str, Any]:
+    """The first sweep of the end of the road by the protocol; without rows where there is none."""
     sweeps = (run["sweep"] for run in runs.get(END, []) if "sweep" in run)
-    return next((found for found in sweeps if protocol in found["depth"][0]["protocols"]), None)
+    empty = {"depth": [], "timesteps": []}
+    return next((found for found in sweeps if PROTOCOL in found["depth"][0]["protocols"]), empty)
 
 
-def _timesteps(runs: dict[str, list[Results]], protocol: str = PROTOCOL) -> str:
+def _timesteps(runs: dict[str, list[Results]]) -> str:
     """Accuracy by the t that features are taken at, "the paper's / ours" in each cell."""
     rows = [
         ["pictures", *(f"t = {t}" for t in PAPER_TIMESTEPS["clean"])],
         ["---", *["---:"] * len(PAPER_TIMESTEPS["clean"])],
     ]
     for pictures, row in PAPER_TIMESTEPS.items():
-        measures = (_sweep(runs) or {"timesteps": []})["timesteps"]
-        ours = {m["t"]: m["protocols"][protocol] for m in measures if m["noisy"] == (pictures == "noisy")}
-        rows.append([pictures, *(f"{paper:.1f} / {format_figure(protocol, ours.get(t))}" for t, paper in row.items())])
+        measures = [m for m in _sweep(runs)["timesteps"] if m["noisy"] == (pictures == "noisy")]
+        ours = {m["t"]: m["protocols"][PROTOCOL] for m in measures}
+        rows.append([pictures, *(f"{paper:.1f} / {format_figure(PROTOCOL, ours.get(t))}" for t, paper in row.items())])
     return "\n".join(_markdown(rows))
 
 
-def _blocks(runs: dict[str, list[Results]], protocol: str = PROTOCOL) -> str:
+def _blocks(runs: dict[str, list[Results]]) -> str:
     """Accuracy by the block that features are taken from, counted through encoder and decoder: two rows for each side."""
     rows = [["paper", *(f"block {block} of 24" for block in PAPER_BLOCKS)], ["---", *["---:"] * len(PAPER_BLOCKS)]]
     rows.append(["linear", *map(_number, PAPER_BLOCKS.values())])
-    depth = (_sweep(runs) or {"depth": []})["depth"]
+    depth = _sweep(runs)["depth"]
     if not depth:
         return "\n".join(_markdown(rows))
     ours = [
         ["here", *(f"block {i} of {len(depth)}" for i in range(1, len(depth) + 1))],
         ["---", *["---:"] * len(depth)],
     ]
-    ours.append(["linear", *(format_figure(protocol, row["protocols"][protocol]) for row in depth)])
+    ours.append(["linear", *(format_figure(PROTOCOL, row["protocols"][PROTOCOL]) for row in depth)])
     return "\n".join([*_markdown(rows), "", *_markdown(ours)])
 
 
