@@ -185,7 +185,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def load_encoder(name: str, trust_remote_code: bool = False, name_of_option: str = "--model") -> Encoder:
-    """The encoder of a folder or Hub id, complete, with the input format that its image processor names.
+    """The encoder of a folder or Hub id, complete, with the input format that its image processor names, or else its
+    configuration; of a model of pictures and texts (CLIP, SigLIP) that of the pictures.
 
     Raises:
         FileNotFoundError: if there is no such model.
@@ -210,6 +211,8 @@ def load_encoder(name: str, trust_remote_code: bool = False, name_of_option: str
             f"{name_of_option}: {name!r} lacks {len(missing)} of the weights of {type(model).__name__}, "
             f"such as {missing[0]}"
         )
+    tower = getattr(model, "vision_model", None)
+    model = tower if isinstance(tower, PreTrainedModel) else model
     return Encoder(model.eval(), *_input_format(model, name, trust_remote_code), name=name)
 
 
@@ -232,8 +235,9 @@ def _input_format(model: PreTrainedModel, name: str, trust_remote_code: bool):
         print(f"{name} has no image processor: pictures are given in [-1, 1]", file=sys.stderr)
         processor = {}
     size = processor.get("crop_size") or processor.get("size") or {}
-    height = size.get("height") or size.get("shortest_edge") or 224
-    image_hw = getattr(config, "image_size", None) or (height, size.get("width") or height)
+    height = size.get("height") or size.get("shortest_edge")
+    # DINOv2's configuration names 518 px, on which it ended, its processor the 224 px that it is used at
+    image_hw = (height, size.get("width") or height) if height else getattr(config, "image_size", None) or 224
     mean, std = processor.get("image_mean"), processor.get("image_std")
     if processor and not processor.get("do_normalize", True):
         mean, std = [0.0], [1.0]

@@ -6,10 +6,14 @@ import json
 import pytest
 import torch
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     ResNetConfig,
     ResNetModel,
+    SiglipConfig,
+    SiglipModel,
     SwinConfig,
     SwinModel,
     TimmWrapperConfig,
@@ -335,6 +339,29 @@ def test_load_with_an_image_processor(tmp_path):
     ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=MEAN, image_std=STD).save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path))
     assert (encoder.image_hw, list(encoder.mean), list(encoder.std)) == ((16, 16), MEAN, STD)
+
+
+def test_the_processors_size_comes_before_the_configurations(tmp_path):
+    """DINOv2's configuration has the size on which its training ended, its processor the one that it is used at."""
+    config = Dinov2WithRegistersConfig(**{**TINY, "image_size": 24})
+    Dinov2WithRegistersModel(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    assert encoder.image_hw == (16, 16)
+    assert encoder(torch.zeros(1, 3, 16, 16)).shape == (1, 16, 32)
+
+
+@pytest.mark.parametrize(("config", "cls"), [(CLIPConfig, CLIPModel), (SiglipConfig, SiglipModel)])
+def test_a_model_of_pictures_and_texts_is_taken_for_its_pictures(config, cls, tmp_path):
+    vision = {**TINY, "intermediate_size": 64}
+    text = {**{k: v for k, v in TINY.items() if "size" not in k}, "hidden_size": 32, "vocab_size": 9}
+    text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    model = cls(config(vision_config=vision, text_config=text)).eval()
+    model.save_pretrained(tmp_path)
+    encoder, pixel_values = load_encoder(str(tmp_path)), torch.rand(2, 3, 16, 16) * 2 - 1
+    hidden = model.vision_model(pixel_values=pixel_values).last_hidden_state
+    torch.testing.assert_close(encoder(pixel_values), hidden[:, -16:])
+    assert encoder.untrained().digest() != encoder.digest()
 
 
 def test_load_without_an_image_processor(tmp_path, capsys):
