@@ -11,14 +11,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
 import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae import plots
 from ldae.arguments import option
-from ldae.data import Pictures, load_examples
+from ldae.data import Pictures, load_examples, why_not_probed
 from ldae.encoders import load_encoder
 from ldae.probes import (
     DEFAULT_PROTOCOLS,
@@ -109,23 +108,8 @@ def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
     columns = {"image_column": options.image_column, "label_column": options.label_column}
     train = load_examples(options.data, options.train_split, **columns)
     validation = load_examples(options.data, options.validation_split, **columns)
-    if validation is None:
-        raise ValueError(
-            f"--data {options.data!r} has no validation split; a probe needs one (name it with --validation_split)"
-        )
-    for split, examples in ((options.train_split, train), (options.validation_split, validation)):
-        if "label" not in examples.features:
-            raise ValueError(
-                f"--data {options.data!r}: split {split!r} has no labels; a probe needs them (a folder per class, or "
-                "--label_column)"
-            )
-        labels = np.asarray(examples["label"])
-        if labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise ValueError(f"--label_column: the labels of split {split!r} of {options.data!r} are not class numbers")
-    names = [getattr(examples.features["label"], "names", None) for examples in (train, validation)]
-    if None not in names and names[0] != names[1]:
-        only = sorted(set(names[0]) ^ set(names[1]))
-        raise ValueError(f"--data {options.data!r}: the splits have different classes; not in both: {', '.join(only)}")
+    if (reason := why_not_probed(train, validation)) is not None:
+        raise ValueError(f"--data {options.data!r} cannot be probed: {reason}")
     return train, validation
 
 

@@ -44,7 +44,8 @@ def load_examples(
     """Undecoded examples with the columns `image` ({"bytes", "path"}) and, where there are labels, `label`.
 
     Args:
-        data: "photos" (embedded), a folder of pictures in any nesting, a folder of parquet files, or a Hub data set's name.
+        data: "photos" (embedded), a folder of pictures in any nesting, a folder of parquet files, or a Hub data set's name,
+            NAME:CONFIGURATION where it has several.
         split: "train", or "validation", which also stands for a split or folder called val, valid or test; or any name
             the data set uses.
         streaming: reads a Hub data set or parquet files as they come instead of preparing them on disk.
@@ -56,9 +57,13 @@ def load_examples(
 
     Raises:
         FileNotFoundError: if there is no such data.
-        ValueError: if the split or a column is missing.
+        ValueError: if the split, a column or the configuration is missing.
     """
     if data == "photos":
+        if Path(data).is_dir():
+            raise ValueError(
+                "data: 'photos' is the name of the embedded pictures; './photos' is the folder that is here"
+            )
         return load_photos(split)
     if not data:
         raise ValueError("data is empty; a folder of pictures in the working directory is '.'")
@@ -72,11 +77,16 @@ def load_examples(
     looks_local = folder.exists() or folder.is_absolute() or data.startswith((".", "~"))
     if not folder.is_dir() and (looks_local or "\\" in data or data.count("/") > 1):
         raise FileNotFoundError(f"data: there is no folder {data!r}")
+    name, _, config = (str(folder), "", "") if folder.is_dir() else data.partition(":")
     try:
-        splits = datasets.load_dataset(str(folder) if folder.is_dir() else data, streaming=streaming)
+        splits = datasets.load_dataset(name, config or None, streaming=streaming)
     except (FileNotFoundError, ConnectionError, HFValidationError, datasets.exceptions.DatasetNotFoundError) as error:
         raise FileNotFoundError(
             f"data: {data!r} is neither 'photos', nor a local folder, nor a data set that the Hub gives ({error})"
+        ) from error
+    except ValueError as error:  # of a configuration that is missing, or not there
+        raise ValueError(
+            f"data: {data!r} cannot be loaded; a configuration is given as {name}:CONFIGURATION ({error})"
         ) from error
     names = VALIDATION_NAMES if split == "validation" else (split,)
     name = next((name for name in names if name in splits), None)
@@ -100,8 +110,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def hub_id(data: str) -> str | None:
-    """The name, if `load_examples` takes it for a Hub data set's."""
-    return None if data == "photos" or Path(data).expanduser().is_dir() else data
+    """The name without its configuration, if `load_examples` takes it for a Hub data set's."""
+    return None if data == "photos" or Path(data).expanduser().is_dir() else data.partition(":")[0]
 
 
 def _load_folder(folder: Path, split: str) -> datasets.Dataset | None:
@@ -179,6 +189,22 @@ def count_classes(examples) -> int:
     if isinstance(examples, datasets.IterableDataset):
         raise ValueError("class_conditional cannot count the classes of a stream: give --num_classes instead")
     return 1 + max(label for label in examples["label"] if label is not None)
+
+
+def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None) -> str | None:
+    """What probes miss in a data set's splits, in words; None: they have classes, the same in both."""
+    if validation is None:
+        return "there is no validation split; name it with --validation_split"
+    for split, examples in (("training", train), ("validation", validation)):
+        if "label" not in examples.features:
+            return f"the {split} split has no labels; give --label_column or a folder for each class"
+        labels = np.asarray(examples["label"])
+        if labels.dtype.kind not in "iub" or labels.min(initial=0) < 0:
+            return f"the labels of the {split} split are not all class numbers; choose another --label_column"
+    names = [getattr(examples.features["label"], "names", None) for examples in (train, validation)]
+    if None not in names and names[0] != names[1]:
+        return f"the splits have different classes; not in both: {', '.join(sorted(set(names[0]) ^ set(names[1])))}"
+    return None
 
 
 def _is_label(feature) -> bool:

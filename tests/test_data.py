@@ -20,9 +20,11 @@ from ldae.data import (
     collate,
     decode,
     evaluation_loader,
+    hub_id,
     load_examples,
     to_pixel_values,
     training_loader,
+    why_not_probed,
 )
 
 RNG = np.random.default_rng(0)
@@ -362,6 +364,60 @@ def test_missing_and_empty_folders(tmp_path):
         load_examples("", "train")
     with pytest.raises(ValueError, match="streaming"):
         load_examples(str(tmp_path), "train", streaming=True)
+
+
+def test_a_folder_called_photos_is_not_the_embedded_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(load_examples("photos", "train"))
+    save(tmp_path / "photos/a.png")
+    with pytest.raises(ValueError, match=r"'\./photos' is the folder that is here"):
+        load_examples("photos", "train")
+    assert len(load_examples("./photos", "train")) == 1
+
+
+def test_a_hub_data_set_may_have_configurations(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config=None, streaming=False):
+        asked.append((name, config))
+        if config is None:
+            raise ValueError("Config name is missing. Please pick one among the available configs: ['160px']")
+        return {"train": datasets.Dataset.from_dict({"image": [PICTURE]}, datasets.Features(image=datasets.Image()))}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(load_examples("org/set:160px", "train")) == 1
+    with pytest.raises(ValueError, match=r"as org/set:CONFIGURATION \(.*'160px'"):
+        load_examples("org/set", "train")
+    assert asked == [("org/set", "160px"), ("org/set", None)]
+    assert hub_id("org/set:160px") == "org/set"
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "reason"),
+    [
+        ([0, 1], [1, 0], None),
+        ([0, 1], None, "no validation split"),
+        (None, [0, 1], "the training split has no labels"),
+        ([0, 1], [0, -1], "labels of the validation split are not all class numbers"),
+        ([0, None], [0, 1], "labels of the training split are not all class numbers"),
+    ],
+)
+def test_what_cannot_be_probed(train, validation, reason):
+    splits = [
+        None
+        if labels is None and split == "validation"
+        else datasets.Dataset.from_dict({"image": ["x", "y"]} if labels is None else {"label": labels})
+        for split, labels in (("train", train), ("validation", validation))
+    ]
+    found = why_not_probed(*splits)
+    assert found is None if reason is None else reason in found
+
+
+def test_splits_with_other_classes_cannot_be_probed(tmp_path):
+    for split, name in (("train", "cat"), ("train", "dog"), ("val", "cat"), ("val", "emu")):
+        save(tmp_path / f"set/{split}/{name}/{name}.png")
+    splits = [load_examples(str(tmp_path / "set"), split) for split in ("train", "validation")]
+    assert "not in both: emu" in why_not_probed(*splits)
 
 
 # -------------------------------------------------------------------------------------------------------------- parquet
