@@ -9,10 +9,12 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
@@ -23,6 +25,8 @@ from transformers.utils import ModelOutput
 
 from configuration_ldae import LDAEConfig, pair
 from modeling_ldae import ConvTokenizer, PatchTokenizer, patchify, unpatchify
+
+from .data import count_classes, load_examples
 
 TRAINED = ("patch_ae", "patch_vae", "conv_vae")  # tokenizer types
 
@@ -183,10 +187,10 @@ def lpips(net: str = "vgg", weights: str | None = None, device: torch.device | s
             parts = 2 if net == "squeeze" else 1
             names = {name: f"features.{name.split('.', parts)[-1]}" for name in network.net.state_dict()}
             network.net.load_state_dict({name: state[theirs] for name, theirs in names.items()})
-    except OSError as error:
-        source = f"{backbone} cannot be downloaded" if weights is None else f"there is no file {weights!r}"
-        raise FileNotFoundError(f"tokenizer_lpips_weights: {source} ({error}); {helps}") from error
-    except (KeyError, RuntimeError) as error:  # a tensor is missing, or of another shape
+    except (OSError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        if weights is None or isinstance(error, OSError):
+            source = f"{backbone} cannot be downloaded" if weights is None else f"there is no file {weights!r}"
+            raise FileNotFoundError(f"tokenizer_lpips_weights: {source} ({error}); {helps}") from error
         raise ValueError(f"tokenizer_lpips_weights: {weights!r} is not {backbone} ({error}); {helps}") from error
     return network.to(device)
 
@@ -294,7 +298,15 @@ def build(config: LDAEConfig, train_args) -> PatchAutoencoder | ConvAutoencoder:
     if train_args.tokenizer_perceptual_weight:
         if config.num_channels != 3:
             raise ValueError(f"tokenizer_perceptual_weight needs num_channels=3, got {config.num_channels}")
-        lpips(train_args.tokenizer_lpips_net, train_args.tokenizer_lpips_weights)
+        distance = lpips(train_args.tokenizer_lpips_net, train_args.tokenizer_lpips_weights)
+        picture = torch.zeros(1, 3, *config.image_hw)
+        try:
+            distance(picture, picture)
+        except RuntimeError as error:  # nothing is left of it
+            raise ValueError(
+                f"tokenizer_perceptual_weight: pictures of image_size {config.image_size} are too small for "
+                f"{LPIPS_BACKBONES[train_args.tokenizer_lpips_net]}"
+            ) from error
     if train_args.tokenizer_adversarial_weight and min(config.image_hw) < 24:
         raise ValueError(f"tokenizer_adversarial_weight needs an image_size of at least 24, got {config.image_size}")
     losses = (
@@ -380,7 +392,11 @@ def load_into(tokenizer: PatchTokenizer | ConvTokenizer, source: str | Path, con
 
 
 def stage(model_args, data_args, train_args):
-    """The options and the model of the training that a tokenizer needs before the l-DAE's; None where it needs none."""
+    """The options and the model of the training that a tokenizer needs before the l-DAE's; None where it needs none.
+
+    Raises:
+        ValueError: for options of the l-DAE that its own training would refuse, after the tokenizer's.
+    """
     needed = not (train_args.init_from or train_args.tokenizer) and model_args.config().tokenizer_type in TRAINED
     if train_args.tokenizer_only and not needed:
         raise ValueError(
@@ -388,6 +404,9 @@ def stage(model_args, data_args, train_args):
         )
     if not needed:
         return None
+    if train_args.class_conditional:
+        columns = (data_args.image_column, data_args.label_column)
+        count_classes(load_examples(data_args.data, data_args.train_split, data_args.streaming, *columns))
     set_seed(train_args.seed)  # the autoencoder's initial weights are drawn here
     own = replace(
         train_args,
@@ -400,6 +419,7 @@ def stage(model_args, data_args, train_args):
         probe=False,
         knn_steps=0,
         picture_steps=0,
+        class_conditional=False,
         push_to_hub=False,
         gradient_checkpointing=False,
         torch_compile=False,

@@ -232,6 +232,10 @@ def test_lpips_takes_a_file_of_vgg16(vgg, tmp_path):
         lpips(weights=str(tmp_path / "other.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"there is no file '/nowhere\.pth'"):
         lpips(weights="/nowhere.pth")
+    for name in ("torn.safetensors", "torn.pth"):
+        (tmp_path / name).write_text("no weights")
+        with pytest.raises(ValueError, match=r"torn\..* is not torchvision's VGG16"):
+            lpips(weights=str(tmp_path / name))
 
 
 @pytest.mark.parametrize(("net", "name"), [("alex", "alexnet"), ("squeeze", "squeezenet1_1")])
