@@ -4,10 +4,13 @@ import json
 import math
 import shutil
 import time
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
@@ -16,10 +19,18 @@ from tqdm.auto import tqdm
 from ldae import LDAEForPreTraining, plots, tokenizers
 from ldae.arguments import RUN_DEFINING, parse_arguments
 from ldae.cards import write_card
-from ldae.checkpoints import Checkpoints, full_state, read_state
-from ldae.data import Pictures, StepSampler, hub_id, load_examples, mix_seed, to_pixel_values, training_loader
+from ldae.checkpoints import FULL, Checkpoints, full_state, read_state
+from ldae.data import (
+    Pictures,
+    StepSampler,
+    hub_id,
+    load_examples,
+    mix_seed,
+    to_pixel_values,
+    training_loader,
+    why_not_probed,
+)
 from ldae.encoders import Encoder
-from ldae.features import extract_features
 from ldae.hardware import has_bf16
 from ldae.hub import push_folder, save_hub_folder
 from ldae.models import build_model
@@ -28,6 +39,8 @@ from ldae.pca import explained_variance, fit_to_pictures
 from ldae.probes import Knn, Subject, format_probe, probe
 from ldae.results import open_losses, save_result, short_name
 from modeling_ldae import PatchTokenizer
+
+KNN_PICTURES = 5000  # of each split, that an online probe looks at
 
 
 def train(model_args, data_args, train_args, model: torch.nn.Module | None = None) -> Path:
@@ -47,15 +60,9 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         gradient_accumulation_steps=train_args.gradient_accumulation_steps,
         log_with=[tracker for tracker in train_args.report_to if tracker != "none"] or None,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
-        dynamo_backend="inductor" if train_args.torch_compile else None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))],  # probes are fitted while others wait
     )
-    if any(output_dir.glob("*")) and not (train_args.resume or train_args.overwrite):
-        raise FileExistsError(
-            f"output_dir {str(output_dir)!r} is not empty; pass --resume to go on with its run, --overwrite to replace it, "
-            "or another --output_dir"
-        )
-    if train_args.push_to_hub and not get_token():
-        raise ValueError("push_to_hub needs an access token: log in with `hf auth login` or set HF_TOKEN")
+    refuse(train_args)
     if accelerator.mixed_precision == "bf16" and not has_bf16(accelerator.device):
         accelerator.print("This processor has no bf16 instructions: --mixed_precision no is many times faster here.")
     set_seed(train_args.seed)
@@ -68,10 +75,12 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     if uses_labels and "label" not in (examples.features or {}):
         raise ValueError("--data has no labels, which this model needs: give --label_column or a folder for each class")
     pictures = Pictures(examples, image_hw, config.num_channels, data_args.crop, data_args.flip, train_args.seed)
-    held_out = load_examples(data_args.data, data_args.validation_split, **columns)
-    labelled = held_out is not None and "label" in held_out.features and not pictures.streaming
-    if labelled:  # the probes look at centre crops of both splits
-        seen, held_out = (Pictures(part, image_hw, config.num_channels) for part in (examples, held_out))
+    splits = None  # what probes look at
+    if not pictures.streaming and (train_args.probe or train_args.knn_steps):
+        splits = examples, load_examples(data_args.data, data_args.validation_split, **columns)
+        if (reason := why_not_probed(*splits)) is not None:
+            accelerator.print(f"Nothing is probed: {reason}.")
+            splits = None
 
     per_batch = train_args.per_device_batch_size * accelerator.num_processes
     per_step = per_batch * train_args.gradient_accumulation_steps
@@ -119,6 +128,8 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     groups = parameter_groups(model, train_args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(train_args.adam_beta1, train_args.adam_beta2))
     sample_noise = model.sample_noise
+    if train_args.torch_compile:
+        model.compile()
     model, optimizer = accelerator.prepare(model, optimizer)
     ema = EMAModel(model.parameters(), train_args.ema_decay) if train_args.ema_decay else None
     if last is not None:
@@ -126,13 +137,21 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         accelerator.print(f"Going on from {last}.")
     accelerator.init_trackers("ldae", {k: str(v) for k, v in args.items()})
 
-    def snapshot() -> torch.nn.Module | None:
-        """The averaged model as it is now, in evaluation mode; on the main process only."""
-        weights = full_state(model, ema)
-        if not accelerator.is_main_process:
-            return None
-        plain.load_state_dict(weights)
+    def snapshot() -> torch.nn.Module:
+        """The averaged model as it is now, whole, in evaluation mode."""
+        plain.load_state_dict(full_state(model, ema, FULL))
         return plain.to(accelerator.device).eval()
+
+    @cache
+    def crops(most: int | None) -> list[Pictures]:
+        """Centre crops of both splits, or of at most so many random pictures of each."""
+        orders = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0)) for split in splits]
+        parts = [split.select(sorted(order[:most].tolist())) for split, order in zip(splits, orders, strict=True)]
+        return [Pictures(part, image_hw, config.num_channels) for part in parts]
+
+    def subject(trained: torch.nn.Module, most: int | None = None) -> Subject:
+        encoder = Encoder(trained, name=str(output_dir))
+        return Subject(encoder, *crops(most), accelerator, train_args.seed, num_workers=data_args.num_workers)
 
     def save_checkpoint():
         state["bad_pictures"] = sorted(set(gather_object(state["bad_pictures"])))  # each process has met its own
@@ -201,59 +220,34 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         bar.update()
         if step % train_args.logging_steps == 0:
             accelerator.log(entry, step)
-        if train_args.knn_steps and step % train_args.knn_steps == 0 and labelled:
-            if (averaged := snapshot()) is not None:
-                encoder, few = Encoder(averaged), range(0, len(seen), max(1, len(seen) // 5000))
-                parts = {"train": extract_features(encoder, seen, indices=few, progress=False)}
-                parts["validation"] = extract_features(encoder, held_out, progress=False)
-                knn = Knn()(Subject(encoder, seen, held_out, known=parts))
+        if splits and train_args.knn_steps and step % train_args.knn_steps == 0:
+            if (knn := Knn()(subject(snapshot(), KNN_PICTURES))) is not None:
                 accelerator.print(f"step {step}: k-NN {knn['accuracy']:.1f} %")
                 accelerator.log({"knn_accuracy": knn["accuracy"]}, step)
             accelerator.wait_for_everyone()
         if train_args.picture_steps and step % train_args.picture_steps == 0:
-            _picture(snapshot(), pictures, output_dir / "pictures" / f"step-{step:08d}.png")
+            averaged = snapshot()
+            if accelerator.is_main_process:
+                _picture(averaged, pictures, output_dir / "pictures" / f"step-{step:08d}.png")
         if train_args.checkpointing_steps and step % train_args.checkpointing_steps == 0 and progress < 1:
             save_checkpoint()
     bar.close()
     save_checkpoint()
 
     # ---------------------------------------------------------------------------------------- the end: folder, probes, Hub
-    if (trained := snapshot()) is not None:  # on the main process
+    trained, probed, name = snapshot(), None, short_name(data_args.data)
+    if accelerator.is_main_process:
         losses.close()
-        save_hub_folder(trained, output_dir)
-        if isinstance(trained, LDAEForPreTraining):
-            _picture(trained, pictures, output_dir / "denoised.png")
-            if isinstance(trained.ldae.tokenizer, PatchTokenizer):
-                plots.filters(trained.ldae.tokenizer, config.patch_hw, config.num_channels, output_dir / "filters.png")
-                plots.spectrum(trained.ldae.tokenizer, output_dir / "spectrum.png")
-        name, pictures_seen = short_name(data_args.data), state["step"] * per_step
-        num_pictures = None if pictures.streaming else len(pictures)
-        result = {
-            "kind": "train",
-            "data": {
-                "name": name,
-                "hub_id": hub_id(data_args.data),
-                "fingerprint": pictures.fingerprint(),
-                "num_pictures": num_pictures,
-                "bad_pictures": state["bad_pictures"],
-            },
-            "arguments": {"model_size": model_args.model_size, **args},
-            "config": config.to_dict(),
-            "steps": state["step"],
-            "pictures_seen": pictures_seen,
-            "epochs": pictures_seen / num_pictures if num_pictures else None,
-            "seconds": state["seconds"],
-            "loss": state["loss"],
-            "seed": train_args.seed,
-            "uses_labels": uses_labels,
-        }
-        replaces = train_args.overwrite or train_args.resume
-        save_result(output_dir / "results" / "train.json", result, replaces)
-        if train_args.probe and labelled:
-            subject = Subject(Encoder(trained, name=str(output_dir)), seen, held_out, seed=train_args.seed)
-            result = probe(subject, floor=train_args.floor, data_name=name)
-            save_result(output_dir / "results" / f"probe-{name}.json", result, replaces)
-            print(format_probe(result))
+        arguments = {"model_size": model_args.model_size, **args}
+        _write(trained, pictures, output_dir, state, per_step, arguments, uses_labels)
+    if splits and train_args.probe:
+        probed = probe(subject(trained), floor=train_args.floor, data_name=name)
+    if accelerator.is_main_process:
+        if probed is not None:
+            save_result(
+                output_dir / "results" / f"probe-{name}.json", probed, train_args.overwrite or train_args.resume
+            )
+            print(format_probe(probed))
         write_card(output_dir, train_args.hub_model_id)
         if state["bad_pictures"]:
             print(f"Unreadable pictures, skipped: {len(state['bad_pictures'])}; results/train.json names them.")
@@ -266,7 +260,64 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     return output_dir
 
 
-def _picture(model: torch.nn.Module | None, pictures: Pictures, path: Path):
+def refuse(train_args):
+    """What cannot end well, before any work starts.
+
+    Raises:
+        FileExistsError: if output_dir holds another run's results.
+        ValueError: if the run is to be uploaded and cannot.
+    """
+    if any(Path(train_args.output_dir).expanduser().glob("*")) and not (train_args.resume or train_args.overwrite):
+        raise FileExistsError(
+            f"output_dir {train_args.output_dir!r} is not empty; pass --resume to go on with its run, --overwrite to replace "
+            "it, or another --output_dir"
+        )
+    if train_args.push_to_hub and not get_token():
+        raise ValueError("push_to_hub needs an access token: log in with `hf auth login` or set HF_TOKEN")
+
+
+def _write(
+    trained: torch.nn.Module,
+    pictures: Pictures,
+    output_dir: Path,
+    state: dict[str, Any],
+    per_step: int,
+    arguments: dict[str, Any],
+    uses_labels: bool,
+):
+    """The Hub folder, the drawings and results/train.json of a run that is done."""
+    save_hub_folder(trained, output_dir)
+    config = trained.config
+    if isinstance(trained, LDAEForPreTraining):
+        _picture(trained, pictures, output_dir / "denoised.png")
+        if isinstance(trained.ldae.tokenizer, PatchTokenizer):
+            plots.filters(trained.ldae.tokenizer, config.patch_hw, config.num_channels, output_dir / "filters.png")
+            plots.spectrum(trained.ldae.tokenizer, output_dir / "spectrum.png")
+    pictures_seen = state["step"] * per_step
+    num_pictures = None if pictures.streaming else len(pictures)
+    result = {
+        "kind": "train",
+        "data": {
+            "name": short_name(arguments["data"]),
+            "hub_id": hub_id(arguments["data"]),
+            "fingerprint": pictures.fingerprint(),
+            "num_pictures": num_pictures,
+            "bad_pictures": state["bad_pictures"],
+        },
+        "arguments": arguments,
+        "config": config.to_dict(),
+        "steps": state["step"],
+        "pictures_seen": pictures_seen,
+        "epochs": pictures_seen / num_pictures if num_pictures else None,
+        "seconds": state["seconds"],
+        "loss": state["loss"],
+        "seed": arguments["seed"],
+        "uses_labels": uses_labels,
+    }
+    save_result(output_dir / "results" / "train.json", result, arguments["overwrite"] or arguments["resume"])
+
+
+def _picture(model: torch.nn.Module, pictures: Pictures, path: Path):
     """Rows of clean | noisy | denoised, for models that denoise: the first pictures of the run."""
     if isinstance(model, LDAEForPreTraining):
         batch = next(iter(training_loader(StepSampler(pictures, 0, 1, batch_size=8))))
@@ -276,6 +327,7 @@ def _picture(model: torch.nn.Module | None, pictures: Pictures, path: Path):
 
 def main(argv: list[str] | None = None) -> Path:
     model_args, data_args, train_args = parse_arguments(argv)
+    refuse(train_args)
     if (stage := tokenizers.stage(model_args, data_args, train_args)) is not None:
         folder = train(*stage)
         if train_args.tokenizer_only:

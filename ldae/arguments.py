@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 from configuration_ldae import SIZES, LDAEConfig
 
 from .results import short_name
+from .tokenizers import TRAINED
 
 RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if never stopped
     "data", "train_split", "crop", "flip", "per_device_batch_size", "gradient_accumulation_steps", "base_learning_rate",
@@ -37,14 +38,16 @@ class DataArguments:
     data: str = option(
         "photos",
         "'photos' (embedded), a folder of pictures in any nesting with or without labels, a folder of parquet files, or "
-        "the name of a Hub data set.",
+        "the name of a Hub data set (NAME:CONFIGURATION where it has several).",
     )
     train_split: str = option("train", "Split to train on.")
     validation_split: str = option("validation", "Labelled split for the probes; val, valid and test are found too.")
     image_column: str | None = option(None, "Column of the pictures; by default the first that holds pictures.")
     label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
     streaming: bool = option(
-        False, "Read a Hub data set or parquet files as they come, without preparing them on disk."
+        False,
+        "Read the training split of a Hub data set, or parquet files, as they come, without preparing them on disk; nothing is "
+        "probed then.",
     )
     crop: Literal["center", "random", "random_resized"] = option(
         "center",
@@ -68,7 +71,9 @@ class TrainArguments:
     overwrite: bool = option(False, "Replace another run's results in output_dir.")
     resume: bool = option(False, "Go on from the last checkpoint in output_dir, or start afresh where there is none.")
     init_from: str | None = option(
-        None, "Start a new run from the weights and configuration of this folder or Hub model."
+        None,
+        "Start a new run from the weights and configuration of this folder or Hub model, its tokenizer among them: it is not "
+        "fitted to the new pictures.",
     )
     tokenizer: str | None = option(
         None,
@@ -255,8 +260,16 @@ def _validate(model, data, train):
         raise ValueError(
             f"pca_patches and num_workers must not be negative, got {data.pca_patches} and {data.num_workers}"
         )
-    if train.init_from is None:
-        try:
-            model.config()
-        except StrictDataclassError as error:  # its cause is the sentence that names the field
-            raise ValueError(str(error.__cause__ or error)) from error
+    if train.init_from is not None:
+        for name in ("tokenizer", "class_conditional"):
+            if getattr(train, name):
+                raise ValueError(f"{name} is what --init_from brings with it; give one of the two")
+        return
+    try:
+        config = model.config()
+    except StrictDataclassError as error:  # its cause is the sentence that names the field
+        raise ValueError(str(error.__cause__ or error)) from error
+    if train.tokenizer and config.tokenizer_type not in TRAINED:
+        raise ValueError(
+            f"tokenizer needs tokenizer_type {', '.join(TRAINED)}, got {config.tokenizer_type!r}, which is not trained"
+        )

@@ -34,11 +34,13 @@ def averaged_weights(model: torch.nn.Module, ema: EMAModel | None) -> Iterator[N
         ema.restore(model.parameters())
 
 
-def full_state(model: torch.nn.Module, ema: EMAModel | None = None) -> dict[str, torch.Tensor]:
-    """The model's (averaged) weights and buffers on the CPU, gathered from all processes; on the first process only."""
+def full_state(
+    model: torch.nn.Module, ema: EMAModel | None = None, options: dcp.StateDictOptions = SAVED
+) -> dict[str, torch.Tensor]:
+    """The model's (averaged) weights and buffers, gathered from all processes, where `options` say."""
     with averaged_weights(model, ema):
-        # clones: on the CPU the gathered tensors may be the model's own
-        return {name: value.clone() for name, value in dcp.get_model_state_dict(model, options=SAVED).items()}
+        # clones: the gathered tensors may be the model's own
+        return {name: value.clone() for name, value in dcp.get_model_state_dict(model, options=options).items()}
 
 
 class Checkpoints:

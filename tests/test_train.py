@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -111,6 +112,21 @@ def launch(folder: Path, output: Path, *options: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
+def test_two_processes_probe_as_one(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data/train")
+    shutil.copytree(folder, tmp_path / "data/val")
+    options = ("--probe", "--knn_steps", "3")
+    two = launch(tmp_path / "data", tmp_path / "two", *options)
+    assert two.wait(300) == 0, two.stderr.read()
+    train(tmp_path / "data", tmp_path / "one", *options, "--per_device_batch_size", "8")
+    a, b = (json.loads((tmp_path / name / "results/probe-data.json").read_text()) for name in ("two", "one"))
+    assert a["data"] == b["data"]
+    for part in ("protocols", "floor"):
+        for name in ("knn", "linear-fast"):  # a picture of 22 may change sides by rounding
+            assert a[part][name]["accuracy"] == pytest.approx(b[part][name]["accuracy"], abs=100 / 22 + 1e-6)
+
+
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed(folder, tmp_path):
     """Two processes are one with twice the batch, to rounding; killed and resumed they are themselves, bit for bit."""
     options = ("--max_steps", "40", "--checkpointing_steps", "2")
@@ -164,6 +180,84 @@ def test_the_folder_of_a_run(folder, tmp_path):
     ema = load_file(output / "checkpoints/checkpoint-00000006/ema.safetensors")
     assert all(torch.equal(value, ema[name]) for name, value in model.state_dict().items())
     assert model.ldae.tokenizer.spectrum.sum() > 0
+
+
+def test_two_splits_without_the_labels_of_one_are_trained_on_and_not_probed(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "data/val")
+    for path in folder.glob("*/*.png"):
+        (tmp_path / "data/train").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "data/train")
+    output = train(tmp_path / "data", tmp_path / "run", "--probe", "--knn_steps", "2")
+    assert "Nothing is probed: the training split has no labels" in capsys.readouterr().out
+    assert [path.name for path in (output / "results").iterdir()] == ["train.json"]
+
+
+def test_a_stream_is_all_that_is_read(folder, tmp_path, monkeypatch):
+    """No other split is prepared on disk for probes that cannot be."""
+    (tmp_path / "set").mkdir()
+    rows = {"image": [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(folder.glob("*/*.png"))]}
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+    rows["label"] = [0] * len(rows["image"])
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"set/{split}.parquet")
+    streamed, real = [], datasets.load_dataset
+
+    def load_dataset(*args, streaming=False, **kwargs):
+        streamed.append(streaming)
+        return real(*args, streaming=streaming, **kwargs)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    output = train(tmp_path / "set", tmp_path / "run", "--streaming", "--probe", "--knn_steps", "2")
+    assert streamed == [True]
+    assert len(losses(output)) == 6
+
+
+def test_online_probes_see_some_pictures(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "data/train")
+    shutil.copytree(folder, tmp_path / "data/val")
+    made, real = [], train_ldae.Subject
+
+    def subject(*args, **kwargs):
+        made.append(real(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(train_ldae, "Subject", subject)
+    monkeypatch.setattr(train_ldae, "KNN_PICTURES", 8)
+    train(tmp_path / "data", tmp_path / "run", "--knn_steps", "2", "--probe")
+    assert [(len(s.train), len(s.validation)) for s in made] == [(8, 8)] * 3 + [(22, 22)]
+    assert made[0].train is made[1].train  # decoded once
+    assert set(made[0].train.labels) == {0, 1}
+
+
+def test_nothing_is_trained_for_a_run_that_will_be_refused(folder, tmp_path, monkeypatch):
+    """A tokenizer would be trained first, perhaps for hours."""
+    ae = "--tokenizer_type patch_ae --prediction latent --input_space latent".split()
+    monkeypatch.setattr(train_ldae, "train", lambda *args: pytest.fail("a tokenizer was trained"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    with pytest.raises(FileExistsError, match=r"output_dir .*full.* is not empty"):
+        train(folder, tmp_path / "full", *ae)
+    monkeypatch.setattr(train_ldae, "get_token", lambda: None)
+    with pytest.raises(ValueError, match="push_to_hub needs an access token"):
+        train(folder, tmp_path / "new", *ae, "--push_to_hub")
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    shutil.copy(folder / "a/00.png", flat)
+    with pytest.raises(ValueError, match="class_conditional needs labels"):
+        train(flat, tmp_path / "new", *ae, "--class_conditional")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--tokenizer some/where", "tokenizer needs tokenizer_type patch_ae, patch_vae, conv_vae, got 'pca'"),
+        ("--init_from a --tokenizer b", "tokenizer is what --init_from brings with it"),
+        ("--init_from a --class_conditional", "class_conditional is what --init_from brings with it"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(["--data", ".", *options.split()])
 
 
 def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
