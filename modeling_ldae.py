@@ -86,10 +86,6 @@ class PatchTokenizer(nn.Module):
             patches = (latents.float() * self.scale) @ self.U.T + self.mean
         return unpatchify(patches, self.patch_hw, image_hw)
 
-    def project(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """A picture (B, C, H, W) without what the latent space does not hold; leaves pictures made by `decode` as they are."""
-        return self.decode(self.encode(pixel_values), pixel_values.shape[-2:])
-
 
 class ConvTokenizer(nn.Module):
     """The convolutional tokenizer of the first rungs (paper, table 1): diffusers' AutoencoderKL and its scale.

@@ -35,7 +35,7 @@ from ldae.hardware import has_bf16
 from ldae.hub import push_folder, save_hub_folder
 from ldae.models import build_model
 from ldae.optimization import learning_rate, parameter_groups
-from ldae.pca import explained_variance, fit_to_pictures
+from ldae.pca import explained_variance, fit_to_pictures, variance_held
 from ldae.probes import Knn, Subject, format_probe, probe
 from ldae.results import open_losses, save_result, short_name
 from modeling_ldae import PatchTokenizer
@@ -294,7 +294,9 @@ def _write(
             plots.filters(trained.ldae.tokenizer, config.patch_hw, config.num_channels, output_dir / "filters.png")
             plots.spectrum(trained.ldae.tokenizer, output_dir / "spectrum.png")
     pictures_seen = state["step"] * per_step
-    num_pictures = None if pictures.streaming else len(pictures)
+    num_pictures, held = None if pictures.streaming else len(pictures), None
+    if isinstance(trained, LDAEForPreTraining) and not pictures.streaming:
+        held = variance_held(trained.ldae.tokenizer, pictures, config.patch_hw)
     result = {
         "kind": "train",
         "data": {
@@ -306,6 +308,7 @@ def _write(
         },
         "arguments": arguments,
         "config": config.to_dict(),
+        "variance_held": held,
         "steps": state["step"],
         "pictures_seen": pictures_seen,
         "epochs": pictures_seen / num_pictures if num_pictures else None,

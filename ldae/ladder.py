@@ -26,12 +26,12 @@ from configuration_ldae import LDAEConfig
 from .arguments import parse_arguments
 from .data import load_examples
 from .results import load_results
-from .rungs import FIRST, RUNGS, Rung, command_line, folder_name, options, tokenizer_of
+from .rungs import RUNGS, Rung, as_arguments, folder_name, options, rung_of, tokenizer_of
 from .verdicts import tables, write
 
 # What `--` cannot give: what rungs change, and what the ladder says itself.
 OWN = {
-    *FIRST,
+    *(name for rung in RUNGS.values() for name in rung.change),
     "output_dir",
     "seed",
     "resume",
@@ -75,16 +75,16 @@ class Road:
         return None if name is None else self.output_dir / "tokenizers" / folder_name(name, seed)
 
     def tokenizer_jobs(self) -> list[Job]:
-        """The tokenizers that rungs need and that are not trained, each once."""
-        needed = {self.tokenizer(rung, seed): (rung, seed) for _, rung, seed in self.jobs()}
-        return [(folder, *job) for folder, job in needed.items() if folder is not None and not _trained(folder)]
+        """The tokenizers that rungs need and that are not trained, each once, as the rung that names it trains it."""
+        needed = {self.tokenizer(rung, seed): (tokenizer_of(rung, self.lpips), seed) for _, rung, seed in self.jobs()}
+        return [(folder, RUNGS[name], seed) for folder, (name, seed) in needed.items() if name and not _trained(folder)]
 
     def command(self, folder: Path, rung: Rung, seed: int, *more: str | Path) -> list[str]:
         """The command line of one training."""
         command = [sys.executable, "-m", "train_ldae", self.recipe, "--output_dir", folder, "--seed", seed, "--resume"]
         command += ["--probe", "--report_to", "none", *more]
         command += [] if seed == self.seeds[0] else ["--no_floor"]  # all seeds of a rung have about the same floor
-        return [*map(str, command), *self.extra, *command_line(rung, self.config, self.lpips)]
+        return [*map(str, command), *self.extra, *as_arguments(options(rung, self.config, self.lpips))]
 
     def run(self) -> list[str]:
         """Trains and probes what is not done, tokenizers first, each once for all rungs that share it.
@@ -136,22 +136,32 @@ class Road:
         for rung in self.rungs:
             done = sum(finished(self.output_dir / folder_name(rung.name, seed)) for seed in self.seeds)
             paper = "–" if rung.paper is None else f"{rung.paper:.1f}"
+            before = {} if rung.before is None else options(RUNGS[rung.before], self.config, self.lpips)
             given = options(rung, self.config, self.lpips)
-            changed = " ".join(f"--{name} {given[name]}" for name in rung.change if name in given)
+            changed = " ".join(as_arguments({k: v for k, v in given.items() if before.get(k) != v}))
             lines.append(f"{rung.name:<20} {done}/{len(self.seeds)} done  paper {paper:>4}  {rung.what}: {changed}")
         for what, folder, jobs in (("tokenizers", "tokenizers/*", self.tokenizer_jobs()), ("runs", "*", self.jobs())):
             if jobs or what == "runs":
-                lines.append(f"{len(jobs)} {what} to do, {self.workers} at a time: {self._cost(folder, len(jobs))}")
+                lines.append(f"{len(jobs)} {what} to do, {self.workers} at a time: {self._cost(folder, jobs)}")
         return "\n".join(lines)
 
-    def _cost(self, pattern: str, count: int) -> str:
-        done = [path for path in self.output_dir.glob(f"{pattern}-seed*") if _trained(path)]
-        if not done:
+    def _cost(self, pattern: str, jobs: list[Job]) -> str:
+        """From what is done, by the kind of tokenizer where one of the kind is."""
+        seconds: dict[str, list[float]] = {}
+        for path in self.output_dir.glob(f"{pattern}-seed*"):
+            if _trained(path) and (name := rung_of(path.name)) is not None:
+                taken = sum(map(_seconds, load_results(path)))
+                seconds.setdefault(options(RUNGS[name])["tokenizer_type"], []).append(taken)
+        every = [taken for kind in seconds.values() for taken in kind]
+        if not every:
             return "unknown until one is done"
-        seconds = mean(sum(map(_seconds, load_results(path))) for path in done)
-        minutes = seconds * -(-count // self.workers) / 60
+        ends = [0.0] * self.workers
+        for _, rung, _ in jobs:  # the worker that is free first takes the next
+            expected = mean(seconds.get(options(rung)["tokenizer_type"], every))
+            ends[ends.index(min(ends))] += expected
+        minutes = max(ends) / 60
         cost = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
-        return f"{cost}, from {len(done)} that are done"
+        return f"{cost}, from {len(every)} that are done"
 
 
 def finished(folder: Path) -> bool:

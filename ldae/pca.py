@@ -15,6 +15,7 @@ from modeling_ldae import ConvTokenizer, LDAEForPreTraining, PatchTokenizer, pat
 from .data import Pictures, evaluation_loader, to_pixel_values
 
 SCALE_PATCHES = 50_000  # that a scale is fitted to
+HELD_PICTURES = 1_000  # on which a tokenizer is measured
 
 
 class PatchMoments:
@@ -134,6 +135,23 @@ def explained_variance(tokenizer: PatchTokenizer) -> float:
     """The part of the patches' variance that the latent space holds, in [0, 1]."""
     spectrum = tokenizer.spectrum.double()
     return float(spectrum[: len(tokenizer.V)].sum() / spectrum.sum())
+
+
+@torch.no_grad()
+def variance_held(tokenizer: PatchTokenizer | ConvTokenizer, pictures: Pictures, patch_hw: tuple[int, int]) -> float:
+    """The part of the patches' variance that a tokenizer gives back, at most 1: 1 - E ||x - x'||^2 / E ||x - E x||^2.
+
+    Of up to 1,000 random pictures; for a fitted PCA of the same pictures it is `explained_variance`.
+    """
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:HELD_PICTURES]
+    moments, error = PatchMoments(math.prod(patch_hw) * pictures.num_channels), 0.0
+    for batch in evaluation_loader(pictures, 64, 0, order.tolist()):
+        if batch["pixel_values"] is not None:
+            x = to_pixel_values(batch["pixel_values"]).to(tokenizer.scale.device)
+            error += (x - tokenizer.decode(tokenizer.encode(x), x.shape[-2:])).double().square().sum().item()
+            moments.update(patchify(x, patch_hw).cpu())
+    total = float(moments.variance().sum() * moments.count)
+    return 1 - error / total if total > 0 else 1.0
 
 
 def fit_to_pictures(

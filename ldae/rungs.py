@@ -131,10 +131,10 @@ def options(rung: Rung, recipe: LDAEConfig | None = None, lpips: bool = True) ->
     return merged
 
 
-def command_line(rung: Rung, recipe: LDAEConfig, lpips: bool = True) -> list[str]:
-    """`options` as arguments of train_ldae.py."""
+def as_arguments(given: dict[str, Any]) -> list[str]:
+    """`options` as a command line of train_ldae.py."""
     parts = []
-    for name, value in options(rung, recipe, lpips).items():
+    for name, value in given.items():
         parts += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return parts
 

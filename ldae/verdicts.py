@@ -39,13 +39,14 @@ TOKENIZERS = {
 END = "l-dae"  # whose blocks and timesteps are measured
 SIDES = ("one-level", "predict-noise", "random-crop", "classical-dae")  # of the end
 NUM_SHOWN = 6  # pictures in drawings of noise
+TRAINING = "the tokenizer's training"  # among the settings of a run
 CHANGED_WITH = {  # what an option of a rung changes in the configuration beside itself
     "shrink": {"image_size", "patch_size"},
     "class_conditional": {"num_classes"},
-    "tokenizer_type": {"autoencoder"},
+    "tokenizer_type": {"autoencoder", TRAINING},
     "latent_dim": {"autoencoder"},
 }
-# what makes a run beside its configuration; how a tokenizer that both rungs share was trained is none of theirs
+# what makes a run beside its configuration; how its tokenizer was trained is read from that training's own result
 NOT_COMPARED = {"data", "seed", *(name for name in RUN_DEFINING if name.startswith("tokenizer"))}
 LOSSES = ("tokenizer_perceptual_weight", "tokenizer_adversarial_weight")  # but these are what rungs change
 OPTIONS = (*(name for name in RUN_DEFINING if name not in NOT_COMPARED), *LOSSES)
@@ -60,7 +61,8 @@ class Measured:
     Args:
         accuracy, error: the mean in %, and its standard error.
         floor: of the untrained network; None where it was not measured.
-        distances: of generated pictures from real ones, by what it is measured on: the mean over the seeds.
+        distances: of generated pictures from real ones, by what it is measured on: values of the seeds.
+        variance_held: the part of the patches' variance that the tokenizer holds; None where it was not measured.
         setting: the options that the runs had; where they differ between seeds, all of them.
         differs: options in which the runs are not the rung, such as a loss whose weights could not be had.
     """
@@ -69,23 +71,38 @@ class Measured:
     error: float
     seeds: int
     floor: float | None
-    distances: dict[str, float]
+    distances: dict[str, list[float]]
+    variance_held: float | None
     setting: dict[str, Any]
     differs: dict[str, Any]
 
 
 def load_runs(output_dir: str | Path) -> dict[str, list[Results]]:
-    """The results of the runs that lie directly below a folder, by rung; a probe counts if it is of the run's own data."""
+    """The results of the runs that lie directly below a folder, by rung, with that of its tokenizer's training in tokenizers/.
+
+    What was measured of a run counts if it is of the run's own data.
+    """
     runs: dict[str, list[Results]] = {}
     for folder in sorted(Path(output_dir).glob("*-seed*")):
         if (rung := rung_of(folder.name)) is None:
             continue
         results = load_results(folder)
-        found = {result["kind"]: result for result in results if result["kind"] in ("train", "generation", "sweep")}
-        name = found["train"]["data"]["name"] if "train" in found else None
-        probes = [result for result in results if result["kind"] == "probe" and result["data"]["name"] == name]
-        if probes:
-            runs.setdefault(rung, []).append({**found, "probe": probes[0]})
+        if (train := next((result for result in results if result["kind"] == "train"), None)) is None:
+            continue
+        found = {"train": train}
+        for result in results:
+            kind = result["kind"]
+            if kind == "generation":
+                own = result.get("data_fingerprint") == train["data"]["fingerprint"]
+            else:
+                own = kind in ("probe", "sweep") and result["data"]["name"] == train["data"]["name"]
+            if own:
+                found[kind] = result
+        if tokenizer := train["arguments"].get("tokenizer"):
+            for result in load_results(Path(output_dir) / "tokenizers" / Path(tokenizer).name):
+                found["tokenizer"] = result
+        if "probe" in found:
+            runs.setdefault(rung, []).append(found)
     return {name: runs[name] for name in RUNGS if name in runs}
 
 
@@ -102,8 +119,7 @@ def measured(output_dir: str | Path) -> dict[str, Measured]:
     }
     figures = {name: [run["probe"]["protocols"][PROTOCOL] for run in done] for name, done in runs.items()}
     accuracies = {name: [figure["accuracy"] for figure in row] for name, row in figures.items()}
-    repeated = [(len(values) - 1, variance(values)) for values in accuracies.values() if len(values) > 1]
-    between = sum(n * v for n, v in repeated) / sum(n for n, _ in repeated) if repeated else 0.0
+    between = _between(accuracies.values())
     found = {}
     for name, done in runs.items():
         binomial = mean(figure["standard_error"] for figure in figures[name])
@@ -112,8 +128,10 @@ def measured(output_dir: str | Path) -> dict[str, Measured]:
         for run in done:
             if "value" in (generation := run.get("generation", {})):
                 what = "{metric}, {num_fake:,} generated and {num_real:,} real pictures, {sampler}, {num_inference_steps} steps"
+                what += ", guidance {guidance_scale:g}" if generation["guidance_scale"] != 1 else ""
                 distances.setdefault(what.format(**generation), []).append(generation["value"])
-        settings = [_setting_of(run["train"]) for run in done]
+        held = [value for run in done if (value := run["train"].get("variance_held")) is not None]
+        settings = [_setting_of(run) for run in done]
         same = all(setting == settings[0] for setting in settings)
         given = done[0]["train"]["arguments"]
         found[name] = Measured(
@@ -121,18 +139,30 @@ def measured(output_dir: str | Path) -> dict[str, Measured]:
             error=math.sqrt(binomial**2 + between / len(done)),
             seeds=len(done),
             floor=mean(floors) if floors else None,
-            distances={what: mean(values) for what, values in distances.items()},
+            distances=distances,
+            variance_held=mean(held) if held else None,
             setting=settings[0] if same else {"seeds": settings},
             differs={k: given[k] for k, v in options(RUNGS[name]).items() if k in given and given[k] != v},
         )
     return found
 
 
-def _setting_of(train: dict[str, Any]) -> dict[str, Any]:
+def _between(figures: Iterable[list[float]]) -> float:
+    """The variance between the seeds of a rung, pooled over all rungs that have several; 0 where none has."""
+    repeated = [(len(values) - 1, variance(values)) for values in figures if len(values) > 1]
+    return sum(n * v for n, v in repeated) / sum(n for n, _ in repeated) if repeated else 0.0
+
+
+def _setting_of(run: Results) -> dict[str, Any]:
     """What can make a difference between runs beside their seed."""
+    train = run["train"]
     config = {k: v for k, v in train["config"].items() if k in LDAEConfig.__annotations__}
     seen = {"pictures seen": train["pictures_seen"], "pictures": train["data"]["fingerprint"]}
-    return {**config, **{name: train["arguments"].get(name) for name in OPTIONS}, **seen}
+    setting = {**config, **{name: train["arguments"].get(name) for name in OPTIONS}, **seen}
+    if tokenizer := run.get("tokenizer"):
+        given = {name: tokenizer["arguments"].get(name) for name in ("epochs", "base_learning_rate")}
+        setting[TRAINING] = {**given, "kl_weight": tokenizer["config"].get("kl_weight")}
+    return setting
 
 
 def compare(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | str | None:
@@ -255,7 +285,13 @@ def _generating(names: Iterable[str], figures: dict[str, Measured]) -> str:
     measures = dict.fromkeys(what for name in names if name in figures for what in figures[name].distances)
 
     def distance(what: str) -> Callable[[str], str]:
-        return lambda name: _number(figures[name].distances.get(what) if name in figures else None)
+        between = _between(found.distances.get(what, []) for found in figures.values())
+
+        def cell(name: str) -> str:
+            values = figures[name].distances.get(what) if name in figures else None
+            return f"{mean(values):.1f} ± {math.sqrt(between / len(values)):.1f}" if values else "–"
+
+        return cell
 
     columns = [(f"distance {i}", distance(what)) for i, what in enumerate(measures, 1)]
     notes = [f"\nDistance {i}: {what}." for i, what in enumerate(measures, 1)]
@@ -263,13 +299,18 @@ def _generating(names: Iterable[str], figures: dict[str, Measured]) -> str:
 
 
 def _table2(figures: dict[str, Measured]) -> str:
-    """Tokenizers by latent dimension, "the paper's / ours" in each cell."""
+    """Tokenizers by latent dimension, "the paper's / ours" in each cell; and the part of the patches' variance they hold."""
     dims = sorted({d for row in TABLE2.values() for d in row})
     rows = [["tokenizer", *(f"d = {d}" for d in dims)], ["---", *["---:"] * len(dims)]]
     for name, row in TABLE2.items():
         ours = {d: _accuracy(figures.get(at_dimension(name, d))) for d in row}
         rows.append([TOKENIZERS[name], *(f"{row[d]:.1f} / {ours[d]}" if d in row else "–" for d in dims)])
-    return "\n".join(_markdown(rows))
+    held = [["variance held, in %", *rows[0][1:]], rows[1]]
+    for name, row in TABLE2.items():
+        found = {d: figures.get(at_dimension(name, d)) for d in dims if d in row}
+        parts = {d: 100 * f.variance_held for d, f in found.items() if f and f.variance_held is not None}
+        held.append([TOKENIZERS[name], *(_number(parts.get(d)) for d in dims)])
+    return "\n".join([*_markdown(rows), "", *_markdown(held)])
 
 
 def _sweep(runs: dict[str, list[Results]]) -> dict[str, Any]:

@@ -281,7 +281,7 @@ def test_the_first_rung_end_to_end(data, vgg, tmp_path):
     fixed += "--num_attention_heads 2 --per_device_batch_size 4 --max_steps 2 --report_to none --no_probe "
     fixed += f"--tokenizer_epochs 1 --tokenizer_lpips_weights {vgg} --tokenizer_discriminator_start 1"
     options = [*fixed.split(), "--autoencoder", json.dumps(TINY)]
-    options += rungs.command_line(rungs.RUNGS["dit"], LDAEConfig(patch_size=4))
+    options += rungs.as_arguments(rungs.options(rungs.RUNGS["dit"], LDAEConfig(patch_size=4)))
     run = train_ldae.main([*options, "--output_dir", str(tmp_path / "run")])
     trained = ConvAutoencoder.from_pretrained(tmp_path / "run-tokenizer")
     assert (trained.config.perceptual_weight, trained.config.adversarial_weight, trained.forwards) == (1.0, 0.5, 3)

@@ -101,7 +101,9 @@ def test_every_rung_is_an_option_list_that_the_script_takes(rung, recipe, tmp_pa
 
 @pytest.mark.parametrize("rung", rungs.RUNGS.values(), ids=lambda rung: rung.name)
 def test_every_rung_takes_a_training_step_and_reloads(rung, recipe, tmp_path):
-    model_args, _, _ = parse_arguments([recipe, *TINY, *rungs.command_line(rung, made_road(recipe, []).config)])
+    model_args, _, _ = parse_arguments(
+        [recipe, *TINY, *rungs.as_arguments(rungs.options(rung, made_road(recipe, []).config))]
+    )
     torch.manual_seed(0)
     size = model_args.image_size
     fields = {"num_classes": 2} if rungs.options(rung)["class_conditional"] else {}
@@ -198,6 +200,25 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_
     assert "1 tokenizers to do, 2 at a time: 1 minutes, from 1 that are done" in road.plan()
 
 
+def test_a_shared_tokenizer_is_trained_by_the_same_command_for_any_rung(recipe, tmp_path):
+    """Or one that was stopped could not go on for another rung."""
+    commands = set()
+    for some in (["no-adversarial"], ["linear-gamma2"], ["linear-gamma2", "no-adversarial"]):
+        road = made_road(recipe, [rungs.RUNGS[name] for name in some], tmp_path, [7])
+        (job,) = road.tokenizer_jobs()
+        commands.add(tuple(road.command(*job, "--tokenizer_only")))
+    (command,) = commands
+    assert command[command.index("--noise_schedule") + 1] == "ddpm"
+
+
+def test_the_plan_says_what_a_rung_changes(recipe, tmp_path):
+    road = made_road(recipe, [rungs.RUNGS[name] for name in ("linear-gamma2", "pixels-d192", "patch-pca")], tmp_path)
+    lines = road.plan().splitlines()
+    assert lines[0].endswith("γ² falls linearly: --noise_schedule linear_gamma2")
+    assert lines[1].endswith(": --latent_dim 48 --image_size 16 16 --patch_size 4 4")
+    assert lines[2].endswith(": --tokenizer_type pca --latent_dim 8")
+
+
 def test_nothing_is_started_after_an_interrupt(recipe, tmp_path, monkeypatch):
     started = []
 
@@ -221,7 +242,7 @@ def test_every_worker_has_a_gpu_of_those_that_may_be_used(monkeypatch):
 
 
 def test_what_the_ladder_decides_cannot_be_given(recipe, capsys):
-    for option in ("--latent_dim=16", "--seed", "--output_dir", "--prediction"):
+    for option in ("--latent_dim=16", "--seed", "--output_dir", "--prediction", "--crop"):
         with pytest.raises(SystemExit):
             ladder.main([recipe, "--", option, "noise"])
         assert option.strip("-").split("=")[0] in capsys.readouterr().err
@@ -257,6 +278,8 @@ def made(folder, name, *accuracies, error=0.5, config=(), **arguments):
         figures = {"linear-fast": {"accuracy": accuracy, "standard_error": error, "seconds": 15}}
         floor = {"description": "untrained", **figures}
         save_result(results / "probe-x.json", {"kind": "probe", "data": data, "protocols": figures, "floor": floor})
+        if (tokenizer := rungs.tokenizer_of(rung)) is not None:
+            given["tokenizer"] = str(folder / f"tokenizers/{tokenizer}-seed{seed}")
         train = {"kind": "train", "config": fields, "arguments": given, "epochs": 3.0, "seconds": 60, "seed": seed}
         save_result(results / "train.json", {**train, "data": data, "pictures_seen": 3702})
 
@@ -268,6 +291,17 @@ def test_the_cost_is_that_of_training_and_probing(recipe, tmp_path):
     some = [rungs.RUNGS[name] for name in ("l-dae", "image-input", "image-output", "clean-latent")]
     plan = made_road(recipe, some, tmp_path, [0]).plan()
     assert "3 runs to do, 2 at a time: 3 minutes, from 2 that are done" in plan
+
+
+def test_the_cost_is_that_of_the_same_kind_of_tokenizer(recipe, tmp_path):
+    """One that takes ten minutes and one of a minute, both with 30 s of probing, one after the other."""
+    made(tmp_path, "l-dae", 50.0)
+    made(tmp_path, "linear-gamma2", 50.0)
+    path = tmp_path / "linear-gamma2-seed0/results/train.json"
+    save_result(path, {**json.loads(path.read_text()), "seconds": 600}, overwrite=True)
+    some = [rungs.RUNGS[name] for name in ("no-adversarial", "image-input")]
+    plan = made_road(recipe, some, tmp_path, [0], workers=1).plan()
+    assert "2 runs to do, 1 at a time: 12 minutes, from 2 that are done" in plan
 
 
 def test_verdicts(tmp_path):
@@ -319,6 +353,29 @@ def test_no_verdict_where_more_or_less_than_the_change_differs(tmp_path):
     assert "`no-input-scaling` and `clean-latent` also differ in hidden_size, weight_decay." in tables["claims"]
 
 
+def test_tokenizers_of_one_kind_must_be_trained_alike(tmp_path):
+    """Of another kind, each is trained as it needs."""
+    for name, epochs in (("linear-gamma2", 2), ("patch-vae", 20), ("patch-vae-d8", 10), ("patch-vae-d32", 20)):
+        made(tmp_path, name, 50.0)
+        tokenizer = {"kind": "train", "arguments": {"epochs": epochs, "base_learning_rate": 0.1}, "config": {}}
+        folder = rungs.folder_name(rungs.tokenizer_of(rungs.RUNGS[name]), 0)
+        save_result(tmp_path / "tokenizers" / folder / "results/train.json", tokenizer)
+    figures = verdicts.measured(tmp_path)
+    found = {
+        name: verdicts.verdict(rungs.RUNGS[name], figures) for name in ("patch-vae", "patch-vae-d8", "patch-vae-d32")
+    }
+    assert found == {"patch-vae": "undecided", "patch-vae-d8": "not comparable", "patch-vae-d32": "undecided"}
+    reason = "`patch-vae-d8` and `patch-vae` also differ in the tokenizer's training."
+    assert reason in verdicts.tables(tmp_path)["claims"]
+
+
+def test_the_variance_that_tokenizers_hold_stands_below_table_2(tmp_path):
+    made(tmp_path, "patch-pca", 50.0)
+    path = tmp_path / "patch-pca-seed0/results/train.json"
+    save_result(path, {**json.loads(path.read_text()), "variance_held": 0.91234}, overwrite=True)
+    assert verdicts.tables(tmp_path)["table 2"].endswith("| patch-wise PCA | – | – | 91.2 | – | – |")
+
+
 def test_only_the_roads_own_runs_and_probes_count(tmp_path):
     made(tmp_path, "l-dae", 50.0)
     results = tmp_path / "l-dae-seed0/results"
@@ -335,12 +392,20 @@ def test_distances_of_generated_pictures_stand_in_table_1(tmp_path):
     made(tmp_path, "linear-gamma2", 50.0, 51.0)
     for seed, value in enumerate((10.0, 12.0)):
         result = {"kind": "generation", "metric": "Fréchet distance on features of x", "value": value, "num_fake": 2000}
-        result |= {"num_real": 1234, "sampler": "ddim", "num_inference_steps": 50}
-        save_result(tmp_path / f"linear-gamma2-seed{seed}/results/generation.json", result)
+        result |= {"num_real": 1234, "sampler": "ddim", "num_inference_steps": 50, "guidance_scale": 1.0}
+        save_result(tmp_path / f"linear-gamma2-seed{seed}/results/generation.json", {**result, "data_fingerprint": "f"})
+    made(tmp_path, "no-adversarial", 50.0, 51.0)
+    guided = {**result, "guidance_scale": 4.0, "data_fingerprint": "f"}
+    save_result(tmp_path / "no-adversarial-seed0/results/generation.json", guided)
+    other = {**result, "value": 99.0, "data_fingerprint": "of other pictures"}
+    save_result(tmp_path / "no-adversarial-seed1/results/generation.json", other)
     table = verdicts.tables(tmp_path)["table 1"]
-    assert "| 93.2 | 11.0 |" in table
-    note = "Distance 1: Fréchet distance on features of x, 2,000 generated and 1,234 real pictures, ddim, 50 steps."
-    assert note in table
+    assert "| 93.2 | – | 11.0 ± 1.0 |" in table  # the seeds' variance is 2, over two of them
+    assert "| 75.6 | 12.0 ± 0.0 | – |" in table
+    assert "99.0" not in table
+    note = "Fréchet distance on features of x, 2,000 generated and 1,234 real pictures, ddim, 50 steps"
+    assert f"Distance 1: {note}, guidance 4." in table
+    assert f"Distance 2: {note}." in table
 
 
 def test_figures_by_timestep_stand_beside_the_papers(tmp_path):
@@ -348,12 +413,13 @@ def test_figures_by_timestep_stand_beside_the_papers(tmp_path):
     rows = [{"t": t, "noisy": noisy, "protocols": {"linear-fast": {"accuracy": 40.0 + t / 10 - noisy, "standard_error": 0.8}}}
             for t in (0, 10, 20, 40, 80) for noisy in (False, True)]  # fmt: skip
     depth = [{"protocols": {"linear-fast": {"accuracy": 30.0 + i, "standard_error": 0.8}}} for i in range(3)]
-    sweep = {"kind": "sweep", "timesteps": rows, "depth": depth}
+    sweep = {"kind": "sweep", "timesteps": rows, "depth": depth, "data": {"name": "x"}}
     made(tmp_path, "classical-dae", 30.0)
     for rung in ("classical-dae", "patch-pca"):  # neither is the end of the road
         save_result(tmp_path / f"{rung}-seed0/results/sweep-x.json", {**sweep, "timesteps": [], "depth": depth[:1]})
     assert "block 3 of 3" not in verdicts.tables(tmp_path)["blocks"]
     save_result(tmp_path / "l-dae-seed0/results/sweep-x.json", sweep)
+    save_result(tmp_path / "l-dae-seed0/results/sweep-y.json", {**sweep, "timesteps": [], "data": {"name": "y"}})
     table = verdicts.tables(tmp_path)["timesteps"].splitlines()
     assert table[2].startswith("| clean | 64.1 / 40.0 ± 0.8 | 64.5 / 41.0 ± 0.8 |")
     assert table[3].endswith("| 64.5 / 47.0 ± 0.8 |")

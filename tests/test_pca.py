@@ -1,5 +1,8 @@
 """PCA: against scikit-learn and NumPy, for any way the pictures arrive."""
 
+import io
+
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -7,10 +10,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.decomposition import PCA
 
 from configuration_ldae import LDAEConfig
-from ldae.pca import PatchMoments, explained_variance, fit_tokenizer
+from ldae.data import Pictures
+from ldae.pca import PatchMoments, explained_variance, fit_tokenizer, variance_held
 from modeling_ldae import PatchTokenizer, patchify
 
 
@@ -27,6 +32,18 @@ def config(**kwargs) -> LDAEConfig:
 
 def fit(cfg: LDAEConfig, *batches: torch.Tensor) -> PatchTokenizer:
     return fit_tokenizer(PatchTokenizer(cfg), cfg, batches)
+
+
+def through(tokenizer: PatchTokenizer, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Pictures without what the latent space does not hold."""
+    return tokenizer.decode(tokenizer.encode(pixel_values), pixel_values.shape[-2:])
+
+
+def png(picture: torch.Tensor) -> bytes:
+    """A picture (3, H, W) of whole numbers in [0, 255] as a file."""
+    stream = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).byte().numpy()).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def moments_of(patches: torch.Tensor) -> PatchMoments:
@@ -130,8 +147,8 @@ def test_decode_inverts_encode_on_the_latent_space(patch, channels, scaling, sub
                  latent_scaling=scaling, subtract_mean=subtract_mean)  # fmt: skip
     x = pictures(10, channels, size)
     tokenizer = fit(cfg, x)
-    projected = tokenizer.project(x)
-    torch.testing.assert_close(tokenizer.project(projected), projected, atol=1e-4, rtol=0)
+    projected = through(tokenizer, x)
+    torch.testing.assert_close(through(tokenizer, projected), projected, atol=1e-4, rtol=0)
     torch.testing.assert_close(tokenizer.V @ tokenizer.U, torch.eye(latent_dim), atol=1e-5, rtol=0)
     if latent_dim == dim:
         torch.testing.assert_close(projected, x, atol=1e-4, rtol=0)
@@ -141,13 +158,27 @@ def test_decode_inverts_encode_on_the_latent_space(patch, channels, scaling, sub
         assert explained_variance(tokenizer) == pytest.approx(float(1 - lost / variance), abs=1e-5)
 
 
+def test_variance_held_is_that_of_the_components():
+    x = (pictures(30, 3, (16, 16)).clamp(-1, 1) * 127.5 + 127.5).round()
+    rows = {"image": [{"bytes": png(picture), "path": None} for picture in x]}
+    examples = datasets.Dataset.from_dict(rows, datasets.Features(image=datasets.Image(decode=False)))
+    for kind, latent_dim in (("pca", 6), ("pixels", 48)):
+        cfg = config(tokenizer_type=kind, image_size=16, patch_size=4, latent_dim=latent_dim)
+        tokenizer = fit(cfg, x / 127.5 - 1)
+        held = variance_held(tokenizer, Pictures(examples, (16, 16)), cfg.patch_hw)
+        assert held == pytest.approx(explained_variance(tokenizer) if kind == "pca" else 1, abs=1e-6)
+    tokenizer.U.zero_()
+    tokenizer.mean.copy_(patchify(x / 127.5 - 1, (4, 4)).mean((0, 1)))
+    assert variance_held(tokenizer, Pictures(examples, (16, 16)), cfg.patch_hw) == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["pca", "pixels"])
 @pytest.mark.parametrize("value", [0.1, -0.7, 1.0])
 def test_constant_pictures_have_finite_latents(kind, value):
     x = torch.full((3, 3, 16, 16), value)
     tokenizer = fit(config(tokenizer_type=kind, latent_dim=8 if kind == "pca" else 48), x)
     assert tokenizer.encode(x).isfinite().all()
-    torch.testing.assert_close(tokenizer.project(x), x)
+    torch.testing.assert_close(through(tokenizer, x), x)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

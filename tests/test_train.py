@@ -231,7 +231,7 @@ def test_online_probes_see_some_pictures(folder, tmp_path, monkeypatch):
 
 def test_nothing_is_trained_for_a_run_that_will_be_refused(folder, tmp_path, monkeypatch):
     """A tokenizer would be trained first, perhaps for hours."""
-    ae = "--tokenizer_type patch_ae --prediction latent --input_space latent".split()
+    ae = ["--tokenizer_type", "patch_ae", "--prediction", "latent", "--input_space", "latent"]
     monkeypatch.setattr(train_ldae, "train", lambda *args: pytest.fail("a tokenizer was trained"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
