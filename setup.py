@@ -14,7 +14,6 @@ setup(
     python_requires=">=3.10",
     packages=["ldae", "ldae.probes"],
     py_modules=["configuration_ldae", "modeling_ldae", "train_ldae", "probe_ldae"],
-    entry_points={"console_scripts": ["ldae-features = ldae.features:main"]},
     # The bounds of the first group are what this code was run with; older versions are untried.
     install_requires=[
         "torch>=2.14",
@@ -48,6 +47,7 @@ setup(
             "lightly>=1.6",
             "setuptools>=77",
         ],
+        "timm": ["timm>=1.0.12"],  # its encoders in probe_ldae.py and ldae.features
         "peers": ["lightly>=1.6"],  # benchmarks/peers/moco_v3.py
         "trackio": ["trackio>=0.4"],
         "fid": ["torch-fidelity>=0.4"],  # Inception for python -m ldae.generation; its weights are downloaded once

@@ -1,23 +1,19 @@
 """Speed of feature extraction beside the encoder alone and transformers' pipeline, on the same pictures in one run.
 
-    python benchmarks/features.py --model runs/ldae-tiny-photos --output benchmarks/results/features.json
-    python benchmarks/features.py --table benchmarks/results/features.json    # puts the table into README.md
+    python -m benchmarks.features --model runs/ldae-tiny-photos --output benchmarks/results/features.json
+    python -m benchmarks.features --table benchmarks/results/features.json    # puts the table into README.md
 
 The encoder alone, on one batch that is already a tensor, is the ceiling: nothing can be faster than it.
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 from transformers import pipeline
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import command
 from ldae.arguments import option

@@ -4,7 +4,7 @@
 # Runs one after the other; on a machine with more cores, start several with CORE=0, CORE=1 … and ONLY="name name".
 set -euo pipefail
 runs=${1:-runs/imagenette64}
-data=${DATA:-frgfm/imagenette}
+data=${DATA:-frgfm/imagenette:320px}
 export OMP_NUM_THREADS=1
 
 # three random views of a picture stand in for ninety; three epochs of fine-tuning are too few for heavy augmentation
@@ -46,7 +46,7 @@ peer ldae-d16-component floor train_ldae.py --latent_dim 16 --latent_scaling com
 
 # docs/probes.md: every protocol on one encoder, and the linear probe with ten times the steps
 if wanted ldae-d16-component; then
-  measure ldae-d16-component probes64/all/results --protocols "${protocols[@]}" attentive-efficient "${short[@]}" --sweep
+  measure ldae-d16-component probes64/all/results --protocols "${protocols[@]}" "${short[@]}" --sweep
   taskset -c "${CORE:-0}" python probe_ldae.py --model "$runs/ldae-d16-component" --data "$data" --no_floor \
     --protocols linear --linear_views 3 --linear_epochs 900 --linear_batch_size 121 \
     --output_dir benchmarks/results/probes64/linear-900/results

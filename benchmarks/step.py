@@ -1,7 +1,7 @@
 """Time of a training step (forward, backward, AdamW) beside peers with the same blocks, all in one run, interleaved.
 
-    python benchmarks/step.py --output benchmarks/results/step.json   # measures, and prints the table
-    python benchmarks/step.py --table benchmarks/results/step.json    # prints the table, and puts it into README.md
+    python -m benchmarks.step --output benchmarks/results/step.json   # measures, and prints the table
+    python -m benchmarks.step --table benchmarks/results/step.json    # prints the table, and puts it into README.md
 
 Read ratios, not seconds: they survive a change of machine. "matrix products alone" is the floor: the l-DAE step's own
 products, as many of each shape, without anything between them.
@@ -15,15 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm.auto import tqdm
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import command
 from ldae import LDAEConfig, LDAEForPreTraining

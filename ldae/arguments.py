@@ -111,7 +111,10 @@ class TrainArguments:
     )
     per_device_batch_size: int = option(64, "Pictures a batch of one process holds.")
     gradient_accumulation_steps: int = option(1, "Batches an optimizer step is made of.")
-    base_learning_rate: float = option(2e-3, "Peak learning rate for 256 pictures a step, scaled linearly with them.")
+    base_learning_rate: float = option(
+        2e-3,
+        "Peak learning rate for 256 pictures a step, scaled linearly with them; chosen for the tiny size (paper: 1e-4).",
+    )
     learning_rate: float | None = option(None, "Peak learning rate as it is, instead of base_learning_rate.")
     warmup_ratio: float = option(
         0.1, "Part of the run in which the rate rises linearly; it then falls by half a cosine."
@@ -141,7 +144,11 @@ class TrainArguments:
     picture_steps: int = option(1000, "Steps between pictures of clean | noisy | denoised; 0: only at the end.")
     probe: bool = option(True, "Measure k-NN and linear accuracy at the end, beside the untrained floor, given labels.")
     floor: bool = option(True, "Measure the untrained network beside the trained one.")
-    push_to_hub: bool = option(False, "Upload output_dir when the run ends.")
+    push_to_hub: bool = option(
+        False,
+        "Upload output_dir when the run ends, checkpoints and logs left out: denoised.png shows eight of the training pictures, "
+        "results name the data's folder.",
+    )
     hub_model_id: str | None = option(
         None, "Where to: org/name; by default the name of output_dir in your own account."
     )
@@ -247,23 +254,23 @@ def _validate(model, data, train):
     for name in positive:
         value = getattr(train, name)
         if value is not None and not value > 0:
-            raise ValueError(f"{name} must be greater than 0, got {value}")
+            raise ValueError(f"--{name} must be greater than 0, got {value}")
     not_negative = {"weight_decay", "max_grad_norm", "checkpointing_steps", "knn_steps", "picture_steps"}
     not_negative |= {f"tokenizer_{name}" for name in ("perceptual_weight", "adversarial_weight", "discriminator_start")}
     for name in sorted(not_negative):
         if getattr(train, name) < 0:
-            raise ValueError(f"{name} must not be negative, got {getattr(train, name)}")
+            raise ValueError(f"--{name} must not be negative, got {getattr(train, name)}")
     for name in ("warmup_ratio", "ema_decay"):
         if not 0 <= getattr(train, name) < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {getattr(train, name)}")
+            raise ValueError(f"--{name} must be in [0, 1), got {getattr(train, name)}")
     if data.pca_patches < 0 or data.num_workers < 0:
         raise ValueError(
-            f"pca_patches and num_workers must not be negative, got {data.pca_patches} and {data.num_workers}"
+            f"--pca_patches and --num_workers must not be negative, got {data.pca_patches} and {data.num_workers}"
         )
     if train.init_from is not None:
         for name in ("tokenizer", "class_conditional"):
             if getattr(train, name):
-                raise ValueError(f"{name} is what --init_from brings with it; give one of the two")
+                raise ValueError(f"--{name} is what --init_from brings with it; give one of the two")
         return
     try:
         config = model.config()
@@ -271,5 +278,5 @@ def _validate(model, data, train):
         raise ValueError(str(error.__cause__ or error)) from error
     if train.tokenizer and config.tokenizer_type not in TRAINED:
         raise ValueError(
-            f"tokenizer needs tokenizer_type {', '.join(TRAINED)}, got {config.tokenizer_type!r}, which is not trained"
+            f"--tokenizer needs --tokenizer_type {', '.join(TRAINED)}, got {config.tokenizer_type!r}, which is not trained"
         )

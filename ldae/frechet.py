@@ -105,11 +105,11 @@ def frechet_distance(
 
 def _inception() -> FrechetInceptionDistance:
     """Resized as the original FID does it, without anti-aliasing, so that values compare with published ones."""
-    instead = "or give an encoder (--features FOLDER) to measure on its features"
+    instead = "or give an encoder (--encoder FOLDER) to measure on its features"
     try:
         return FrechetInceptionDistance(INCEPTION_DIM, antialias=False)
     except ModuleNotFoundError as error:
-        raise ImportError(f"FID needs torch-fidelity: pip install 'ldae[fid]', {instead}") from error
+        raise ImportError(f"FID needs torch-fidelity: pip install torch-fidelity, {instead}") from error
     except OSError as error:
         raise OSError(
             f"FID needs Inception's weights, which could not be downloaded ({error}); try again, {instead}"

@@ -2,7 +2,7 @@
 
 python -m ldae.generation --model FOLDER --output_dir OUT                                    # pictures
 python -m ldae.generation --model FOLDER --output_dir OUT --data DATA --num_pictures 50000   # and their FID
-python -m ldae.generation --model FOLDER --output_dir OUT --data DATA --features ENCODER     # on an encoder's features
+python -m ldae.generation --model FOLDER --output_dir OUT --data DATA --encoder ENCODER      # on an encoder's features
 
 Rungs that see pictures, or whose gamma is 1, generate nothing; `denoise` shows what they do in one step.
 """
@@ -34,7 +34,7 @@ from modeling_ldae import LDAEForPreTraining
 
 from .arguments import option
 from .data import Pictures, load_examples
-from .encoders import load_encoder
+from .encoders import evaluating, load_encoder
 from .frechet import frechet_distance
 from .results import save_result
 from .rungs import RUNGS, options
@@ -77,7 +77,8 @@ def denoise(
         The noisy and the denoised pictures, both (B, C, H, W) in [-1, 1].
     """
     timesteps = torch.as_tensor(timesteps, device=pixel_values.device).expand(len(pixel_values))
-    outputs = model(pixel_values, timesteps=timesteps, generator=generator)
+    with evaluating(model):
+        outputs = model(pixel_values, timesteps=timesteps, generator=generator)
     return outputs.noisy_pixel_values.clamp(-1, 1), outputs.reconstruction.clamp(-1, 1)
 
 
@@ -278,7 +279,7 @@ class GenerationArguments:
     sampler: Literal["ddim", "ddpm", "dpm"] = option("ddim", "DDIM, DDPM's ancestral sampling, or DPM-Solver++.")
     num_inference_steps: int = option(50, "Noise levels that are visited.")
     guidance_scale: float = option(1.0, "Classifier-free guidance, of a model with classes; 1: none.")
-    features: str | None = option(
+    encoder: str | None = option(
         None, "Encoder whose features the distance is taken on; by default Inception's, from torch-fidelity."
     )
     seed: int = option(0, "Of the noise.")
@@ -302,8 +303,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for name, least in (("num_pictures", 1 if given.data is None else 2), ("batch_size", 1), ("num_workers", 0)):
         if getattr(given, name) < least:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(given, name)}")
-    if given.features is not None and given.data is None:
-        raise ValueError("--features measures a distance to real pictures: name them by --data")
+    if given.encoder is not None and given.data is None:
+        raise ValueError("--encoder measures a distance to real pictures: name them by --data")
     output_dir, start = Path(given.output_dir).expanduser(), time.perf_counter()
     path = output_dir / "results" / "generation.json"
     if path.exists() and not given.overwrite:
@@ -355,9 +356,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             raise ValueError(f"--split: data {given.data!r} has no validation split")
         config = pipe.model.config
         real = Pictures(examples, config.image_hw, config.num_channels)
-        encoder = (
-            None if given.features is None else load_encoder(given.features, name_of_option="--features").to(device)
-        )
+        encoder = None if given.encoder is None else load_encoder(given.encoder, name_of_option="--encoder").to(device)
         measured = frechet_distance(real, generated(), encoder, given.batch_size, given.num_workers, device)
         result |= {"split": given.split, "data_fingerprint": real.fingerprint(), **measured}
         print(f"{measured['metric']}: {measured['value']:.2f}")

@@ -23,7 +23,7 @@ AUTO_MAP = {
     "AutoBackbone": "modeling_ldae.LDAEBackbone",
 }
 
-# What a run leaves in its folder that is of no use to those who load the model.
+# What a run leaves in its folder that is of no use to those who load the model, or shows the data.
 NOT_PUBLISHED = (
     "checkpoint*/*",
     "pictures/*",
@@ -33,6 +33,7 @@ NOT_PUBLISHED = (
     "*.log",
     "*tfevents*",
     "*hparams.yml",
+    "results/neighbours-*.png",
 )
 
 

@@ -18,6 +18,8 @@ from sklearn.metrics import confusion_matrix as count_confusions
 from configuration_ldae import LDAEConfig
 from modeling_ldae import LDAEForPreTraining, NoiseSchedule, PatchTokenizer
 
+from .generation import denoise
+
 SIDE = 192  # pixels to which small pictures are enlarged, by a whole factor
 GAP = 8  # pixels between pictures, and half of the margin around them
 FRAME = 5  # pixels of the coloured frame around a neighbour
@@ -81,15 +83,8 @@ def save_denoising(
         num_rows = len(pixel_values)
         timesteps = torch.arange(1, num_rows + 1) * model.config.num_train_timesteps // max(num_rows, 1) - 1
     timesteps = timesteps.to(model.device).clamp(min=0)
-    training = model.training
-    model.eval()
-    try:
-        generator = torch.Generator(model.device).manual_seed(seed)
-        outputs = model(pixel_values, timesteps=timesteps, generator=generator)
-    finally:
-        model.train(training)
-    sigmas = model.noise_schedule.sigma[timesteps].tolist()
-    return denoising_grid(pixel_values, outputs.noisy_pixel_values, outputs.reconstruction, path, sigmas)
+    noisy, denoised = denoise(model, pixel_values, timesteps, torch.Generator(model.device).manual_seed(seed))
+    return denoising_grid(pixel_values, noisy, denoised, path, model.noise_schedule.sigma[timesteps].tolist())
 
 
 def filters(
@@ -315,8 +310,6 @@ def road(steps: Sequence[tuple[str, float | None, tuple[float, float], float | N
     sides = [places[measured] + 0.01, places[measured] + 0.39]
     axes.hlines([floors[i] for i in measured], *sides, color=ORANGE, linestyle=(0, (2, 1.5)), label="untrained")
     axes.set_xticks(places, names, rotation=35, ha="right", rotation_mode="anchor")
-    low = min([*values, *(papers[i] for i in known), *(floors[i] for i in measured)])
-    axes.set_ylim(bottom=max(0, 10 * int((low - 5) // 10)))
     axes.set_ylabel("linear accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
@@ -406,11 +399,8 @@ def noise_spaces(
     columns = {"clean": pixel_values}
     for name, model in models.items():
         t = model.config.num_train_timesteps // 2 if timestep is None else timestep
-        timesteps = torch.full((len(pixel_values),), t, device=model.device)
         generator = torch.Generator(model.device).manual_seed(seed)
-        columns[name] = model(
-            pixel_values.to(model.device), timesteps=timesteps, generator=generator
-        ).noisy_pixel_values.cpu()
+        columns[name] = denoise(model, pixel_values.to(model.device), t, generator)[0].cpu()
     factor = max(1, round(SIDE / max(pixel_values.shape[-2:])))
     drawn = [[_enlarge(picture, factor) for picture in _pictures(column)] for column in columns.values()]
     return _save(_grid([list(row) for row in zip(*drawn, strict=True)], GAP, columns), path)

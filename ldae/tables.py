@@ -73,7 +73,11 @@ def _name(config: dict[str, Any]) -> str:
 
 
 def _floor_name(config: dict[str, Any]) -> str:
-    return "untrained ViT" if config["model_type"] != "ldae" else f"untrained l-DAE, d = {config['latent_dim']}"
+    if config["model_type"] != "ldae":
+        return "untrained ViT"
+    if config["tokenizer_type"] == "pixels":
+        return "untrained classical DAE"
+    return f"untrained l-DAE, d = {config['latent_dim']:>2}"
 
 
 def _figures(measured: dict[str, Result], protocols: list[str]) -> list[str]:

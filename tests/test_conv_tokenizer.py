@@ -14,10 +14,19 @@ from torch.testing import assert_close
 
 import train_ldae
 from ldae import LDAEConfig, LDAEForPreTraining, LDAEModel, rungs, tokenizers
+from ldae.arguments import parse_arguments
 from ldae.encoders import Encoder
 from ldae.optimization import parameter_groups
 from ldae.pca import fit_tokenizer
-from ldae.tokenizers import ConvAutoencoder, ConvAutoencoderConfig, adaptive_weight, load_into, lpips, with_autoencoder
+from ldae.tokenizers import (
+    ConvAutoencoder,
+    ConvAutoencoderConfig,
+    PatchDiscriminator,
+    adaptive_weight,
+    load_into,
+    lpips,
+    with_autoencoder,
+)
 from modeling_ldae import ConvTokenizer
 
 CONV = {"tokenizer_type": "conv_vae"}
@@ -208,6 +217,17 @@ def test_an_autoencoder_reloads_with_its_count(tmp_path):
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_the_discriminator_is_the_70_x_70_patch_gan():
+    convolutions = [layer for layer in PatchDiscriminator(3) if isinstance(layer, torch.nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [64, 128, 256, 512, 1]
+    field = 1
+    for layer in reversed(convolutions):
+        field = (field - 1) * layer.stride[0] + layer.kernel_size[0]
+    assert field == 70
+    norms = [layer for layer in PatchDiscriminator(3) if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert [layer.num_features for layer in norms] == [128, 256, 512]  # none on the first layer, as in pix2pix
+
+
 def test_lpips_takes_a_file_of_vgg16(vgg, tmp_path):
     x, y = batch(), batch().requires_grad_()
     distance = lpips(weights=vgg)(x, y)
@@ -236,6 +256,14 @@ def test_lpips_takes_a_file_of_vgg16(vgg, tmp_path):
         (tmp_path / name).write_text("no weights")
         with pytest.raises(ValueError, match=r"torn\..* is not torchvision's VGG16"):
             lpips(weights=str(tmp_path / name))
+
+
+def test_pictures_too_small_for_lpips_are_refused_before_training(vgg):
+    options = "--tokenizer_type conv_vae --image_size 8 --patch_size 4 --latent_dim 8 --prediction latent --input_space latent "
+    options += f"--tokenizer_perceptual_weight 1 --tokenizer_lpips_weights {vgg}"
+    model, _, train = parse_arguments(["--data", ".", *options.split(), "--autoencoder", json.dumps(TINY)])
+    with pytest.raises(ValueError, match="image_size 8 are too small for VGG16"):
+        tokenizers.build(model.config(), train)
 
 
 @pytest.mark.parametrize(("net", "name"), [("alex", "alexnet"), ("squeeze", "squeezenet1_1")])

@@ -273,8 +273,23 @@ def test_refusals(make):
             sample(pipe, **given)
 
 
+def test_dpm_solver_goes_where_ddim_goes_in_fewer_steps(make):
+    """Both follow the same differential equation, DPM-Solver++ to second order."""
+
+    def end(name, steps):
+        pipe = pipeline(make(), name)
+        return pipe(batch_size=1, num_inference_steps=steps, generator=seeded(), output_type="pt").images
+
+    limit = end("ddim", 500)
+    error = {
+        (name, n): (end(name, n) - limit).abs().mean().item() for name, n in (("ddim", 50), ("dpm", 50), ("dpm", 250))
+    }
+    assert error["dpm", 50] < 0.5 * error["ddim", 50]
+    assert error["dpm", 250] < 1e-3
+
+
 def test_denoise(tiny_model, pictures):
-    model = tiny_model()
+    model = tiny_model().train()
     pixel_values = pictures(model.config)
     noisy, clean = denoise(model, pixel_values, 500, seeded())
     again = denoise(model, pixel_values, torch.tensor([500, 500]), seeded())
@@ -322,6 +337,28 @@ def test_frechet_distance_of_few_pictures():
         frechet_distance(real, real[:4], Means())
 
 
+@pytest.mark.filterwarnings("ignore:Matrix is singular")  # of grey pictures' equal channels
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fid_sees_what_inception_takes(channels, monkeypatch):
+    """Three channels of whole numbers in [0, 255]; the rest is the distance of any features."""
+
+    class Corners(nn.Module):
+        num_features = 6
+
+        def forward(self, pictures):
+            assert (pictures.dtype, pictures.shape[1:]) == (torch.uint8, (3, 2, 2))
+            return torch.cat([pictures[:, :, 0, 0], pictures[:, :, 1, 1]], dim=1).double()
+
+    monkeypatch.setattr(frechet, "_inception", lambda: frechet.FrechetInceptionDistance(Corners()))
+    monkeypatch.setattr(frechet, "INCEPTION_DIM", 6)
+    real, fake = (0.4 * randn(200, channels, 2, 2, seed=seed) for seed in (0, 1))
+    result = frechet_distance(real, fake)
+    levels = [((x.clamp(-1, 1) + 1) * 127.5).round().expand(-1, 3, -1, -1).double() for x in (real, fake)]
+    features = [torch.cat([x[:, :, 0, 0], x[:, :, 1, 1]], dim=1).numpy() for x in levels]
+    assert (result["metric"], result["num_features"]) == ("FID", 6)
+    assert result["value"] == pytest.approx(naive_distance(*features), rel=1e-4)
+
+
 def test_fid_names_what_is_missing(monkeypatch):
     def missing(error):
         def metric(*args, **kwargs):
@@ -330,10 +367,10 @@ def test_fid_names_what_is_missing(monkeypatch):
         monkeypatch.setattr(frechet, "FrechetInceptionDistance", metric)
 
     missing(ModuleNotFoundError("torch-fidelity"))
-    with pytest.raises(ImportError, match=r"ldae\[fid\].*--features"):
+    with pytest.raises(ImportError, match=r"pip install torch-fidelity.*--encoder"):
         frechet_distance(iter(()), iter(()))
     missing(OSError("no network"))
-    with pytest.raises(OSError, match=r"no network.*--features"):
+    with pytest.raises(OSError, match=r"no network.*--encoder"):
         frechet_distance(iter(()), iter(()))
 
 
@@ -367,7 +404,7 @@ def test_command_line(make, tiny_model, data, tmp_path, monkeypatch, capsys):
     tiny_model(LDAEForPreTraining, hidden_size=8).save_pretrained(tmp_path / "encoder")
     out = tmp_path / "out"
     given = ["--model", tmp_path / "model", "--output_dir", out, "--num_pictures", 21, "--batch_size", 8]
-    measure = ["--data", data, "--features", tmp_path / "encoder"]
+    measure = ["--data", data, "--encoder", tmp_path / "encoder"]
     result = run(*given, *measure, "--guidance_scale", 2, "--sampler", "ddpm")
     written = json.loads((out / "results" / "generation.json").read_text())
     assert written["value"] == result["value"] > 0
@@ -392,7 +429,7 @@ def test_command_line(make, tiny_model, data, tmp_path, monkeypatch, capsys):
     for args, text in (
         (["--num_pictures", 1, *measure], "--num_pictures must be at least 2"),
         (["--batch_size", 0], "--batch_size"),
-        (["--features", tmp_path / "encoder"], "--data"),
+        (["--encoder", tmp_path / "encoder"], "--data"),
     ):
         with pytest.raises(ValueError, match=text):
             run(*given, "--overwrite", *args)

@@ -68,6 +68,18 @@ def test_a_rung_differs_from_the_one_before_in_exactly_its_change(rung):
     assert expected
 
 
+def test_the_papers_figures():
+    """Tables 1 to 3, figure 5 and section 4.4, as METHOD.md has them."""
+    road = [rung for rung in rungs.RUNGS.values() if not rung.side]
+    assert [rung.paper for rung in road] == [
+        57.5, 62.5, 58.4, 59.0, 63.4, 64.9, 64.7, 65.1, 62.4, 63.6, 63.6, 63.9, 64.5
+    ]  # fmt: skip
+    assert [rung.fid for rung in road[:5]] == [11.6, 30.9, 54.3, 75.6, 93.2]
+    assert all(rung.fid is None for rung in road[5:])
+    for name, row in rungs.TABLE2.items():
+        assert [rungs.RUNGS[rungs.at_dimension(name, d)].paper for d in row] == list(row.values())
+
+
 def test_the_end_of_the_road_is_the_default():
     assert config(rungs.RUNGS["l-dae"]).to_dict() == LDAEConfig().to_dict()
 
