@@ -273,19 +273,18 @@ def test_refusals(make):
             sample(pipe, **given)
 
 
-def test_dpm_solver_goes_where_ddim_goes_in_fewer_steps(make):
-    """Both follow the same differential equation, DPM-Solver++ to second order."""
+def test_dpm_solver_goes_where_ddim_goes(make):
+    """Both follow the same differential equation: to first order DDIM, to second DPM-Solver++, whose error is 25 times smaller in
+    five times the steps, not five times."""
 
     def end(name, steps):
         pipe = pipeline(make(), name)
         return pipe(batch_size=1, num_inference_steps=steps, generator=seeded(), output_type="pt").images
 
     limit = end("ddim", 500)
-    error = {
-        (name, n): (end(name, n) - limit).abs().mean().item() for name, n in (("ddim", 50), ("dpm", 50), ("dpm", 250))
-    }
-    assert error["dpm", 50] < 0.5 * error["ddim", 50]
-    assert error["dpm", 250] < 1e-3
+    error = {steps: (end("dpm", steps) - limit).abs().mean().item() for steps in (50, 250)}
+    assert error[250] < 1e-3
+    assert error[250] < error[50] / 8
 
 
 def test_denoise(tiny_model, pictures):
