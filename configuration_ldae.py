@@ -235,7 +235,11 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "LDAEConfig":
-        """The configuration of a named size (`"tiny"`, `"small"`, `"base"`, `"half-large"`, `"large"`); fields override."""
+        """The configuration of a named size (`"tiny"`, `"small"`, `"base"`, `"half-large"`, `"large"`); fields override.
+
+        Raises:
+            ValueError: for another name.
+        """
         if size not in SIZES:
             raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
         return cls(**{**SIZES[size], **kwargs})

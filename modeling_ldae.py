@@ -166,7 +166,7 @@ class NoiseSchedule(nn.Module):
         return gamma, sigma, gamma**2 / (gamma**2 + sigma**2)
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """z_t of latents (B, N, d) with standard normal noise (B, N, d) at timesteps (B,)."""
+        """z_t of latents (B, N, d) with standard normal noise (B, N, d) at timesteps (B,) or (1,), in [0, T)."""
         gamma, sigma = self.gamma[timesteps][:, None, None], self.sigma[timesteps][:, None, None]
         return gamma * latents + sigma * noise
 
@@ -278,6 +278,8 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class LDAEAttention(nn.Module):
+    """Self-attention of ViT, through transformers' attention interface: (B, N, E) -> (B, N, E), and the weights where asked for."""
+
     def __init__(self, config: LDAEConfig):
         super().__init__()
         self.config = config
@@ -298,6 +300,8 @@ class LDAEAttention(nn.Module):
 
 
 class LDAEMLP(nn.Module):
+    """Two layers on each token, as ViT's: (B, N, E) -> (B, N, E)."""
+
     def __init__(self, config: LDAEConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -673,6 +677,12 @@ class LDAEForImageClassification(LDAEPreTrainedModel):
             labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes in [0, num_labels); with one label, or
                 `config.problem_type="regression"`, numbers.
             interpolate_pos_encoding (`bool`): takes pictures of other sizes, multiples of the patch.
+
+        Returns:
+            `logits` (B, num_labels) and, with labels, `loss`, a scalar: transformers' for the configuration's `problem_type`.
+
+        Raises:
+            ValueError: for pictures of another size or number of channels.
         """
         outputs = self.ldae(pixel_values, None, interpolate_pos_encoding, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output)
@@ -699,7 +709,14 @@ class LDAEBackbone(BackboneMixin, LDAEPreTrainedModel):
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
-        """Feature maps of `config.out_features` for pictures (B, C, H, W) in [-1, 1]; each has the final LayerNorm applied."""
+        """Feature maps (B, E, H / patch, W / patch) of `config.out_features`, each with the final LayerNorm applied.
+
+        Args:
+            pixel_values: pictures (B, C, H, W) in [-1, 1], H and W multiples of the patch.
+
+        Raises:
+            ValueError: for sides that are not, or another number of channels.
+        """
         outputs = self.ldae(pixel_values, None, True, return_dict=True, **kwargs)
         grid = [size // patch for size, patch in zip(pixel_values.shape[-2:], self.config.patch_hw, strict=True)]
         feature_maps = tuple(

@@ -48,6 +48,14 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
 
     `model` replaces the l-DAE of the options by another pre-training model with `forward(pixel_values, **noise).loss` and
     `sample_noise(batch_size, generator=)` (see benchmarks/peers); with a true `uses_labels`, it is also given `labels` (B,).
+
+    Args:
+        model_args, data_args, train_args: as `ldae.arguments.parse_arguments` gives them.
+
+    Raises:
+        FileExistsError, FileNotFoundError, ValueError: before any training, for what cannot work; a `ValueError` also for an
+            unreadable picture with --on_bad_image error, and for --resume with other options than the run's.
+        FloatingPointError: for a loss that is not finite; the last checkpoint is whole.
     """
     began = time.monotonic()
     args = {**vars(data_args), **vars(train_args)}

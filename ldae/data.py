@@ -242,10 +242,15 @@ class Pictures(Dataset):
     Args:
         examples: what `load_examples` returns.
         image_hw: height and width in pixels.
+        num_channels: 1, 3 or 4: grey, RGB or RGBA, whatever the files hold.
         crop: "center" (short side resized, centre cut out: the paper's default), "random" (short side resized to 8/7 of
             the size, a random window cut out) or "random_resized" (a random part of the area, resized).
         flip: whether half of the pictures are mirrored.
+        seed: of crops and flips.
         min_area: smallest part of the area that "random_resized" takes; MAE pre-trains with 0.2 and probes with 0.08.
+
+    Raises:
+        ValueError: for another crop or number of channels, or without a picture.
     """
 
     def __init__(
@@ -362,6 +367,12 @@ class StepSampler(Sampler):
     Every epoch is a permutation drawn from (seed, epoch), epochs follow each other without a gap, and the processes share
     each global batch: so the order of pictures is the same for any number of workers and processes, and a resumed run
     starts at its step without skipping through anything.
+
+    Args:
+        start, stop: in optimizer steps.
+        batch_size: of one process, in pictures.
+        accumulation: batches that make a step.
+        rank, world: this process, and how many there are.
     """
 
     def __init__(

@@ -23,7 +23,8 @@ class Encoder(nn.Module):
 
     Args:
         model: a vision model of transformers, l-DAE and timm's wrapped models (`TimmWrapperModel`) among them.
-        image_hw: height and width of the pictures it takes.
+        image_hw: height and width of the pictures it takes, in pixels; by default what the configuration says, or 224.
+        num_channels: of the pictures; by default what the configuration says, or 3.
         mean, std: per channel, of pictures in [0, 1], as the model's image processor has them; None: pictures are in [-1, 1].
         name: what results call it.
     """
