@@ -278,7 +278,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class LDAEAttention(nn.Module):
-    """Self-attention of ViT, through transformers' attention interface: (B, N, E) -> (B, N, E), and the weights where asked for."""
+    """Self-attention of ViT, through transformers' attention interface: (B, N, E) -> (B, N, E), and its weights if asked."""
 
     def __init__(self, config: LDAEConfig):
         super().__init__()

@@ -7,38 +7,27 @@ import time
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from diffusers.training_utils import EMAModel
-from huggingface_hub import get_token
 from tqdm.auto import tqdm
 
-from ldae import LDAEForPreTraining, plots, tokenizers
+from ldae import LDAEForPreTraining, tokenizers
 from ldae.arguments import RUN_DEFINING, parse_arguments
 from ldae.cards import write_card
 from ldae.checkpoints import FULL, Checkpoints, full_state, read_state
-from ldae.data import (
-    Pictures,
-    StepSampler,
-    hub_id,
-    load_examples,
-    mix_seed,
-    to_pixel_values,
-    training_loader,
-    why_not_probed,
-)
+from ldae.data import Pictures, StepSampler, load_examples, mix_seed, to_pixel_values, training_loader, why_not_probed
 from ldae.encoders import Encoder
 from ldae.hardware import has_bf16
-from ldae.hub import push_folder, save_hub_folder
+from ldae.hub import push_folder
 from ldae.models import build_model
 from ldae.optimization import learning_rate, parameter_groups
-from ldae.pca import explained_variance, fit_to_pictures, variance_held
+from ldae.pca import explained_variance, fit_to_pictures
 from ldae.probes import Knn, Subject, format_probe, probe
 from ldae.results import open_losses, save_result, short_name
-from modeling_ldae import PatchTokenizer
+from ldae.runs import draw_denoised, refuse, write_run
 
 KNN_PICTURES = 5000  # of each split, that an online probe looks at
 
@@ -236,7 +225,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         if train_args.picture_steps and step % train_args.picture_steps == 0:
             averaged = snapshot()
             if accelerator.is_main_process:
-                _picture(averaged, pictures, output_dir / "pictures" / f"step-{step:08d}.png")
+                draw_denoised(averaged, pictures, output_dir / "pictures" / f"step-{step:08d}.png")
         if train_args.checkpointing_steps and step % train_args.checkpointing_steps == 0 and progress < 1:
             save_checkpoint()
     bar.close()
@@ -247,7 +236,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     if accelerator.is_main_process:
         losses.close()
         arguments = {"model_size": model_args.model_size, **args}
-        _write(trained, pictures, output_dir, state, per_step, arguments, uses_labels)
+        write_run(trained, pictures, output_dir, state, per_step, arguments, uses_labels)
     if splits and train_args.probe:
         probed = probe(subject(trained), floor=train_args.floor, data_name=name)
     if accelerator.is_main_process:
@@ -266,74 +255,6 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
     accelerator.end_training()
     return output_dir
-
-
-def refuse(train_args):
-    """What cannot end well, before any work starts.
-
-    Raises:
-        FileExistsError: if output_dir holds another run's results.
-        ValueError: if the run is to be uploaded and cannot.
-    """
-    if any(Path(train_args.output_dir).expanduser().glob("*")) and not (train_args.resume or train_args.overwrite):
-        raise FileExistsError(
-            f"output_dir {train_args.output_dir!r} is not empty; pass --resume to go on with its run, --overwrite to replace "
-            "it, or another --output_dir"
-        )
-    if train_args.push_to_hub and not get_token():
-        raise ValueError("push_to_hub needs an access token: log in with `hf auth login` or set HF_TOKEN")
-
-
-def _write(
-    trained: torch.nn.Module,
-    pictures: Pictures,
-    output_dir: Path,
-    state: dict[str, Any],
-    per_step: int,
-    arguments: dict[str, Any],
-    uses_labels: bool,
-):
-    """The Hub folder, the drawings and results/train.json of a run that is done."""
-    save_hub_folder(trained, output_dir)
-    config = trained.config
-    if isinstance(trained, LDAEForPreTraining):
-        _picture(trained, pictures, output_dir / "denoised.png")
-        if isinstance(trained.ldae.tokenizer, PatchTokenizer):
-            plots.filters(trained.ldae.tokenizer, config.patch_hw, config.num_channels, output_dir / "filters.png")
-            plots.spectrum(trained.ldae.tokenizer, output_dir / "spectrum.png")
-    pictures_seen = state["step"] * per_step
-    num_pictures, held = None if pictures.streaming else len(pictures), None
-    if isinstance(trained, LDAEForPreTraining) and not pictures.streaming:
-        held = variance_held(trained.ldae.tokenizer, pictures, config.patch_hw)
-    result = {
-        "kind": "train",
-        "data": {
-            "name": short_name(arguments["data"]),
-            "hub_id": hub_id(arguments["data"]),
-            "fingerprint": pictures.fingerprint(),
-            "num_pictures": num_pictures,
-            "bad_pictures": state["bad_pictures"],
-        },
-        "arguments": arguments,
-        "config": config.to_dict(),
-        "variance_held": held,
-        "steps": state["step"],
-        "pictures_seen": pictures_seen,
-        "epochs": pictures_seen / num_pictures if num_pictures else None,
-        "seconds": state["seconds"],
-        "loss": state["loss"],
-        "seed": arguments["seed"],
-        "uses_labels": uses_labels,
-    }
-    save_result(output_dir / "results" / "train.json", result, arguments["overwrite"] or arguments["resume"])
-
-
-def _picture(model: torch.nn.Module, pictures: Pictures, path: Path):
-    """Rows of clean | noisy | denoised, for models that denoise: the first pictures of the run."""
-    if isinstance(model, LDAEForPreTraining):
-        batch = next(iter(training_loader(StepSampler(pictures, 0, 1, batch_size=8))))
-        path.parent.mkdir(exist_ok=True)
-        plots.save_denoising(model, to_pixel_values(batch["pixel_values"]).to(model.device), path)
 
 
 def main(argv: list[str] | None = None) -> Path:
