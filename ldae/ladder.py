@@ -53,6 +53,7 @@ class Road:
     Args:
         config: of the recipe with `extra`; rungs' latent dimensions and picture sizes are parts of its own.
         lpips: whether the first two rungs' tokenizer is trained with it.
+        autoencoder: what is taken for that tokenizer instead of training it: folder or Hub id of an `AutoencoderKL`.
     """
 
     recipe: str
@@ -63,21 +64,28 @@ class Road:
     config: LDAEConfig
     extra: list[str]
     lpips: bool = True
+    autoencoder: str | None = None
 
     def jobs(self) -> list[Job]:
         """The runs that are not done."""
         every = [(self.output_dir / folder_name(r.name, seed), r, seed) for seed in self.seeds for r in self.rungs]
         return [job for job in every if not finished(job[0])]
 
-    def tokenizer(self, rung: Rung, seed: int) -> Path | None:
-        """The folder of the tokenizer that a rung needs trained; None: none."""
+    def tokenizer(self, rung: Rung, seed: int) -> Path | str | None:
+        """The folder of the tokenizer that a rung needs trained, or the autoencoder that is given; None: it needs none."""
         name = tokenizer_of(rung, self.lpips)
+        if name == "dit" and self.autoencoder is not None:
+            return self.autoencoder
         return None if name is None else self.output_dir / "tokenizers" / folder_name(name, seed)
 
     def tokenizer_jobs(self) -> list[Job]:
         """The tokenizers that rungs need and that are not trained, each once, as the rung that names it trains it."""
         needed = {self.tokenizer(rung, seed): (tokenizer_of(rung, self.lpips), seed) for _, rung, seed in self.jobs()}
-        return [(folder, RUNGS[name], seed) for folder, (name, seed) in needed.items() if name and not _trained(folder)]
+        return [
+            (folder, RUNGS[name], seed)
+            for folder, (name, seed) in needed.items()
+            if isinstance(folder, Path) and not _trained(folder)
+        ]
 
     def command(self, folder: Path, rung: Rung, seed: int, *more: str | Path) -> list[str]:
         """The command line of one training."""
@@ -114,7 +122,7 @@ class Road:
             tokenizer = self.tokenizer(rung, seed)
             if tokenizer is None:
                 return train(folder, rung, seed)
-            if not _trained(tokenizer):
+            if isinstance(tokenizer, Path) and not _trained(tokenizer):
                 return f"{folder.name} (its tokenizer failed)"
             return train(folder, rung, seed, "--tokenizer", tokenizer)
 
@@ -219,6 +227,11 @@ def main(argv: list[str] | None = None):
         action="store_true",
         help="leave it out of the first two rungs too, where its weights cannot be had",
     )
+    parser.add_argument(
+        "--autoencoder",
+        metavar="FOLDER_OR_ID",
+        help="a trained AutoencoderKL with LPIPS and GAN, such as Stable Diffusion's, for the first two rungs' tokenizer",
+    )
     given = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     if given.report:
         print(*write(given.output_dir, given.report), sep="\n")
@@ -227,6 +240,8 @@ def main(argv: list[str] | None = None):
         parser.error("a recipe is needed, such as recipes/ladder64.yaml")
     if given.workers < 1:
         parser.error(f"--workers must be at least 1, got {given.workers}")
+    if given.autoencoder and given.without_lpips:
+        parser.error("--autoencoder brings its losses with it, --without_lpips trains another: give one of the two")
     own = OWN.intersection(name.split("=")[0].removeprefix("--") for name in extra)
     if own:
         parser.error(f"rungs, or the ladder itself, decide {', '.join(sorted(own))}: leave them out after --")
@@ -243,6 +258,7 @@ def main(argv: list[str] | None = None):
         config=model_args.config(),
         extra=extra,
         lpips=not given.without_lpips,
+        autoencoder=given.autoencoder,
     )
     print(road.plan())
     if given.dry_run:

@@ -223,6 +223,23 @@ def test_a_shared_tokenizer_is_trained_by_the_same_command_for_any_rung(recipe, 
     assert command[command.index("--noise_schedule") + 1] == "ddpm"
 
 
+def test_a_given_autoencoder_is_the_first_rungs_tokenizer(recipe, tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(
+        ladder.subprocess, "run", lambda command, **_: calls.append(command) or subprocess.CompletedProcess(command, 0)
+    )
+    some = [rungs.RUNGS[name] for name in ("dit", "no-classes")]
+    road = made_road(recipe, some, tmp_path, [7], autoencoder="org/vae")
+    assert "tokenizers to do" not in road.plan()
+    assert road.run() == []
+    assert [command[command.index("--tokenizer") + 1] for command in calls] == ["org/vae"] * 2
+    third = made_road(recipe, [rungs.RUNGS["no-perceptual"]], tmp_path, [7], autoencoder="org/vae")
+    assert len(third.tokenizer_jobs()) == 1
+    with pytest.raises(SystemExit):
+        ladder.main([recipe, "--autoencoder", "org/vae", "--without_lpips"])
+    assert "give one of the two" in capsys.readouterr().err
+
+
 def test_the_plan_says_what_a_rung_changes(recipe, tmp_path):
     road = made_road(recipe, [rungs.RUNGS[name] for name in ("linear-gamma2", "pixels-d192", "patch-pca")], tmp_path)
     lines = road.plan().splitlines()

@@ -250,7 +250,7 @@ def test_nothing_is_trained_for_a_run_that_will_be_refused(folder, tmp_path, mon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--tokenizer some/where", "tokenizer needs tokenizer_type patch_ae, patch_vae, conv_vae, got 'pca'"),
+        ("--tokenizer some/where", "--tokenizer needs --tokenizer_type patch_ae, patch_vae, conv_vae, got 'pca'"),
         ("--init_from a --tokenizer b", "tokenizer is what --init_from brings with it"),
         ("--init_from a --class_conditional", "class_conditional is what --init_from brings with it"),
     ],
