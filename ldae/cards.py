@@ -18,7 +18,7 @@ from .probes import PROTOCOLS, Result, format_figure
 
 # Pictures that a run may leave in its folder, and what they show.
 PICTURES = {
-    "denoised.png": "Training pictures, what the encoder sees of them under noise, and what the decoder predicts",
+    "denoised.png": "Pictures, what the encoder sees of them under noise, and what the decoder predicts",
     "spectrum.png": "Variance of the patches along every principal component",
     "filters.png": "The leading principal components of the patches: the axes of the latent space",
 }
