@@ -42,7 +42,9 @@ class ProbeArguments:
         "An l-DAE folder or Hub id, or any other vision encoder that transformers' AutoModel loads, timm's too.",
     )
     data: str = option(
-        "photos", "'photos' (embedded), a folder of pictures in classes, a folder of parquet files, or a Hub data set."
+        "photos",
+        "'photos' (embedded), a folder of pictures in classes, a folder of parquet files, or a Hub data set (NAME:CONFIGURATION "
+        "where it has several).",
     )
     train_split: str = option("train", "Split whose pictures and labels the probes learn from.")
     validation_split: str = option("validation", "Split that is measured; val, valid and test are found too.")

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
@@ -57,7 +57,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         gradient_accumulation_steps=train_args.gradient_accumulation_steps,
         log_with=[tracker for tracker in train_args.report_to if tracker != "none"] or None,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))],  # probes are fitted while others wait
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],  # probes are fitted while others wait
     )
     refuse(train_args)
     if accelerator.mixed_precision == "bf16" and not has_bf16(accelerator.device):
@@ -253,7 +253,10 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             print(f"clean | noisy | denoised: {output_dir / 'denoised.png'}")
         if train_args.push_to_hub:
             print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
-    accelerator.end_training()
+    for (
+        tracker
+    ) in accelerator.trackers:  # a training that follows, the l-DAE's after its tokenizer's, needs the processes' group
+        tracker.finish()
     return output_dir
 
 
@@ -265,7 +268,9 @@ def main(argv: list[str] | None = None) -> Path:
         if train_args.tokenizer_only:
             return folder
         train_args.tokenizer = str(folder)
-    return train(model_args, data_args, train_args)
+    folder = train(model_args, data_args, train_args)
+    PartialState().destroy_process_group()
+    return folder
 
 
 if __name__ == "__main__":

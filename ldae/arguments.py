@@ -20,7 +20,7 @@ from .tokenizers import TRAINED
 RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if never stopped
     "data", "train_split", "crop", "flip", "per_device_batch_size", "gradient_accumulation_steps", "base_learning_rate",
     "learning_rate", "warmup_ratio", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "ema_decay", "seed",
-    "class_conditional", "tokenizer_kl_weight", "tokenizer_perceptual_weight", "tokenizer_adversarial_weight",
+    "class_conditional", "tokenizer", "tokenizer_kl_weight", "tokenizer_perceptual_weight", "tokenizer_adversarial_weight",
     "tokenizer_lpips_net", "tokenizer_discriminator_start", "tokenizer_discriminator_width",
 )  # fmt: skip
 DEFAULT_RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "photos.yaml"

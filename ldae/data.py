@@ -85,9 +85,8 @@ def load_examples(
             f"data: {data!r} is neither 'photos', nor a local folder, nor a data set that the Hub gives ({error})"
         ) from error
     except ValueError as error:  # of a configuration that is missing, or not there
-        raise ValueError(
-            f"data: {data!r} cannot be loaded; a configuration is given as {name}:CONFIGURATION ({error})"
-        ) from error
+        how = "" if folder.is_dir() else f"; a configuration is given as {name}:CONFIGURATION"
+        raise ValueError(f"data: {data!r} cannot be loaded{how} ({error})") from error
     names = VALIDATION_NAMES if split == "validation" else (split,)
     name = next((name for name in names if name in splits), None)
     if name is None:

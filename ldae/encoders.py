@@ -235,7 +235,7 @@ def _input_format(model: PreTrainedModel, name: str, trust_remote_code: bool):
     except (OSError, ValueError):  # a model without one
         print(f"{name} has no image processor: pictures are given in [-1, 1]", file=sys.stderr)
         processor = {}
-    size = processor.get("crop_size") or processor.get("size") or {}
+    size = (processor.get("do_center_crop") and processor.get("crop_size")) or processor.get("size") or {}
     height = size.get("height") or size.get("shortest_edge")
     # DINOv2's configuration names 518 px, on which it ended, its processor the 224 px that it is used at
     image_hw = (height, size.get("width") or height) if height else getattr(config, "image_size", None) or 224

@@ -206,7 +206,8 @@ class FeatureArguments:
     model: str = option(MISSING, "An l-DAE folder or Hub id, or any other vision encoder that AutoModel loads.")
     data: str = option(
         MISSING,
-        "A folder of pictures with or without labels, a folder of parquet files, or a Hub data set; or 'photos'.",
+        "A folder of pictures with or without labels, a folder of parquet files, or a Hub data set (NAME:CONFIGURATION "
+        "where it has several); or 'photos'.",
     )
     output_dir: str = option(
         MISSING, "Folder of the shards and features.json. A run that was stopped goes on where it was."

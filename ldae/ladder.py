@@ -24,7 +24,7 @@ from tqdm import tqdm
 from configuration_ldae import LDAEConfig
 
 from .arguments import parse_arguments
-from .data import load_examples
+from .data import load_examples, why_not_probed
 from .results import load_results
 from .rungs import RUNGS, Rung, as_arguments, folder_name, options, rung_of, tokenizer_of
 from .verdicts import tables, write
@@ -263,9 +263,12 @@ def main(argv: list[str] | None = None):
     print(road.plan())
     if given.dry_run:
         return
-    held_out = load_examples(data_args.data, data_args.validation_split, label_column=data_args.label_column)
-    if held_out is None or "label" not in held_out.features:
-        parser.error(f"rungs are probed: data {data_args.data!r} needs a validation split with labels")
+    if data_args.streaming:
+        parser.error("rungs are probed, which --streaming cannot be: leave it out")
+    columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
+    splits = [load_examples(data_args.data, s, **columns) for s in (data_args.train_split, data_args.validation_split)]
+    if (reason := why_not_probed(*splits)) is not None:
+        parser.error(f"rungs are probed, which data {data_args.data!r} cannot be: {reason}")
     failed = road.run()
     if any(finished(path) for path in given.output_dir.glob("*-seed*")):
         print(*tables(given.output_dir).values(), sep="\n\n")

@@ -17,7 +17,8 @@ from modeling_ldae import LDAEForPreTraining
 
 from . import plots
 from .arguments import RUN_DEFINING
-from .data import Pictures, load_examples, to_pixel_values
+from .data import Pictures, to_pixel_values
+from .photos import load_photos
 from .probes import format_figure
 from .results import load_results
 from .rungs import PIXELS, RUNGS, TABLE2, Rung, at_dimension, options, rung_of
@@ -119,7 +120,7 @@ def measured(output_dir: str | Path) -> dict[str, Measured]:
     }
     figures = {name: [run["probe"]["protocols"][PROTOCOL] for run in done] for name, done in runs.items()}
     accuracies = {name: [figure["accuracy"] for figure in row] for name, row in figures.items()}
-    between = _between(accuracies.values())
+    between = _between(accuracies.values()) or 0.0
     found = {}
     for name, done in runs.items():
         binomial = mean(figure["standard_error"] for figure in figures[name])
@@ -134,6 +135,9 @@ def measured(output_dir: str | Path) -> dict[str, Measured]:
         settings = [_setting_of(run) for run in done]
         same = all(setting == settings[0] for setting in settings)
         given = done[0]["train"]["arguments"]
+        differs = {k: given[k] for k, v in options(RUNGS[name]).items() if k in given and given[k] != v}
+        if (tokenizer := given.get("tokenizer")) and Path(tokenizer).parent.name != "tokenizers":
+            differs["tokenizer"] = tokenizer  # one that was not trained here
         found[name] = Measured(
             accuracy=mean(accuracies[name]),
             error=math.sqrt(binomial**2 + between / len(done)),
@@ -142,15 +146,15 @@ def measured(output_dir: str | Path) -> dict[str, Measured]:
             distances=distances,
             variance_held=mean(held) if held else None,
             setting=settings[0] if same else {"seeds": settings},
-            differs={k: given[k] for k, v in options(RUNGS[name]).items() if k in given and given[k] != v},
+            differs=differs,
         )
     return found
 
 
-def _between(figures: Iterable[list[float]]) -> float:
-    """The variance between the seeds of a rung, pooled over all rungs that have several; 0 where none has."""
+def _between(figures: Iterable[list[float]]) -> float | None:
+    """The variance between the seeds of a rung, pooled over all rungs that have several; None where none has."""
     repeated = [(len(values) - 1, variance(values)) for values in figures if len(values) > 1]
-    return sum(n * v for n, v in repeated) / sum(n for n, _ in repeated) if repeated else 0.0
+    return sum(n * v for n, v in repeated) / sum(n for n, _ in repeated) if repeated else None
 
 
 def _setting_of(run: Results) -> dict[str, Any]:
@@ -289,7 +293,8 @@ def _generating(names: Iterable[str], figures: dict[str, Measured]) -> str:
 
         def cell(name: str) -> str:
             values = figures[name].distances.get(what) if name in figures else None
-            return f"{mean(values):.1f} ± {math.sqrt(between / len(values)):.1f}" if values else "–"
+            error = "" if between is None or not values else f" ± {math.sqrt(between / len(values)):.1f}"
+            return _number(mean(values) if values else None) + error
 
         return cell
 
@@ -412,7 +417,7 @@ def _model(output_dir: Path, rung: str) -> LDAEForPreTraining | None:
 
 def _photos(config: LDAEConfig) -> torch.Tensor:
     """Some of the embedded photographs (B, C, H, W) in [-1, 1]: pictures that may be shown."""
-    pictures = Pictures(load_examples("photos", "validation"), config.image_hw, config.num_channels)
+    pictures = Pictures(load_photos("validation"), config.image_hw, config.num_channels)
     chosen = [pictures[0, i]["pixel_values"] for i in range(0, len(pictures), len(pictures) // NUM_SHOWN)][:NUM_SHOWN]
     return to_pixel_values(torch.stack(chosen))
 

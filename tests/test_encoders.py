@@ -345,10 +345,12 @@ def test_the_processors_size_comes_before_the_configurations(tmp_path):
     """DINOv2's configuration has the size on which its training ended, its processor the one that it is used at."""
     config = Dinov2WithRegistersConfig(**{**TINY, "image_size": 24})
     Dinov2WithRegistersModel(config).save_pretrained(tmp_path)
-    ViTImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}).save_pretrained(tmp_path)
-    encoder = load_encoder(str(tmp_path))
-    assert encoder.image_hw == (16, 16)
-    assert encoder(torch.zeros(1, 3, 16, 16)).shape == (1, 16, 32)
+    sizes = {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}}
+    for crops, expected in ((True, (16, 16)), (False, (20, 20))):
+        ViTImageProcessor(**sizes, do_center_crop=crops).save_pretrained(tmp_path)
+        encoder = load_encoder(str(tmp_path))
+        assert encoder.image_hw == expected
+        assert encoder(torch.zeros(1, 3, *expected)).shape == (1, expected[0] ** 2 // 16, 32)
 
 
 @pytest.mark.parametrize(("config", "cls"), [(CLIPConfig, CLIPModel), (SiglipConfig, SiglipModel)])

@@ -290,7 +290,10 @@ def test_dpm_solver_goes_where_ddim_goes(make):
 def test_denoise(tiny_model, pictures):
     model = tiny_model().train()
     pixel_values = pictures(model.config)
+    modes = []
+    model.decoder.register_forward_hook(lambda module, *_: modes.append(module.training))
     noisy, clean = denoise(model, pixel_values, 500, seeded())
+    assert (modes, model.training) == ([False], True)
     again = denoise(model, pixel_values, torch.tensor([500, 500]), seeded())
     assert all(torch.equal(x, y) for x, y in zip((noisy, clean), again, strict=True))
     noise = randn(2, 6, 8)

@@ -30,6 +30,8 @@ TINY = (
     "--per_device_batch_size=4 --max_steps=6 --checkpointing_steps=2 --base_learning_rate=0.1 --report_to=none --no_probe",
 )
 
+TOKENIZER = ("--tokenizer_type", "patch_ae", "--prediction", "latent", "--tokenizer_epochs", "1")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -112,10 +114,10 @@ def launch(folder: Path, output: Path, *options: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_two_processes_probe_as_one(folder, tmp_path):
+def test_two_processes_train_a_tokenizer_then_the_ldae_and_probe_as_one(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "data/train")
     shutil.copytree(folder, tmp_path / "data/val")
-    options = ("--probe", "--knn_steps", "3")
+    options = ("--probe", "--knn_steps", "3", *TOKENIZER)
     two = launch(tmp_path / "data", tmp_path / "two", *options)
     assert two.wait(300) == 0, two.stderr.read()
     train(tmp_path / "data", tmp_path / "one", *options, "--per_device_batch_size", "8")
@@ -124,6 +126,16 @@ def test_two_processes_probe_as_one(folder, tmp_path):
     for part in ("protocols", "floor"):
         for name in ("knn", "linear-fast"):  # a picture of 22 may change sides by rounding
             assert a[part][name]["accuracy"] == pytest.approx(b[part][name]["accuracy"], abs=100 / 22 + 1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_loses_what_an_eager_one_does(folder, tmp_path):
+    """After a tokenizer, which is not compiled."""
+    options = TOKENIZER
+    train(folder, tmp_path / "eager", *options)
+    compiled = train(folder, tmp_path / "compiled", *options, "--torch_compile")
+    assert losses(compiled) == pytest.approx(losses(tmp_path / "eager"), rel=1e-3)
+    LDAEForPreTraining.from_pretrained(compiled)
 
 
 @pytest.mark.slow
@@ -258,6 +270,11 @@ def test_nothing_is_trained_for_a_run_that_will_be_refused(folder, tmp_path, mon
 def test_options_that_would_be_ignored_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         parse_arguments(["--data", ".", *options.split()])
+
+
+def test_a_stream_trains_no_tokenizer(tmp_path):
+    with pytest.raises(ValueError, match=r"--streaming .*give --tokenizer FOLDER"):
+        train(tmp_path, tmp_path / "run", "--streaming", "--tokenizer_type", "patch_ae", "--prediction", "latent")
 
 
 def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
