@@ -315,7 +315,10 @@ def _table2(figures: dict[str, Measured]) -> str:
         found = {d: figures.get(at_dimension(name, d)) for d in dims if d in row}
         parts = {d: 100 * f.variance_held for d, f in found.items() if f and f.variance_held is not None}
         held.append([TOKENIZERS[name], *(_number(parts.get(d)) for d in dims)])
-    return "\n".join([*_markdown(rows), "", *_markdown(held)])
+    every = [figures[rung] for name, row in TABLE2.items() for d in row if (rung := at_dimension(name, d)) in figures]
+    floors = [found.floor for found in every if found.floor is not None]
+    note = [f"\nUntrained, these networks reach {min(floors):.1f} to {max(floors):.1f} %."] if floors else []
+    return "\n".join([*_markdown(rows), *note, "", *_markdown(held)])
 
 
 def _sweep(runs: dict[str, list[Results]]) -> dict[str, Any]:
