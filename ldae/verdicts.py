@@ -39,6 +39,7 @@ TOKENIZERS = {
 }
 END = "l-dae"  # whose blocks and timesteps are measured
 SIDES = ("one-level", "predict-noise", "random-crop", "classical-dae")  # of the end
+NO_CHANGE = 0.5  # points of accuracy: what changes less in the paper, which has one seed, is taken for no change
 NUM_SHOWN = 6  # pictures in drawings of noise
 TRAINING = "the tokenizer's training"  # among the settings of a run
 CHANGED_WITH = {  # what an option of a rung changes in the configuration beside itself
@@ -191,16 +192,17 @@ def compare(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | s
 def verdict(rung: Rung, figures: dict[str, Measured]) -> str:
     """Whether a rung's change does here what it does in the paper: at two standard errors of the difference.
 
-    "none seen": the paper claims that there is no difference, and none is seen.
+    "none seen": the paper sees no difference, or one below `NO_CHANGE`, and none is seen.
     """
     difference = compare(rung, figures)
     if difference is None:
         return "not run"
     if isinstance(difference, str):
         return "not comparable"
+    claims = rung.sign if rung.sign is not None else rung.claim if abs(rung.claim) >= NO_CHANGE else 0
     if abs(difference[0]) <= 2 * difference[1]:
-        return "undecided" if rung.claim else "none seen"
-    return "agrees" if rung.claim * difference[0] > 0 else "does not"
+        return "undecided" if claims else "none seen"
+    return "agrees" if claims * difference[0] > 0 else "does not"
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
