@@ -130,7 +130,7 @@ def measured(output_dir: str | Path) -> dict[str, Measured]:
         for run in done:
             if "value" in (generation := run.get("generation", {})):
                 what = "{metric}, {num_fake:,} generated and {num_real:,} real pictures, {sampler}, {num_inference_steps} steps"
-                what += ", guidance {guidance_scale:g}" if generation["guidance_scale"] != 1 else ""
+                what += ", guidance {guidance_scale:g}" if generation.get("guidance_scale", 1) != 1 else ""
                 distances.setdefault(what.format(**generation), []).append(generation["value"])
         held = [value for run in done if (value := run["train"].get("variance_held")) is not None]
         settings = [_setting_of(run) for run in done]
