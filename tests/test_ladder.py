@@ -298,6 +298,8 @@ def test_data_that_cannot_be_probed_is_refused(recipe, tmp_path, capsys):
             [recipe, "--output_dir", str(tmp_path / "out"), "--", *TINY, "--data", str(tmp_path / "data/train/a")]
         )
     assert "there is no validation split" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="has no folder 'nowhere'"):
+        ladder.main([recipe, "--output_dir", str(tmp_path / "out"), "--", *TINY, "--train_split", "nowhere"])
     assert not (tmp_path / "out").exists()
 
 
@@ -305,7 +307,7 @@ def test_data_that_cannot_be_probed_is_refused(recipe, tmp_path, capsys):
 def test_a_run_that_fails_is_named(recipe, tmp_path):
     command = [recipe, "--output_dir", str(tmp_path / "ladder"), "--rungs", "l-dae", "--seeds", "0", "--", *TINY]
     with pytest.raises(SystemExit, match="l-dae-seed0"):
-        ladder.main([*command, "--train_split", "nowhere"])
+        ladder.main([*command, "--attn_implementation", "nowhere"])
     assert "nowhere" in (tmp_path / "ladder/l-dae-seed0.log").read_text()
 
 
