@@ -128,7 +128,7 @@ def test_two_processes_train_a_tokenizer_then_the_ldae_and_probe_as_one(folder, 
             assert a[part][name]["accuracy"] == pytest.approx(b[part][name]["accuracy"], abs=100 / 22 + 1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.compile
 def test_a_compiled_run_loses_what_an_eager_one_does(folder, tmp_path):
     """After a tokenizer, which is not compiled."""
     options = TOKENIZER
