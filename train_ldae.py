@@ -233,6 +233,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
 
     # ---------------------------------------------------------------------------------------- the end: folder, probes, Hub
     trained, probed, name = snapshot(), None, short_name(data_args.data)
+    replaces = train_args.overwrite or train_args.resume
     if accelerator.is_main_process:
         losses.close()
         arguments = {"model_size": model_args.model_size, **args}
@@ -241,9 +242,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         probed = probe(subject(trained), floor=train_args.floor, data_name=name)
     if accelerator.is_main_process:
         if probed is not None:
-            save_result(
-                output_dir / "results" / f"probe-{name}.json", probed, train_args.overwrite or train_args.resume
-            )
+            save_result(output_dir / "results" / f"probe-{name}.json", probed, replaces)
             print(format_probe(probed))
         write_card(output_dir, train_args.hub_model_id)
         if state["bad_pictures"]:
@@ -253,9 +252,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             print(f"clean | noisy | denoised: {output_dir / 'denoised.png'}")
         if train_args.push_to_hub:
             print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
-    for (
-        tracker
-    ) in accelerator.trackers:  # a training that follows, the l-DAE's after its tokenizer's, needs the processes' group
+    for tracker in accelerator.trackers:  # end_training() would end the processes' group, which a next training needs
         tracker.finish()
     return output_dir
 
@@ -265,10 +262,9 @@ def main(argv: list[str] | None = None) -> Path:
     refuse(train_args)
     if (stage := tokenizers.stage(model_args, data_args, train_args)) is not None:
         folder = train(*stage)
-        if train_args.tokenizer_only:
-            return folder
         train_args.tokenizer = str(folder)
-    folder = train(model_args, data_args, train_args)
+    if not train_args.tokenizer_only:
+        folder = train(model_args, data_args, train_args)
     PartialState().destroy_process_group()
     return folder
 
