@@ -223,6 +223,14 @@ def main(argv: list[str] | None = None):
         help="only write the tables of what is done to this .md file, the figures to a folder of its name",
     )
     parser.add_argument(
+        "--also",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="with --report: other ladders, on other pictures, for the claims that this one has not run",
+    )
+    parser.add_argument(
         "--without_lpips",
         action="store_true",
         help="leave it out of the first two rungs too, where its weights cannot be had",
@@ -234,8 +242,10 @@ def main(argv: list[str] | None = None):
     )
     given = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     if given.report:
-        print(*write(given.output_dir, given.report), sep="\n")
+        print(*write(given.output_dir, given.report, given.also), sep="\n")
         return
+    if given.also:
+        parser.error("--also is for --report: give both")
     if given.recipe is None:
         parser.error("a recipe is needed, such as recipes/ladder64.yaml")
     if given.workers < 1:

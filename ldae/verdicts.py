@@ -4,7 +4,8 @@ All of it is made from results files; pictures that need weights are drawn where
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, variance
@@ -208,24 +209,29 @@ def verdict(rung: Rung, figures: dict[str, Measured]) -> str:
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
-def tables(output_dir: str | Path) -> dict[str, str]:
+def tables(output_dir: str | Path, also: Sequence[str | Path] = ()) -> dict[str, str]:
     """Markdown by the marker that it stands at: "setting", "claims", "table 1" to "table 3", "branches", "timesteps", "blocks".
 
+    Args:
+        also: folders of other ladders, on other pictures or at another size: claims that this one has not run are judged there.
+
     Raises:
-        FileNotFoundError: if no rung directly below the folder is done.
+        FileNotFoundError: if no rung directly below a folder is done.
     """
-    runs, figures = load_runs(output_dir), measured(output_dir)
-    if not figures:
-        raise FileNotFoundError(f"no rung in {str(output_dir)!r} is trained and probed by {PROTOCOL}")
+    ladders = {str(folder): measured(folder) for folder in (output_dir, *also)}
+    for folder, found in ladders.items():
+        if not found:
+            raise FileNotFoundError(f"no rung in {folder!r} is trained and probed by {PROTOCOL}")
+    runs, figures = load_runs(output_dir), ladders[str(output_dir)]
     road = [name for name, rung in RUNGS.items() if not rung.side]
     tokenizers = road.index("patch-vae")
     return {
         "setting": _setting(runs),
-        "claims": _claims(figures),
+        "claims": _claims(ladders),
         "table 1": _generating(road[:tokenizers], figures),
         "table 2": _table2(figures),
         "table 3": _rungs(road[tokenizers:], figures),
-        "branches": _rungs([*SIDES, *(f"pixels-d{d}" for d in PIXELS)], figures),
+        "branches": _rungs([*SIDES, *(f"pixels-d{d}" for d in PIXELS)], ChainMap(*ladders.values())),
         "timesteps": _timesteps(runs),
         "blocks": _blocks(runs),
     }
@@ -251,14 +257,19 @@ def _setting(runs: dict[str, list[Results]]) -> str:
     )
 
 
-def _claims(figures: dict[str, Measured]) -> str:
-    """A row for each claim of the paper: its sign, ours with its error, the verdict; and how many there are of each."""
+def _claims(ladders: dict[str, dict[str, Measured]]) -> str:
+    """A row for each claim of the paper: its sign, ours with its error, the verdict; and how many there are of each.
+
+    A claim is judged in the first ladder that has run it.
+    """
     rows = [["rung", "after", "change", "paper", "here", "verdict"], ["---"] * 3 + ["---:"] * 2 + ["---"]]
     counts: dict[str, int] = {}
-    notes = []
+    notes, first = [], next(iter(ladders))
     for rung in RUNGS.values():
         if rung.claim is None:
             continue
+        ladder = next((name for name, found in ladders.items() if compare(rung, found) is not None), first)
+        figures = ladders[ladder]
         result, difference = verdict(rung, figures), compare(rung, figures)
         counts[result] = counts.get(result, 0) + 1
         paper = f"{rung.claim:+.1f}" if rung.sign is None else {1: "+", 0: "0", -1: "−"}[rung.sign]
@@ -266,12 +277,15 @@ def _claims(figures: dict[str, Measured]) -> str:
         rows.append([f"`{rung.name}`", f"`{rung.before}`", rung.what, paper, here, result])
         if isinstance(difference, str):
             notes.append(f"\n{difference}.")
+        if ladder != first:
+            after, before = (f"`{name}` reaches {_accuracy(figures[name])}" for name in (rung.name, rung.before))
+            notes.append(f"\n`{rung.name}` is judged in another ladder, {Path(ladder).name}: {after}, {before}.")
     order = ("agrees", "none seen", "undecided", "does not", "not comparable", "not run")
     summary = ", ".join(f"{counts[name]} {name}" for name in order if name in counts)
     return "\n".join([f"{sum(counts.values())} claims: {summary}.\n", *_markdown(rows), *notes])
 
 
-def _rungs(names: Iterable[str], figures: dict[str, Measured], *more: tuple[str, Callable[[str], str]]) -> str:
+def _rungs(names: Iterable[str], figures: Mapping[str, Measured], *more: tuple[str, Callable[[str], str]]) -> str:
     """A row for each rung; `more` are further columns, as their head and what stands there for a rung's name."""
     head = ["rung", "change", "paper", "here", "floor", "seeds", *(title for title, _ in more)]
     rows, notes = [head, ["---", "---", *["---:"] * (len(head) - 2)]], []
@@ -427,8 +441,11 @@ def _photos(config: LDAEConfig) -> torch.Tensor:
     return to_pixel_values(torch.stack(chosen))
 
 
-def write(output_dir: str | Path, path: Path) -> list[Path]:
+def write(output_dir: str | Path, path: Path, also: Sequence[str | Path] = ()) -> list[Path]:
     """Fills the markers of a Markdown file, a new one where there is none; the figures go into a folder of its name.
+
+    Args:
+        also: as for `tables`.
 
     Raises:
         FileNotFoundError: if no rung is done.
@@ -436,7 +453,7 @@ def write(output_dir: str | Path, path: Path) -> list[Path]:
     """
     if path.suffix != ".md":
         raise ValueError(f"--report must be a Markdown file such as docs/ladder.md, got {str(path)!r}")
-    texts = tables(output_dir)
+    texts = tables(output_dir, also)
     path.parent.mkdir(parents=True, exist_ok=True)
     found = path.read_text() if path.exists() else "# The road\n"
     missing = [f"\n<!-- {name} -->\n<!-- {name} -->\n" for name in texts if f"<!-- {name} -->" not in found]

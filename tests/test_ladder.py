@@ -292,6 +292,12 @@ def test_what_the_ladder_decides_cannot_be_given(recipe, capsys):
         assert option.strip("-").split("=")[0] in capsys.readouterr().err
 
 
+def test_other_ladders_are_for_a_report(recipe, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        ladder.main([recipe, "--output_dir", str(tmp_path / "out"), "--also", str(tmp_path)])
+    assert "--also is for --report" in capsys.readouterr().err
+
+
 def test_data_that_cannot_be_probed_is_refused(recipe, tmp_path, capsys):
     with pytest.raises(SystemExit):
         ladder.main(
@@ -422,6 +428,28 @@ def test_the_variance_that_tokenizers_hold_stands_below_table_2(tmp_path):
     path = tmp_path / "patch-pca-seed0/results/train.json"
     save_result(path, {**json.loads(path.read_text()), "variance_held": 0.91234}, overwrite=True)
     assert verdicts.tables(tmp_path)["table 2"].endswith("| patch-wise PCA | – | – | 91.2 | – | – |")
+
+
+def test_a_claim_that_is_not_run_is_judged_in_another_ladder(tmp_path):
+    """With that ladder's own figures: there l-dae is 40, here 50."""
+    road, crops = tmp_path / "road", tmp_path / "crops"
+    for folder, accuracy in ((road, 50.0), (crops, 40.0)):
+        made(folder, "l-dae", accuracy)
+        made(folder, "classical-dae", accuracy - 10)
+    made(crops, "random-crop", 45.0)
+    alone, both = verdicts.tables(road), verdicts.tables(road, [crops])
+    row = "| `random-crop` | `l-dae` | random crops | +0.5 | "
+    assert row + "– | not run |" in alone["claims"]
+    assert row + "+5.0 ± 0.7 | agrees |" in both["claims"]
+    reason = "`random-crop` is judged in another ladder, crops: `random-crop` reaches 45.0 ± 0.5, `l-dae` reaches 40.0 ± 0.5."
+    assert both["claims"].endswith(reason)
+    assert "| `random-crop` | random crops | 65.0 | 45.0 ± 0.5 |" in both["branches"]
+    assert "| `classical-dae` | noise on pixels: the classical DAE | 23.6 | 40.0 ± 0.5 |" in both["branches"]
+    assert [both[name] for name in ("setting", "table 3")] == [alone[name] for name in ("setting", "table 3")]
+    ladder.main(["--output_dir", str(road), "--report", str(tmp_path / "road.md"), "--also", str(crops)])
+    assert reason in (tmp_path / "road.md").read_text()
+    with pytest.raises(FileNotFoundError, match=r"no rung in '.*nowhere'"):
+        verdicts.tables(road, [tmp_path / "nowhere"])
 
 
 def test_only_the_roads_own_runs_and_probes_count(tmp_path):
