@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator, InitProcessGroupKwargs
-from transformers import HfArgumentParser
 
 import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae import plots
-from ldae.arguments import option
+from ldae.arguments import option, option_parser
 from ldae.data import Pictures, load_examples, why_not_probed
 from ldae.encoders import load_encoder
 from ldae.probes import (
@@ -51,7 +50,10 @@ class ProbeArguments:
     image_column: str | None = option(None, "Column of the pictures; by default the first that holds pictures.")
     label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
     protocols: list[str] = option(list(DEFAULT_PROTOCOLS), f"What to measure, of {', '.join(PROTOCOLS)}.")
-    floor: bool = option(True, "Measure the untrained floor too; without it, say where the same floor is measured.")
+    floor: bool = option(
+        True,
+        "Measure the untrained floor too; where it is off, say beside the result where the same floor is measured.",
+    )
     sweep: bool = option(
         False,
         "Also measure by depth and by t, clean and noisy (paper, appendix A), with a plot; by knn and linear-fast, or the one "
@@ -86,9 +88,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list
         SystemExit: for an unknown option.
         ValueError: for a value that cannot be.
     """
-    parser = HfArgumentParser(
-        (ProbeArguments, *PROTOCOLS.values()), description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+    parser = option_parser(ProbeArguments, *PROTOCOLS.values(), description=__doc__.split("\n")[0])
     options, *protocols = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     if unknown := [name for name in options.protocols if name not in PROTOCOLS]:
         raise ValueError(f"--protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")

@@ -1,6 +1,6 @@
 """Writes the centre crops of a data set at one size, losslessly, so that many short runs need not decode it anew.
 
-python -m benchmarks.resized ../shared/data/imagenette runs/imagenette-64 --size 64
+python -m benchmarks.resized frgfm/imagenette:320px runs/imagenette-64 --size 64
 """
 
 import argparse

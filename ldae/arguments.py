@@ -1,5 +1,6 @@
 """Options of the training script: dataclasses for HfArgumentParser, which a YAML recipe fills before the command line."""
 
+import argparse
 import dataclasses
 import json
 import re
@@ -23,6 +24,7 @@ RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if n
     "class_conditional", "tokenizer", "tokenizer_kl_weight", "tokenizer_perceptual_weight", "tokenizer_adversarial_weight",
     "tokenizer_lpips_net", "tokenizer_discriminator_start", "tokenizer_discriminator_width",
 )  # fmt: skip
+LENGTHS = {"epochs", "max_steps", "max_minutes"}  # of a run: one that is given replaces those of a recipe
 DEFAULT_RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "photos.yaml"
 
 
@@ -46,8 +48,8 @@ class DataArguments:
     label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
     streaming: bool = option(
         False,
-        "Read the training split of a Hub data set, or parquet files, as they come, without preparing them on disk; nothing is "
-        "probed then.",
+        "Read the training split of a Hub data set, or parquet files, as they come, without preparing them on disk; needs "
+        "max_steps or max_minutes, and nothing is probed.",
     )
     crop: Literal["center", "random", "random_resized"] = option(
         "center",
@@ -103,11 +105,14 @@ class TrainArguments:
     )
     tokenizer_discriminator_width: int = option(64, "Channels of the discriminator's first layer (VQGAN: 64).")
     class_conditional: bool = option(False, "Condition the blocks on the data's classes: num_classes is their number.")
-    epochs: float = option(100, "Passes over the pictures.")
-    max_steps: int | None = option(None, "Optimizer steps; overrides epochs.")
+    epochs: float = option(
+        100, "Passes over the pictures; given here, it replaces a recipe's max_steps and max_minutes."
+    )
+    max_steps: int | None = option(None, "Optimizer steps, instead of epochs.")
     max_minutes: float | None = option(
         None,
-        "Wall-clock budget of the run with PCA and without the probes; the learning rate follows it. Overrides epochs.",
+        "Wall-clock budget of the run with PCA and without the probes, instead of epochs; the learning rate follows it. With "
+        "max_steps, the run ends at what comes first.",
     )
     per_device_batch_size: int = option(64, "Pictures a batch of one process holds.")
     gradient_accumulation_steps: int = option(1, "Batches an optimizer step is made of.")
@@ -157,12 +162,12 @@ class TrainArguments:
 
 def _model_arguments() -> type:
     """A dataclass of the options that configure the model: `model_size` and every field of LDAEConfig, help and all."""
-    texts = {
-        name: " ".join(text.split()).replace("`", "")
-        for name, text in re.findall(
-            r"^        (\w+) \(.*\):\n((?:            .*\n)+)", LDAEConfig.__doc__, re.MULTILINE
-        )
-    }
+    documented = r"^        (\w+) \(.*?(?:defaults to (.*))?\):\n((?:            .*\n)+)"
+    texts = {}
+    for name, default, text in re.findall(documented, LDAEConfig.__doc__, re.MULTILINE):
+        default = "that of model_size" if name in SIZES["tiny"] else default
+        text = f"{text} (default: {default})" if default else text
+        texts[name] = " ".join(text.split()).replace("`", "").replace("%", "%%")
     fields = [
         ("model_size", Literal[tuple(SIZES)], option("tiny", "Named size of the encoder; the decoder is as large."))
     ]
@@ -175,7 +180,7 @@ def _model_arguments() -> type:
             elif dict in get_args(annotation):
                 annotation = str  # JSON; a recipe holds it as it is
             optional = annotation if type(None) in get_args(annotation) else annotation | None
-            fields.append((name, optional, option(None, texts[name].replace("%", "%%"))))
+            fields.append((name, optional, option(None, texts[name])))
     return dataclasses.make_dataclass("ModelArguments", fields, namespace={"config": _config})
 
 
@@ -184,7 +189,7 @@ def _config(self) -> LDAEConfig:
     return LDAEConfig.from_size(self.model_size, **self.overrides())
 
 
-def _overrides(self) -> dict:
+def _overrides(self) -> dict[str, Any]:
     """The options that were given, as fields of LDAEConfig."""
     given = {name: value for name, value in vars(self).items() if value is not None and name != "model_size"}
     for name in ("image_size", "patch_size"):
@@ -198,6 +203,20 @@ def _overrides(self) -> dict:
     return given
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults, but not "None": there, the text says what is taken. What transformers says of --no_probe is what --probe does."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.option_strings[0].startswith("--no_"):
+            return f"Switch --{action.dest} off."
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def option_parser(*types: type, description: str) -> HfArgumentParser:
+    """A parser of dataclasses whose --help names the defaults."""
+    return HfArgumentParser(types, description=description, formatter_class=_Help, allow_abbrev=False)
+
+
 ModelArguments = _model_arguments()
 ModelArguments.overrides = _overrides
 
@@ -205,23 +224,30 @@ ModelArguments.overrides = _overrides
 def parse_arguments(argv: list[str] | None = None):
     """(ModelArguments, DataArguments, TrainArguments) of a command line: `[recipe.yaml] [--options]`, options win.
 
-    Without a recipe and without --data, recipes/photos.yaml is run.
+    Without a recipe and without --data, recipes/photos.yaml is run. An option that says how long a run is, such as --epochs,
+    replaces whatever a recipe says of it.
 
     Raises:
         SystemExit: for an unknown option or value, named on stderr.
         FileNotFoundError, ValueError: if the recipe is missing or has a key that is no option.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, TrainArguments),
-        description="Pre-trains l-DAE (arXiv 2401.14404) on pictures. Usage: train_ldae.py [recipe.yaml] [--options]",
-        allow_abbrev=False,
+    parser = option_parser(
+        ModelArguments,
+        DataArguments,
+        TrainArguments,
+        description="Pre-trains l-DAE (arXiv 2401.14404) on pictures. Usage: train_ldae.py [recipe.yaml] [--options]; options "
+        "win over the recipe. Without a recipe and without --data, recipes/photos.yaml is run.",
     )
     recipe = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
     if recipe is None and not any(argument.split("=")[0] in ("--data", "-h", "--help") for argument in argv):
         recipe = DEFAULT_RECIPE
     if recipe is not None:
-        parser.set_defaults(**_read_recipe(recipe, {action.dest: action for action in parser._actions}))
+        defaults = _read_recipe(recipe, {action.dest: action for action in parser._actions})
+        given = {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in argv}
+        if not LENGTHS.isdisjoint(given):
+            defaults = {name: value for name, value in defaults.items() if name not in LENGTHS}
+        parser.set_defaults(**defaults)
     model, data, train = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     _validate(model, data, train)
     train.output_dir = train.output_dir or f"runs/ldae-{model.model_size}-{short_name(data.data)}"

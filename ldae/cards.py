@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_ldae import pair
 
+from .data import PIL_MODES
 from .probes import PROTOCOLS, Result, format_figure
 
 # Pictures that a run may leave in its folder, and what they show.
@@ -37,6 +38,7 @@ PEER = """\
 
 USE = """\
 ```python
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
 extract = pipeline("image-feature-extraction", model="{model_id}", trust_remote_code=True)
@@ -44,7 +46,7 @@ features = extract("picture.jpg", pool=True)  # {hidden_size} numbers: the mean 
 
 processor = AutoImageProcessor.from_pretrained("{model_id}")
 model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True)
-outputs = model(**processor(picture, return_tensors="pt"))  # picture: a PIL image
+outputs = model(**processor(Image.open("picture.jpg").convert("{mode}"), return_tensors="pt"))
 outputs.last_hidden_state  # a vector for each patch
 outputs.pooler_output  # their mean
 ```
@@ -101,7 +103,10 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
         if is_ldae
         else PEER.format(architecture=config["architectures"][0]),
         "": "\n".join(f"![{PICTURES[name]}]({name})\n\n*{PICTURES[name]}.*\n" for name in pictures),
-        "## Use": is_ldae and USE.format(model_id=model_id, hidden_size=config["hidden_size"]),
+        "## Use": is_ldae
+        and USE.format(
+            model_id=model_id, hidden_size=config["hidden_size"], mode=PIL_MODES.get(config["num_channels"], "RGB")
+        ),
         "## Results": _results(probes),
         "## Model": is_ldae and _model(config),
         "## Training": training and _training(training),

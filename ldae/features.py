@@ -25,9 +25,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
-from .arguments import option
+from .arguments import option, option_parser
 from .data import Pictures, evaluation_loader, load_examples, to_pixel_values
 from .encoders import Encoder, evaluating, load_encoder
 
@@ -240,9 +239,7 @@ def parse_arguments(argv: list[str] | None = None) -> FeatureArguments:
         SystemExit: for an unknown option or value, named on stderr.
         ValueError: for a number that cannot be, or an output_dir inside the data's folder.
     """
-    parser = HfArgumentParser(
-        FeatureArguments, description="Writes the features of pictures to files.", allow_abbrev=False
-    )
+    parser = option_parser(FeatureArguments, description="Writes the features of pictures to files.")
     (options,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     for name, least in (("shard_size", 1), ("batch_size", 1), ("num_workers", 0)):
         if getattr(options, name) < least:

@@ -28,11 +28,10 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
 from modeling_ldae import LDAEForPreTraining
 
-from .arguments import option
+from .arguments import option, option_parser
 from .data import Pictures, load_examples
 from .encoders import evaluating, load_encoder
 from .frechet import frechet_distance
@@ -280,7 +279,8 @@ class GenerationArguments:
     num_inference_steps: int = option(50, "Noise levels that are visited.")
     guidance_scale: float = option(1.0, "Classifier-free guidance, of a model with classes; 1: none.")
     encoder: str | None = option(
-        None, "Encoder whose features the distance is taken on; by default Inception's, from torch-fidelity."
+        None,
+        "Encoder whose features the distance is taken on; by default Inception's, from torch-fidelity (the fid extra).",
     )
     seed: int = option(0, "Of the noise.")
     batch_size: int = option(64, "Pictures in a forward pass.")
@@ -298,7 +298,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         FileExistsError: if output_dir holds another run's result.
         ValueError: for a model that does not generate, or a number that cannot be.
     """
-    parser = HfArgumentParser(GenerationArguments, description="Generates pictures.", allow_abbrev=False)
+    parser = option_parser(GenerationArguments, description="Generates pictures.")
     (given,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     for name, least in (("num_pictures", 1 if given.data is None else 2), ("batch_size", 1), ("num_workers", 0)):
         if getattr(given, name) < least:

@@ -205,8 +205,13 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(
         "ldae.ladder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", nargs="?", help="of train_ldae.py; what no rung changes")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/ladder"), help="holds a folder for each run")
+    parser.add_argument("recipe", nargs="?", help="of train_ldae.py: the options that all rungs share")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("runs/ladder"),
+        help="holds a folder for each run (default: runs/ladder)",
+    )
     parser.add_argument(
         "--rungs",
         nargs="+",
@@ -214,9 +219,18 @@ def main(argv: list[str] | None = None):
         metavar="RUNG",
         help=f"all, or some of {', '.join(RUNGS)}; by default the road without its side branches",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of each rung")
-    parser.add_argument("--workers", type=int, default=max(1, torch.cuda.device_count()), help="runs side by side")
-    parser.add_argument("--dry_run", action="store_true", help="only say what would be run, and the cost")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1], help="with which each rung is run (default: 0 1)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=max(1, torch.cuda.device_count()),
+        help="runs side by side (default: one for each GPU, or one)",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="only say what would be run, and what it costs, once some of it is done"
+    )
     parser.add_argument(
         "--report",
         type=Path,
@@ -233,7 +247,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument(
         "--without_lpips",
         action="store_true",
-        help="leave it out of the first two rungs too, where its weights cannot be had",
+        help="train the first two rungs' tokenizer without LPIPS, where its weights cannot be had",
     )
     parser.add_argument(
         "--autoencoder",

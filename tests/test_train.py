@@ -367,7 +367,23 @@ def test_options(tmp_path, capsys):
             parse_arguments(["--data", "x", *wrong])
     with pytest.raises(SystemExit, match="0"):
         parse_arguments(["--help"])
-    assert "equation 4" in " ".join(capsys.readouterr().out.split())  # the configuration's own texts
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("equation 4", "number means square. (default: 224)", "--no_probe, --no-probe Switch --probe off."):
+        assert part in text  # the configuration's own texts and defaults
+    assert "None)" not in text
+
+
+@pytest.mark.parametrize("given", ["--epochs=5", "--max-steps 7", "--max_minutes 9"])
+def test_a_length_that_is_given_replaces_the_recipes(tmp_path, given):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 2\nmax_steps: 3\nmax_minutes: 4\nseed: 8\n")
+    names = ("epochs", "max_steps", "max_minutes")
+    run = parse_arguments([str(recipe), *given.split()])[2]
+    expected = {"--epochs=5": (5, None, None), "--max-steps 7": (100, 7, None), "--max_minutes 9": (100, None, 9)}
+    assert tuple(getattr(run, name) for name in names) == expected[given]
+    assert run.seed == 8
+    run = parse_arguments([str(recipe), "--seed", "1"])[2]
+    assert tuple(getattr(run, name) for name in names) == (2, 3, 4)
 
 
 def test_learning_rate_is_the_half_cycle_cosine_of_transformers():
