@@ -85,7 +85,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         noise_schedule (`str`, defaults to `"linear_sigma"`):
             `"linear_sigma"`: gamma = 1, sigma linear from 0 to `sigma_max` (section 4.3). `"single_sigma"`: gamma = 1,
             sigma = `sigma_single` always. `"linear_gamma2"`: gamma^2 falls linearly to 0 (table 1, last row). `"ddpm"`:
-            DDPM's linear betas, from diffusers.
+            DDPM's linear betas, from diffusers, scaled with the number of timesteps as in DiT's code.
         sigma_max (`float`, defaults to the root of 2):
             Largest sigma of `"linear_sigma"`, in units of the scaled latent.
         sigma_single (`float`, defaults to the root of 1/3):
@@ -197,6 +197,10 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         if not 0 <= self.feature_timestep < self.num_train_timesteps:
             raise ValueError(
                 f"feature_timestep must be in [0, {self.num_train_timesteps}), got {self.feature_timestep}"
+            )
+        if self.noise_schedule == "ddpm" and self.num_train_timesteps <= 20:  # 0.02 * 1000 / T must be a part of 1
+            raise ValueError(
+                f"num_train_timesteps must be more than 20 for noise_schedule='ddpm', got {self.num_train_timesteps}"
             )
         if not 0 <= self.class_dropout <= 1:
             raise ValueError(f"class_dropout must be in [0, 1], got {self.class_dropout}")

@@ -57,7 +57,18 @@ def unpatchify(patches: torch.Tensor, patch_hw: tuple[int, int], image_hw: tuple
     return x.permute(0, 3, 1, 4, 2, 5).reshape(patches.shape[0], -1, rows * p, columns * q)
 
 
-class PatchTokenizer(nn.Module):
+class Float32Module(nn.Module):
+    """Its numbers stay float32 when the model around it is cast, as by `model.half()`."""
+
+    def _apply(self, fn, recurse: bool = True):
+        def without_cast(tensor: torch.Tensor) -> torch.Tensor:
+            applied = fn(tensor)
+            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
+
+        return super()._apply(without_cast, recurse)
+
+
+class PatchTokenizer(Float32Module):
     """The linear patch tokenizer (paper, section 4.2): z = V (x - mean) / scale and back, x = U (scale z) + mean.
 
     PCA is V with orthonormal rows and U its transpose; pixels are V = U = identity. The numbers are part of the
@@ -87,7 +98,7 @@ class PatchTokenizer(nn.Module):
         return unpatchify(patches, self.patch_hw, image_hw)
 
 
-class ConvTokenizer(nn.Module):
+class ConvTokenizer(Float32Module):
     """The convolutional tokenizer of the first rungs (paper, table 1): diffusers' AutoencoderKL and its scale.
 
     A token is a 2 x 2 patch of the posterior's mode, divided by `scale`. Its weights are part of the checkpoint, always float32
@@ -135,7 +146,7 @@ def _autoencoder_kl(config: dict) -> nn.Module:
 # ------------------------------------------------------------------------------------------------------------------- noise
 
 
-class NoiseSchedule(nn.Module):
+class NoiseSchedule(Float32Module):
     """Tables over T timesteps: z_t = gamma_t z_0 + sigma_t eps, and the loss weight lambda_t.
 
     lambda_t = gamma_t^2 / (gamma_t^2 + sigma_t^2): that is gamma_t^2 where gamma^2 + sigma^2 = 1 (table 3, "predict clean
@@ -172,11 +183,13 @@ class NoiseSchedule(nn.Module):
 
 
 def _ddpm_alphas_cumprod(num_train_timesteps: int) -> torch.Tensor:
+    """Betas from 1e-4 to 0.02 at T = 1000; at another T as DiT's code scales them, so that the noise ends as strong."""
     try:
         from diffusers import DDPMScheduler
     except ImportError as error:
         raise ImportError("noise_schedule='ddpm' takes its betas from diffusers: pip install diffusers") from error
-    return DDPMScheduler(num_train_timesteps=num_train_timesteps, beta_schedule="linear").alphas_cumprod
+    first, last = (beta * 1000 / num_train_timesteps for beta in (1e-4, 0.02))
+    return DDPMScheduler(num_train_timesteps, first, last, "linear").alphas_cumprod
 
 
 # -------------------------------------------------------------------------------------------- embeddings of place and time
@@ -564,7 +577,8 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             gamma, sigma = (
                 table[timesteps][:, None, None] for table in (self.noise_schedule.gamma, self.noise_schedule.sigma)
             )
-            prediction = (noisy_latents - sigma * prediction) / gamma.clamp(min=0.01)  # gamma = 0 holds no picture
+            gamma = torch.where(gamma > 0, gamma, 1)  # gamma = 0 holds no picture
+            prediction = (noisy_latents - sigma * prediction) / gamma
         return self.ldae.tokenizer.decode(prediction, image_hw)
 
     @can_return_tuple

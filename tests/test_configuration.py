@@ -64,6 +64,7 @@ def test_unknown_size_is_refused():
         ("latent_dim", {"tokenizer_type": "pixels"}),
         ("feature_timestep", {"feature_timestep": 1000}),
         ("feature_timestep", {"num_train_timesteps": 10}),
+        ("num_train_timesteps", {"num_train_timesteps": 20, "noise_schedule": "ddpm"}),
         *[(name, {name: value}) for name in ("sigma_max", "sigma_single") for value in (-1, math.nan, math.inf)],
         *[("residual_weight", {"residual_weight": value}) for value in (-0.1, math.nan, math.inf)],
         *[(name, {name: "other"}) for name in ("tokenizer_type", "latent_scaling", "noise_schedule")],

@@ -1,5 +1,6 @@
 """The model against independent computations: naive transcriptions, diffusers, timm; and what transformers promises."""
 
+import copy
 import math
 from functools import partial
 
@@ -245,6 +246,25 @@ def test_schedules_are_their_formulas(tiny_config, schedule, gamma, sigma):
         # 1 / (1 + sigma^2) of section 4.3; where gamma^2 + sigma^2 = 1 the paper's weight is gamma^2
         weight = 1 / (1 + sigma(t) ** 2) if gamma(t) == 1 else gamma(t) ** 2
         assert values == pytest.approx((gamma(t), sigma(t), weight), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("timesteps", [21, 100, 1000, 4000])
+def test_ddpm_ends_in_noise_at_any_number_of_timesteps(tiny_config, timesteps):
+    """Betas times 1000 / T, as DiT's code has them: the logarithm of the signal that is left hardly depends on T."""
+    schedule = NoiseSchedule(tiny_config(noise_schedule="ddpm", num_train_timesteps=timesteps))
+    betas = torch.linspace(0.1 / timesteps, 20 / timesteps, timesteps, dtype=torch.float64)
+    assert_close(schedule.gamma.double() ** 2, (1 - betas).cumprod(0), rtol=1e-4, atol=1e-9)
+    assert schedule.gamma[-1] ** 2 < 1e-4
+
+
+def test_exact_noise_gives_the_picture_back_at_every_level_of_ddpm(tiny_model, pictures):
+    model = tiny_model(prediction="noise", noise_schedule="ddpm")
+    x, t = pictures(model.config), torch.tensor([980, 999])
+    latents = model.ldae.tokenizer.encode(x)
+    noise = torch.randn(latents.shape)
+    noisy = model.noise_schedule.add_noise(latents, noise, t)
+    clean = model.clean_pictures(noise, noisy, t, model.config.image_hw)
+    assert_close(clean, model.ldae.tokenizer.decode(latents, model.config.image_hw), atol=1e-3, rtol=0)
 
 
 def test_ddpm_is_diffusers(tiny_config):
@@ -501,6 +521,22 @@ def test_bfloat16_leaves_tokenizer_and_noise_in_float32(tiny_model, pictures, tm
             assert torch.equal(module.get_buffer(name), buffer)
     x, drawn = pictures(model.config), draw(model)
     output, expected = loaded(x, **drawn), model(x, **drawn)
+    assert torch.equal(output.noisy_pixel_values, expected.noisy_pixel_values)
+    assert_close(output.loss, expected.loss, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("tokenizer_type", ["pca", "conv_vae"])
+def test_a_cast_leaves_tokenizer_and_noise_in_float32(tiny_model, pictures, dtype, tokenizer_type):
+    rung = {"input_space": "latent", "prediction": "noise"} if tokenizer_type == "conv_vae" else {}
+    model = tiny_model(tokenizer_type=tokenizer_type, **rung)
+    x, drawn = pictures(model.config), draw(model)
+    expected = model(x, **drawn)
+    cast = copy.deepcopy(model).to(dtype)
+    assert {parameter.dtype for parameter in cast.parameters()} == {dtype}
+    for name, buffer in model.ldae.tokenizer.named_buffers():
+        assert torch.equal(cast.ldae.tokenizer.get_buffer(name), buffer), name
+    output = cast(x, **drawn)
     assert torch.equal(output.noisy_pixel_values, expected.noisy_pixel_values)
     assert_close(output.loss, expected.loss, rtol=0.03, atol=0)
 
