@@ -32,6 +32,7 @@ from .verdicts import tables, write
 # What `--` cannot give: what rungs change, and what the ladder says itself.
 OWN = {
     *(name for rung in RUNGS.values() for name in rung.change),
+    "num_classes",
     "output_dir",
     "seed",
     "resume",
@@ -273,6 +274,8 @@ def main(argv: list[str] | None = None):
     if given.rungs is not None:
         rungs = list(RUNGS.values()) if "all" in given.rungs else [RUNGS[name] for name in dict.fromkeys(given.rungs)]
     model_args, data_args, _ = parse_arguments([given.recipe, *extra])  # refuses what train_ldae.py refuses
+    if model_args.num_classes:
+        parser.error("rungs decide whether there are classes: leave num_classes out of the recipe")
     road = Road(
         recipe=given.recipe,
         output_dir=given.output_dir,

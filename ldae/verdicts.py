@@ -4,8 +4,7 @@ All of it is made from results files; pictures that need weights are drawn where
 """
 
 import math
-from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, variance
@@ -43,16 +42,20 @@ SIDES = ("one-level", "predict-noise", "random-crop", "classical-dae")  # of the
 NO_CHANGE = 0.5  # points of accuracy: what changes less in the paper, which has one seed, is taken for no change
 NUM_SHOWN = 6  # pictures in drawings of noise
 TRAINING = "the tokenizer's training"  # among the settings of a run
+PLAYERS = {  # settings of a tokenizer's loss, which count where it has a weight
+    "tokenizer_perceptual_weight": {"tokenizer_lpips_net"},
+    "tokenizer_adversarial_weight": {"tokenizer_discriminator_start", "tokenizer_discriminator_width"},
+}
 CHANGED_WITH = {  # what an option of a rung changes in the configuration beside itself
     "shrink": {"image_size", "patch_size"},
     "class_conditional": {"num_classes"},
-    "tokenizer_type": {"autoencoder", TRAINING},
+    "tokenizer_type": {"autoencoder", TRAINING}.union(*PLAYERS.values()),
     "latent_dim": {"autoencoder"},
+    **PLAYERS,
 }
 # what makes a run beside its configuration; how its tokenizer was trained is read from that training's own result
 NOT_COMPARED = {"data", "seed", *(name for name in RUN_DEFINING if name.startswith("tokenizer"))}
-LOSSES = ("tokenizer_perceptual_weight", "tokenizer_adversarial_weight")  # but these are what rungs change
-OPTIONS = (*(name for name in RUN_DEFINING if name not in NOT_COMPARED), *LOSSES)
+OPTIONS = tuple(name for name in RUN_DEFINING if name not in NOT_COMPARED)
 
 Results = dict[str, dict[str, Any]]  # of one run, by kind
 
@@ -63,6 +66,7 @@ class Measured:
 
     Args:
         accuracy, error: the mean in %, and its standard error.
+        whole: whether the error has the part of the seeds, which is unknown where no rung has several.
         floor: of the untrained network; None where it was not measured.
         distances: of generated pictures from real ones, by what it is measured on: values of the seeds.
         variance_held: the part of the patches' variance that the tokenizer holds; None where it was not measured.
@@ -72,6 +76,7 @@ class Measured:
 
     accuracy: float
     error: float
+    whole: bool
     seeds: int
     floor: float | None
     distances: dict[str, list[float]]
@@ -109,23 +114,17 @@ def load_runs(output_dir: str | Path) -> dict[str, list[Results]]:
     return {name: runs[name] for name in RUNGS if name in runs}
 
 
-def measured(output_dir: str | Path) -> dict[str, Measured]:
+def measured(output_dir: str | Path, also: Sequence[str | Path] = ()) -> dict[str, Measured]:
     """The rungs that are done below a folder, by name.
 
     The standard error of a mean over n seeds is sqrt(b^2 + s^2 / n): b is the binomial one, of the validation pictures that all
-    seeds share, s^2 the variance between seeds, pooled over all rungs that have several.
+    seeds share, s^2 the variance between seeds, pooled over all rungs that have several, of the ladders in `also` too.
     """
-    runs = {
-        name: done
-        for name, every in load_runs(output_dir).items()
-        if (done := [run for run in every if PROTOCOL in run["probe"]["protocols"]])
-    }
-    figures = {name: [run["probe"]["protocols"][PROTOCOL] for run in done] for name, done in runs.items()}
-    accuracies = {name: [figure["accuracy"] for figure in row] for name, row in figures.items()}
-    between = _between(accuracies.values()) or 0.0
+    ladders = [_probed(folder) for folder in (output_dir, *also)]
+    between = _between(_figures(done, "accuracy") for runs in ladders for done in runs.values())
     found = {}
-    for name, done in runs.items():
-        binomial = mean(figure["standard_error"] for figure in figures[name])
+    for name, done in ladders[0].items():
+        binomial = mean(_figures(done, "standard_error"))
         floors = [run["probe"]["floor"][PROTOCOL]["accuracy"] for run in done if PROTOCOL in run["probe"]["floor"]]
         distances: dict[str, list[float]] = {}
         for run in done:
@@ -141,8 +140,9 @@ def measured(output_dir: str | Path) -> dict[str, Measured]:
         if (tokenizer := given.get("tokenizer")) and Path(tokenizer).parent.name != "tokenizers":
             differs["tokenizer"] = tokenizer  # one that was not trained here
         found[name] = Measured(
-            accuracy=mean(accuracies[name]),
-            error=math.sqrt(binomial**2 + between / len(done)),
+            accuracy=mean(_figures(done, "accuracy")),
+            error=math.sqrt(binomial**2 + (between or 0) / len(done)),
+            whole=between is not None,
             seeds=len(done),
             floor=mean(floors) if floors else None,
             distances=distances,
@@ -151,6 +151,17 @@ def measured(output_dir: str | Path) -> dict[str, Measured]:
             differs=differs,
         )
     return found
+
+
+def _probed(output_dir: str | Path) -> dict[str, list[Results]]:
+    """The runs that were measured by the protocol."""
+    runs = load_runs(output_dir)
+    probed = {name: [run for run in done if PROTOCOL in run["probe"]["protocols"]] for name, done in runs.items()}
+    return {name: done for name, done in probed.items() if done}
+
+
+def _figures(done: list[Results], which: str) -> list[float]:
+    return [run["probe"]["protocols"][PROTOCOL][which] for run in done]
 
 
 def _between(figures: Iterable[list[float]]) -> float | None:
@@ -163,12 +174,19 @@ def _setting_of(run: Results) -> dict[str, Any]:
     """What can make a difference between runs beside their seed."""
     train = run["train"]
     config = {k: v for k, v in train["config"].items() if k in LDAEConfig.__annotations__}
-    seen = {"pictures seen": train["pictures_seen"], "pictures": train["data"]["fingerprint"]}
-    setting = {**config, **{name: train["arguments"].get(name) for name in OPTIONS}, **seen}
+    setting = {**config, **_training_of(train), **{name: train["arguments"].get(name) for name in PLAYERS}}
     if tokenizer := run.get("tokenizer"):
-        given = {name: tokenizer["arguments"].get(name) for name in ("epochs", "base_learning_rate")}
-        setting[TRAINING] = {**given, "kl_weight": tokenizer["config"].get("kl_weight")}
+        setting[TRAINING] = {**_training_of(tokenizer), "kl_weight": tokenizer["config"].get("kl_weight")}
+        for loss, names in PLAYERS.items():
+            if tokenizer["arguments"].get(loss):
+                setting |= {name: tokenizer["arguments"].get(name) for name in names}
     return setting
+
+
+def _training_of(train: dict[str, Any]) -> dict[str, Any]:
+    """How a training went, but for its model and its seed."""
+    seen = {"pictures seen": train["pictures_seen"], "pictures": train["data"]["fingerprint"]}
+    return {**{name: train["arguments"].get(name) for name in OPTIONS}, **seen}
 
 
 def compare(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | str | None:
@@ -193,13 +211,16 @@ def compare(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | s
 def verdict(rung: Rung, figures: dict[str, Measured]) -> str:
     """Whether a rung's change does here what it does in the paper: at two standard errors of the difference.
 
-    "none seen": the paper sees no difference, or one below `NO_CHANGE`, and none is seen.
+    "none seen": the paper sees no difference, or one below `NO_CHANGE`, and none is seen. "one seed": no rung has several, so
+    that nothing is known of the deviation between seeds.
     """
     difference = compare(rung, figures)
     if difference is None:
         return "not run"
     if isinstance(difference, str):
         return "not comparable"
+    if not figures[rung.name].whole:
+        return "one seed"
     claims = rung.sign if rung.sign is not None else rung.claim if abs(rung.claim) >= NO_CHANGE else 0
     if abs(difference[0]) <= 2 * difference[1]:
         return "undecided" if claims else "none seen"
@@ -218,20 +239,23 @@ def tables(output_dir: str | Path, also: Sequence[str | Path] = ()) -> dict[str,
     Raises:
         FileNotFoundError: if no rung directly below a folder is done.
     """
-    ladders = {str(folder): measured(folder) for folder in (output_dir, *also)}
+    folders = (output_dir, *also)
+    ladders = {str(folder): measured(folder, [other for other in folders if other != folder]) for folder in folders}
     for folder, found in ladders.items():
         if not found:
             raise FileNotFoundError(f"no rung in {folder!r} is trained and probed by {PROTOCOL}")
     runs, figures = load_runs(output_dir), ladders[str(output_dir)]
     road = [name for name, rung in RUNGS.items() if not rung.side]
-    tokenizers = road.index("patch-vae")
+    tokenizers, branches = road.index("patch-vae"), [*SIDES, *(f"pixels-d{d}" for d in PIXELS)]
     return {
         "setting": _setting(runs),
         "claims": _claims(ladders),
         "table 1": _generating(road[:tokenizers], figures),
         "table 2": _table2(figures),
         "table 3": _rungs(road[tokenizers:], figures),
-        "branches": _rungs([*SIDES, *(f"pixels-d{d}" for d in PIXELS)], ChainMap(*ladders.values())),
+        "branches": "\n".join(
+            [_rungs(branches, figures), *filter(None, (_elsewhere(RUNGS[name], ladders) for name in branches))]
+        ),
         "timesteps": _timesteps(runs),
         "blocks": _blocks(runs),
     }
@@ -264,12 +288,11 @@ def _claims(ladders: dict[str, dict[str, Measured]]) -> str:
     """
     rows = [["rung", "after", "change", "paper", "here", "verdict"], ["---"] * 3 + ["---:"] * 2 + ["---"]]
     counts: dict[str, int] = {}
-    notes, first = [], next(iter(ladders))
+    notes = []
     for rung in RUNGS.values():
         if rung.claim is None:
             continue
-        ladder = next((name for name, found in ladders.items() if compare(rung, found) is not None), first)
-        figures = ladders[ladder]
+        figures = ladders[_judged_in(rung, ladders)]
         result, difference = verdict(rung, figures), compare(rung, figures)
         counts[result] = counts.get(result, 0) + 1
         paper = f"{rung.claim:+.1f}" if rung.sign is None else {1: "+", 0: "0", -1: "−"}[rung.sign]
@@ -277,15 +300,27 @@ def _claims(ladders: dict[str, dict[str, Measured]]) -> str:
         rows.append([f"`{rung.name}`", f"`{rung.before}`", rung.what, paper, here, result])
         if isinstance(difference, str):
             notes.append(f"\n{difference}.")
-        if ladder != first:
-            after, before = (f"`{name}` reaches {_accuracy(figures[name])}" for name in (rung.name, rung.before))
-            notes.append(f"\n`{rung.name}` is judged in another ladder, {Path(ladder).name}: {after}, {before}.")
-    order = ("agrees", "none seen", "undecided", "does not", "not comparable", "not run")
+        notes.append(_elsewhere(rung, ladders))
+    order = ("agrees", "none seen", "undecided", "does not", "one seed", "not comparable", "not run")
     summary = ", ".join(f"{counts[name]} {name}" for name in order if name in counts)
-    return "\n".join([f"{sum(counts.values())} claims: {summary}.\n", *_markdown(rows), *notes])
+    return "\n".join([f"{sum(counts.values())} claims: {summary}.\n", *_markdown(rows), *filter(None, notes)])
 
 
-def _rungs(names: Iterable[str], figures: Mapping[str, Measured], *more: tuple[str, Callable[[str], str]]) -> str:
+def _judged_in(rung: Rung, ladders: dict[str, dict[str, Measured]]) -> str:
+    """The first ladder that has run a rung and the one before it; the first of all where none has."""
+    return next((name for name, figures in ladders.items() if compare(rung, figures) is not None), next(iter(ladders)))
+
+
+def _elsewhere(rung: Rung, ladders: dict[str, dict[str, Measured]]) -> str:
+    """A sentence on a rung that is not judged in the first ladder."""
+    ladder = _judged_in(rung, ladders)
+    if ladder == next(iter(ladders)):
+        return ""
+    after, before = (f"`{name}` reaches {_accuracy(ladders[ladder][name])}" for name in (rung.name, rung.before))
+    return f"\n`{rung.name}` is judged in another ladder, {Path(ladder).name}: {after}, {before}."
+
+
+def _rungs(names: Iterable[str], figures: dict[str, Measured], *more: tuple[str, Callable[[str], str]]) -> str:
     """A row for each rung; `more` are further columns, as their head and what stands there for a rung's name."""
     head = ["rung", "change", "paper", "here", "floor", "seeds", *(title for title, _ in more)]
     rows, notes = [head, ["---", "---", *["---:"] * (len(head) - 2)]], []
