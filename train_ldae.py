@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ldae import LDAEForPreTraining, tokenizers
 from ldae.arguments import RUN_DEFINING, parse_arguments
 from ldae.cards import write_card
-from ldae.checkpoints import FULL, Checkpoints, full_state, read_state
+from ldae.checkpoints import FULL, Checkpoints, full_state, read_state, refuse_changes
 from ldae.data import Pictures, StepSampler, load_examples, mix_seed, to_pixel_values, training_loader, why_not_probed
 from ldae.encoders import Encoder
 from ldae.hardware import has_bf16
@@ -103,11 +103,8 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     state = {"step": 0, "seconds": 0.0, "bad_pictures": [], "loss": None, "options": options}
     if last is not None:
         state = read_state(last)
-        changed = [f"{k} was {v!r}, is {options[k]!r}" for k, v in state["options"].items() if options[k] != v]
-        if state["pictures_per_step"] != per_step:
-            changed.append(f"pictures per step were {state['pictures_per_step']}, are {per_step}")
-        if changed:
-            raise ValueError(f"--resume must go on with the run's own options, but {'; '.join(changed)}")
+        refuse_changes({**state["options"], "pictures per step": state["pictures_per_step"]},
+                       {**options, "pictures per step": per_step})  # fmt: skip
     elif isinstance(model, LDAEForPreTraining) and train_args.init_from is None:
         state["bad_pictures"] = fit_to_pictures(
             model.to(accelerator.device), pictures, data_args.pca_patches, data_args.num_workers
@@ -133,6 +130,11 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         checkpoints.load(last, model, optimizer, ema)
         accelerator.print(f"Going on from {last}.")
     accelerator.init_trackers("ldae", {k: str(v) for k, v in args.items()})
+
+    def part_done() -> float:
+        """Of the run: 1 at its end, by steps or by the clock."""
+        by_clock = state["seconds"] / 60 / train_args.max_minutes if train_args.max_minutes is not None else 0
+        return max(state["step"] / max_steps, by_clock)
 
     def snapshot() -> torch.nn.Module:
         """The averaged model as it is now, whole, in evaluation mode."""
@@ -167,7 +169,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     bar = tqdm(initial=state["step"], total=max_steps, desc="training", disable=not accelerator.is_main_process)
     began -= state["seconds"]  # of the run before it was resumed
     started, first_step = time.monotonic(), state["step"]
-    progress = state["step"] / max_steps
+    progress = part_done()
     model.train()
     while progress < 1:
         step = state["step"]
@@ -203,9 +205,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         state["step"] = step = step + 1
         seconds = torch.tensor(time.monotonic() - began, device=accelerator.device)
         state["seconds"] = accelerator.reduce(seconds, "mean").item()
-        progress = step / max_steps
-        if train_args.max_minutes is not None:
-            progress = max(progress, state["seconds"] / 60 / train_args.max_minutes)
+        progress = part_done()
         value = total.item()
         state["loss"] = value if state["loss"] is None else 0.98 * state["loss"] + 0.02 * value
         speed = (step - first_step) * per_step / (time.monotonic() - started)

@@ -22,7 +22,8 @@ RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if n
     "data", "train_split", "crop", "flip", "per_device_batch_size", "gradient_accumulation_steps", "base_learning_rate",
     "learning_rate", "warmup_ratio", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "ema_decay", "seed",
     "class_conditional", "tokenizer", "tokenizer_kl_weight", "tokenizer_perceptual_weight", "tokenizer_adversarial_weight",
-    "tokenizer_lpips_net", "tokenizer_discriminator_start", "tokenizer_discriminator_width",
+    "tokenizer_lpips_net", "tokenizer_discriminator_start", "tokenizer_discriminator_width", "tokenizer_epochs",
+    "tokenizer_learning_rate",
 )  # fmt: skip
 LENGTHS = {"epochs", "max_steps", "max_minutes"}  # of a run: one that is given replaces those of a recipe
 DEFAULT_RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "photos.yaml"
@@ -302,6 +303,10 @@ def _validate(model, data, train):
         config = model.config()
     except StrictDataclassError as error:  # its cause is the sentence that names the field
         raise ValueError(str(error.__cause__ or error)) from error
+    if config.tokenizer_type != "conv_vae":
+        for name in ("tokenizer_perceptual_weight", "tokenizer_adversarial_weight"):
+            if getattr(train, name):
+                raise ValueError(f"--{name} needs --tokenizer_type conv_vae, got {config.tokenizer_type!r}")
     if train.tokenizer and config.tokenizer_type not in TRAINED:
         raise ValueError(
             f"--tokenizer needs --tokenizer_type {', '.join(TRAINED)}, got {config.tokenizer_type!r}, which is not trained"

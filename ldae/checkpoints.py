@@ -114,3 +114,12 @@ class Checkpoints:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What `Checkpoints.save` was given as `state`."""
     return json.loads((checkpoint / "state.json").read_text())
+
+
+def refuse_changes(was: dict[str, Any], given: dict[str, Any]):
+    """Refuses, by a ValueError, to go on with a run by other options; those that one of the two does not know are its own."""
+    changed = [
+        f"{name} was {was[name]!r}, is {value!r}" for name, value in given.items() if was.get(name, value) != value
+    ]
+    if changed:
+        raise ValueError(f"--resume must go on with the run's own options, but {'; '.join(changed)}")

@@ -35,6 +35,7 @@ from .arguments import option, option_parser
 from .data import Pictures, load_examples
 from .encoders import evaluating, load_encoder
 from .frechet import frechet_distance
+from .models import load_model
 from .results import save_result
 from .rungs import RUNGS, options
 
@@ -164,8 +165,6 @@ class LDAEPipeline(DiffusionPipeline):
         ValueError: for a model that `check_generates` refuses.
     """
 
-    model_cpu_offload_seq = "model"
-
     def __init__(self, model: LDAEForPreTraining, scheduler: SchedulerMixin):
         super().__init__()
         check_generates(model)
@@ -237,7 +236,6 @@ class LDAEPipeline(DiffusionPipeline):
 
         pictures = self.model.ldae.tokenizer.decode(latents, config.image_hw)
         images = self.image_processor.postprocess(pictures, output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _classes(
@@ -366,18 +364,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         f"{given.num_pictures} pictures, {min(SHOWN, given.num_pictures)} of them drawn: {output_dir / 'samples.png'}"
     )
     return result
-
-
-def load_model(name: str) -> LDAEForPreTraining:
-    """An l-DAE, encoder and decoder, of a folder or Hub id.
-
-    Raises:
-        ValueError: if weights are missing, which transformers would replace by random ones.
-    """
-    model, loaded = LDAEForPreTraining.from_pretrained(Path(name).expanduser(), output_loading_info=True)
-    if missing := sorted(loaded["missing_keys"]):
-        raise ValueError(f"--model: {name!r} lacks {len(missing)} of an l-DAE's weights, such as {missing[0]}")
-    return model.eval()
 
 
 if __name__ == "__main__":

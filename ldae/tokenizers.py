@@ -26,6 +26,7 @@ from transformers.utils import ModelOutput
 from configuration_ldae import LDAEConfig, pair
 from modeling_ldae import ConvTokenizer, PatchTokenizer, patchify, unpatchify
 
+from .checkpoints import Checkpoints, read_state, refuse_changes
 from .data import count_classes, load_examples
 
 TRAINED = ("patch_ae", "patch_vae", "conv_vae")  # tokenizer types
@@ -381,9 +382,17 @@ def load_into(tokenizer: PatchTokenizer | ConvTokenizer, source: str | Path, con
     if not (Path(source) / "config.json").is_file():
         raise FileNotFoundError(f"tokenizer: there is no trained tokenizer in {source!r}")
     found = PatchAutoencoderConfig.from_pretrained(source)
-    asked = (PatchAutoencoderConfig.model_type, config.num_channels, config.patch_hw, config.latent_dim)
-    got = (found.to_dict().get("model_type"), found.num_channels, found.patch_hw, found.latent_dim)
-    for name, a, b in zip(("model type", "num_channels", "patch size", "latent_dim"), asked, got, strict=True):
+    kind = "patch_vae" if found.kl_weight else "patch_ae"
+    asked = (
+        PatchAutoencoderConfig.model_type,
+        config.num_channels,
+        config.patch_hw,
+        config.latent_dim,
+        config.tokenizer_type,
+    )
+    got = (found.to_dict().get("model_type"), found.num_channels, found.patch_hw, found.latent_dim, kind)
+    names = ("model type", "num_channels", "patch size", "latent_dim", "tokenizer_type")
+    for name, a, b in zip(names, asked, got, strict=True):
         if a != b:
             raise ValueError(f"tokenizer: {source!r} has {name} {b}, the l-DAE needs {a}")
     trained = PatchAutoencoder.from_pretrained(source)
@@ -404,6 +413,11 @@ def stage(model_args, data_args, train_args):
         )
     if not needed:
         return None
+    last = Checkpoints(Path(train_args.output_dir).expanduser() / "checkpoints").last()
+    if train_args.resume and last is not None:  # before the tokenizer that it has is trained on
+        refuse_changes(
+            read_state(last)["options"], {k: v for k, v in vars(train_args).items() if k.startswith("tokenizer_")}
+        )
     if data_args.streaming:
         raise ValueError(
             "--streaming reads no stream to its end, which a tokenizer's training does: give --tokenizer FOLDER"

@@ -447,6 +447,12 @@ def test_command_line_refuses_what_does_not_generate(tiny_model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_offload_is_refused(make):
+    """The pipeline uses parts of its one model, which the hooks of offloading do not see."""
+    with pytest.raises(ValueError, match="offload"):
+        pipeline(make()).enable_model_cpu_offload()
+
+
 def test_command_line_refuses_before_it_reads_a_picture(make, data, tmp_path, monkeypatch):
     make().save_pretrained(tmp_path / "model")
     monkeypatch.setattr(generation, "load_examples", lambda *args: pytest.fail("pictures were read"))

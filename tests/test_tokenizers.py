@@ -137,6 +137,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
         load_into(PatchTokenizer(config), tmp_path, config)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_into(PatchTokenizer(config), tmp_path / "nowhere", config)
+    config = LDAEConfig(**SIZE, tokenizer_type="patch_vae", prediction="latent")
+    with pytest.raises(ValueError, match="tokenizer_type patch_ae, the l-DAE needs patch_vae"):
+        load_into(PatchTokenizer(config), tmp_path, config)
 
 
 @pytest.fixture
@@ -165,3 +168,7 @@ def test_the_script_trains_a_tokenizer_first_and_reuses_it(data, tmp_path):
     assert not (tmp_path / "again-tokenizer").exists()
     weights = [(folder / "model.safetensors").read_bytes() for folder in (run, again)]
     assert weights[0] == weights[1]
+    before = (tmp_path / "run-tokenizer/model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"run's own options, but tokenizer_epochs was 3.0, is 4.0"):
+        train_ldae.main([*options.split(), "--output_dir", str(run), "--resume", "--tokenizer_epochs", "4"])
+    assert (tmp_path / "run-tokenizer/model.safetensors").read_bytes() == before

@@ -265,6 +265,10 @@ def test_nothing_is_trained_for_a_run_that_will_be_refused(folder, tmp_path, mon
         ("--tokenizer some/where", "--tokenizer needs --tokenizer_type patch_ae, patch_vae, conv_vae, got 'pca'"),
         ("--init_from a --tokenizer b", "tokenizer is what --init_from brings with it"),
         ("--init_from a --class_conditional", "class_conditional is what --init_from brings with it"),
+        (
+            "--tokenizer_type patch_ae --prediction latent --tokenizer_adversarial_weight 1",
+            "needs --tokenizer_type conv_vae",
+        ),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(options, message):
@@ -285,6 +289,30 @@ def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
     a, b = (load_file(path / "model.safetensors") for path in (first, second))
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
     assert torch.equal(a["ldae.tokenizer.V"], b["ldae.tokenizer.V"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--latent_scaling global", "--latent_scaling global contradicts --init_from, whose tokenizer has component"),
+        ("--subtract_mean False", "--subtract_mean False contradicts --init_from"),
+        ("--num_hidden_layers 3", "--init_from: .* lacks .* of the l-DAE's weights, such as .*layers"),
+    ],
+)
+def test_what_contradicts_the_weights_is_refused(folder, tmp_path, options, message):
+    first = train(folder, tmp_path / "first")
+    with pytest.raises(ValueError, match=message):
+        train(folder, tmp_path / "second", "--init_from", str(first), *options.split())
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_run_that_the_clock_ended_is_not_trained_further(folder, tmp_path):
+    options = ("--max_minutes", "0.00001", "--warmup_ratio", "0")
+    train(folder, tmp_path / "run", *options)
+    weights, before = (tmp_path / "run/model.safetensors").read_bytes(), losses(tmp_path / "run")
+    train(folder, tmp_path / "run", *options, "--resume")
+    assert losses(tmp_path / "run") == before
+    assert (tmp_path / "run/model.safetensors").read_bytes() == weights
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, monkeypatch):
