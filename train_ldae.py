@@ -103,8 +103,10 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     state = {"step": 0, "seconds": 0.0, "bad_pictures": [], "loss": None, "options": options}
     if last is not None:
         state = read_state(last)
-        refuse_changes({**state["options"], "pictures per step": state["pictures_per_step"]},
-                       {**options, "pictures per step": per_step})  # fmt: skip
+        given = {**options, "pictures per step": per_step}
+        if isinstance(model, LDAEForPreTraining):  # how its tokenizer is trained, tokenizers.stage compares
+            given = {name: value for name, value in given.items() if not name.startswith("tokenizer_")}
+        refuse_changes({**state["options"], "pictures per step": state["pictures_per_step"]}, given)
     elif isinstance(model, LDAEForPreTraining) and train_args.init_from is None:
         state["bad_pictures"] = fit_to_pictures(
             model.to(accelerator.device), pictures, data_args.pca_patches, data_args.num_workers

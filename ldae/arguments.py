@@ -205,12 +205,12 @@ def _overrides(self) -> dict[str, Any]:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults, but not "None": there, the text says what is taken. What transformers says of --no_probe is what --probe does."""
+    """Defaults, but for None: there, the text says what is taken. What transformers says of --no_probe is what --probe does."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.option_strings[0].startswith("--no_"):
             return f"Switch --{action.dest} off."
-        return action.help if action.default is None else super()._get_help_string(action)
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
 def option_parser(*types: type, description: str) -> HfArgumentParser:
@@ -245,7 +245,11 @@ def parse_arguments(argv: list[str] | None = None):
         recipe = DEFAULT_RECIPE
     if recipe is not None:
         defaults = _read_recipe(recipe, {action.dest: action for action in parser._actions})
-        given = {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in argv}
+        given = {
+            argument.split("=")[0].removeprefix("--").replace("-", "_")
+            for argument in argv
+            if argument.startswith("--")
+        }
         if not LENGTHS.isdisjoint(given):
             defaults = {name: value for name, value in defaults.items() if name not in LENGTHS}
         parser.set_defaults(**defaults)
@@ -295,7 +299,7 @@ def _validate(model, data, train):
             f"--pca_patches and --num_workers must not be negative, got {data.pca_patches} and {data.num_workers}"
         )
     if train.init_from is not None:
-        for name in ("tokenizer", "class_conditional"):
+        for name in ("tokenizer", "class_conditional", "tokenizer_perceptual_weight", "tokenizer_adversarial_weight"):
             if getattr(train, name):
                 raise ValueError(f"--{name} is what --init_from brings with it; give one of the two")
         return
@@ -303,10 +307,9 @@ def _validate(model, data, train):
         config = model.config()
     except StrictDataclassError as error:  # its cause is the sentence that names the field
         raise ValueError(str(error.__cause__ or error)) from error
-    if config.tokenizer_type != "conv_vae":
-        for name in ("tokenizer_perceptual_weight", "tokenizer_adversarial_weight"):
-            if getattr(train, name):
-                raise ValueError(f"--{name} needs --tokenizer_type conv_vae, got {config.tokenizer_type!r}")
+    for name in ("tokenizer_perceptual_weight", "tokenizer_adversarial_weight"):
+        if getattr(train, name) and config.tokenizer_type != "conv_vae":
+            raise ValueError(f"--{name} needs --tokenizer_type conv_vae, got {config.tokenizer_type!r}")
     if train.tokenizer and config.tokenizer_type not in TRAINED:
         raise ValueError(
             f"--tokenizer needs --tokenizer_type {', '.join(TRAINED)}, got {config.tokenizer_type!r}, which is not trained"

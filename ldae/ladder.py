@@ -2,7 +2,7 @@
 
 python -m ldae.ladder recipes/ladder64.yaml --output_dir runs/ladder --dry_run                # what would be run, and the cost
 python -m ldae.ladder recipes/ladder64.yaml --output_dir runs/ladder --seeds 0 1 --workers 2 -- --epochs 10
-python -m ldae.ladder --output_dir runs/ladder --report docs/ladder.md                         # from the results files
+python -m ldae.ladder --output_dir runs/ladder --report docs/ladder.md --also runs/crops        # from the results files
 
 Rungs that are done are not run again, one that was stopped goes on. Options after `--` are train_ldae.py's, for all rungs.
 """
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None):
         parser.error(f"--workers must be at least 1, got {given.workers}")
     if given.autoencoder and given.without_lpips:
         parser.error("--autoencoder brings its losses with it, --without_lpips trains another: give one of the two")
-    own = OWN.intersection(name.split("=")[0].removeprefix("--") for name in extra)
+    own = OWN.intersection(name.split("=")[0].removeprefix("--").replace("-", "_") for name in extra)
     if own:
         parser.error(f"rungs, or the ladder itself, decide {', '.join(sorted(own))}: leave them out after --")
     rungs = [rung for rung in RUNGS.values() if not rung.side]

@@ -414,10 +414,11 @@ def stage(model_args, data_args, train_args):
     if not needed:
         return None
     last = Checkpoints(Path(train_args.output_dir).expanduser() / "checkpoints").last()
-    if train_args.resume and last is not None:  # before the tokenizer that it has is trained on
-        refuse_changes(
-            read_state(last)["options"], {k: v for k, v in vars(train_args).items() if k.startswith("tokenizer_")}
-        )
+    folder = train_args.output_dir if train_args.tokenizer_only else f"{train_args.output_dir}-tokenizer"
+    if train_args.resume and last is not None:  # before its tokenizer is trained on, or another one
+        given = {name: value for name, value in vars(train_args).items() if name.startswith("tokenizer_")}
+        given |= {} if train_args.tokenizer_only else {"tokenizer": str(Path(folder).expanduser())}
+        refuse_changes(read_state(last)["options"], given)
     if data_args.streaming:
         raise ValueError(
             "--streaming reads no stream to its end, which a tokenizer's training does: give --tokenizer FOLDER"
@@ -428,7 +429,7 @@ def stage(model_args, data_args, train_args):
     set_seed(train_args.seed)  # the autoencoder's initial weights are drawn here
     own = replace(
         train_args,
-        output_dir=train_args.output_dir if train_args.tokenizer_only else f"{train_args.output_dir}-tokenizer",
+        output_dir=folder,
         epochs=train_args.tokenizer_epochs,
         max_steps=None,
         max_minutes=None,

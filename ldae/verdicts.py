@@ -316,8 +316,14 @@ def _elsewhere(rung: Rung, ladders: dict[str, dict[str, Measured]]) -> str:
     ladder = _judged_in(rung, ladders)
     if ladder == next(iter(ladders)):
         return ""
-    after, before = (f"`{name}` reaches {_accuracy(ladders[ladder][name])}" for name in (rung.name, rung.before))
-    return f"\n`{rung.name}` is judged in another ladder, {Path(ladder).name}: {after}, {before}."
+    names, figures = (rung.name, rung.before), ladders[ladder]
+    after, before = (f"`{name}` reaches {_accuracy(figures[name])}" for name in names)
+    sentence = f"\n`{rung.name}` is judged in another ladder, {ladder}: {after}, {before}."
+    return "\n".join([sentence, *(_differs(name, figures[name]) for name in names if figures[name].differs)])
+
+
+def _differs(name: str, found: Measured) -> str:
+    return f"\n`{name}` was run with {', '.join(f'`--{k} {v}`' for k, v in found.differs.items())}."
 
 
 def _rungs(names: Iterable[str], figures: dict[str, Measured], *more: tuple[str, Callable[[str], str]]) -> str:
@@ -330,7 +336,7 @@ def _rungs(names: Iterable[str], figures: dict[str, Measured], *more: tuple[str,
         cells = [f"`{name}`", rung.what, _number(rung.paper), _accuracy(found), _number(found and found.floor), seeds]
         rows.append([*cells, *(cell(name) for _, cell in more)])
         if found and found.differs:
-            notes.append(f"\n`{name}` was run with {', '.join(f'`--{k} {v}`' for k, v in found.differs.items())}.")
+            notes.append(_differs(name, found))
     return "\n".join([*_markdown(rows), *notes])
 
 
@@ -422,12 +428,15 @@ def _markdown(lines: list[list[str]]) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- drawings
 
 
-def draw(output_dir: str | Path, folder: Path) -> list[Path]:
+def draw(output_dir: str | Path, folder: Path, also: Sequence[str | Path] = ()) -> list[Path]:
     """The paper's figures 3 to 8 as PNG in a folder; 4, 7 and 8 only where runs still hold their weights.
+
+    Args:
+        also: as for `measured`.
 
     schedules (3), filters (4), dimensions (5, with table 2), road (6), noise (7) and denoised (8).
     """
-    output_dir, figures = Path(output_dir), measured(output_dir)
+    output_dir, figures = Path(output_dir), measured(output_dir, also)
     road = [name for name, rung in RUNGS.items() if name in figures and (not rung.side or name in SIDES)]
     drawn = [plots.schedules(folder / "schedules.png")]
     if road:
@@ -495,4 +504,4 @@ def write(output_dir: str | Path, path: Path, also: Sequence[str | Path] = ()) -
     path.write_text(found + "".join(missing))
     for name, text in texts.items():
         fill(path, name, text)
-    return [path, *draw(output_dir, path.with_suffix(""))]
+    return [path, *draw(output_dir, path.with_suffix(""), also)]

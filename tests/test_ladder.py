@@ -286,10 +286,18 @@ def test_every_worker_has_a_gpu_of_those_that_may_be_used(monkeypatch):
 
 
 def test_what_the_ladder_decides_cannot_be_given(recipe, capsys):
-    for option in ("--latent_dim=16", "--seed", "--output_dir", "--prediction", "--crop", "--num_classes"):
+    for option in (
+        "--latent_dim=16",
+        "--seed",
+        "--output_dir",
+        "--prediction",
+        "--crop",
+        "--num_classes",
+        "--output-dir",
+    ):
         with pytest.raises(SystemExit):
             ladder.main([recipe, "--", option, "noise"])
-        assert option.strip("-").split("=")[0] in capsys.readouterr().err
+        assert option.strip("-").split("=")[0].replace("-", "_") in capsys.readouterr().err
 
 
 def test_other_ladders_are_for_a_report(recipe, tmp_path, capsys):
@@ -456,6 +464,16 @@ def test_one_seed_is_no_verdict(tmp_path):
     assert f"{row}1.2 | agrees |" in verdicts.tables(tmp_path / "road", [tmp_path / "other"])["claims"]
 
 
+def test_a_reports_drawings_have_the_errors_of_its_tables(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(verdicts.plots, "road", lambda steps, path: drawn.append(steps) or path)
+    made(tmp_path / "road", "l-dae", 50.0)
+    made(tmp_path / "other", "patch-pca", 50.0, 51.0)
+    verdicts.write(tmp_path / "road", tmp_path / "road.md", [tmp_path / "other"])
+    (((_, _, (accuracy, error), _),),) = drawn
+    assert (accuracy, error) == (50.0, pytest.approx(0.75**0.5))
+
+
 def test_the_variance_that_tokenizers_hold_stands_below_table_2(tmp_path):
     made(tmp_path, "patch-pca", 50.0)
     path = tmp_path / "patch-pca-seed0/results/train.json"
@@ -469,12 +487,15 @@ def test_a_claim_that_is_not_run_is_judged_in_another_ladder(tmp_path):
     for folder, accuracy in ((road, 50.0), (crops, 40.0)):
         made(folder, "l-dae", accuracy, accuracy)
         made(folder, "classical-dae", accuracy - 10)
-    made(crops, "random-crop", 45.0)
+    made(crops, "random-crop", 45.0, crop="other")
     alone, both = verdicts.tables(road), verdicts.tables(road, [crops])
     row = "| `random-crop` | `l-dae` | random crops | +0.5 | "
     assert row + "– | not run |" in alone["claims"]
     assert row + "+5.0 ± 0.7 | agrees |" in both["claims"]
-    reason = "`random-crop` is judged in another ladder, crops: `random-crop` reaches 45.0 ± 0.5, `l-dae` reaches 40.0 ± 0.5."
+    reason = (
+        "`random-crop` is judged in another ladder, {}: `random-crop` reaches 45.0 ± 0.5, `l-dae` reaches 40.0 ± 0.5."
+    )
+    reason = reason.format(crops) + "\n\n`random-crop` was run with `--crop other`."
     assert both["claims"].endswith(reason)
     assert both["branches"] == f"{alone['branches']}\n\n{reason}"
     assert [both[name] for name in ("setting", "table 3")] == [alone[name] for name in ("setting", "table 3")]

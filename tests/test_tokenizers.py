@@ -172,3 +172,8 @@ def test_the_script_trains_a_tokenizer_first_and_reuses_it(data, tmp_path):
     with pytest.raises(ValueError, match=r"run's own options, but tokenizer_epochs was 3.0, is 4.0"):
         train_ldae.main([*options.split(), "--output_dir", str(run), "--resume", "--tokenizer_epochs", "4"])
     assert (tmp_path / "run-tokenizer/model.safetensors").read_bytes() == before
+    with pytest.raises(
+        ValueError, match=r"run's own options, but tokenizer was '.*run-tokenizer', is '.*again-tokenizer'"
+    ):
+        train_ldae.main([*options.split(), "--output_dir", str(again), "--resume"])
+    assert not (tmp_path / "again-tokenizer").exists()

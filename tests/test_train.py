@@ -295,6 +295,8 @@ def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
     ("options", "message"),
     [
         ("--latent_scaling global", "--latent_scaling global contradicts --init_from, whose tokenizer has component"),
+        ("--patch_size 2 8", r"--patch_size \(2, 8\) contradicts --init_from, whose tokenizer has \(4, 4\)"),
+        ("--prediction latent", "--init_from: decoder.*is .*, the options need"),
         ("--subtract_mean False", "--subtract_mean False contradicts --init_from"),
         ("--num_hidden_layers 3", "--init_from: .* lacks .* of the l-DAE's weights, such as .*layers"),
     ],
@@ -304,6 +306,12 @@ def test_what_contradicts_the_weights_is_refused(folder, tmp_path, options, mess
     with pytest.raises(ValueError, match=message):
         train(folder, tmp_path / "second", "--init_from", str(first), *options.split())
     assert not (tmp_path / "second").exists()
+
+
+def test_what_says_nothing_of_the_tokenizer_may_be_given(folder, tmp_path):
+    """Such as a recipe's architecture for the tokenizers of other rungs."""
+    first = train(folder, tmp_path / "first")
+    train(folder, tmp_path / "second", "--init_from", str(first), "--autoencoder", '{"layers_per_block": 1}')
 
 
 def test_a_run_that_the_clock_ended_is_not_trained_further(folder, tmp_path):
@@ -410,7 +418,7 @@ def test_a_length_that_is_given_replaces_the_recipes(tmp_path, given):
     expected = {"--epochs=5": (5, None, None), "--max-steps 7": (100, 7, None), "--max_minutes 9": (100, None, 9)}
     assert tuple(getattr(run, name) for name in names) == expected[given]
     assert run.seed == 8
-    run = parse_arguments([str(recipe), "--seed", "1"])[2]
+    run = parse_arguments([str(recipe), "--seed", "1", "--output_dir", "epochs"])[2]
     assert tuple(getattr(run, name) for name in names) == (2, 3, 4)
 
 
