@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The comparisons on Imagenette at 64 px: every run twenty minutes on one core, then measured. From the project's root:
-#   DATA=../shared/data/imagenette bash benchmarks/imagenette64.sh [folder of the runs]
+#   DATA=FOLDER_OR_HUB_ID bash benchmarks/imagenette64.sh [folder of the runs]
 # Runs one after the other; on a machine with more cores, start several with CORE=0, CORE=1 … and ONLY="name name".
 set -euo pipefail
 runs=${1:-runs/imagenette64}

@@ -409,7 +409,7 @@ def _blocks(runs: dict[str, list[Results]]) -> str:
         ["here", *(f"block {i} of {len(depth)}" for i in range(1, len(depth) + 1))],
         ["---", *["---:"] * len(depth)],
     ]
-    ours.append(["linear", *(format_figure(PROTOCOL, row["protocols"][PROTOCOL]) for row in depth)])
+    ours.append([PROTOCOL, *(format_figure(PROTOCOL, row["protocols"][PROTOCOL]) for row in depth)])
     return "\n".join([*_markdown(rows), "", *_markdown(ours)])
 
 

@@ -552,7 +552,7 @@ def test_figures_by_timestep_stand_beside_the_papers(tmp_path):
     table = verdicts.tables(tmp_path)["timesteps"].splitlines()
     assert table[2].startswith("| clean | 64.1 / 40.0 ± 0.8 | 64.5 / 41.0 ± 0.8 |")
     assert table[3].endswith("| 64.5 / 47.0 ± 0.8 |")
-    assert verdicts.tables(tmp_path)["blocks"].endswith("| linear | 30.0 ± 0.8 | 31.0 ± 0.8 | 32.0 ± 0.8 |")
+    assert verdicts.tables(tmp_path)["blocks"].endswith("| linear-fast | 30.0 ± 0.8 | 31.0 ± 0.8 | 32.0 ± 0.8 |")
 
 
 def test_a_report_keeps_the_words_around_it(tmp_path):
