@@ -1,9 +1,10 @@
-"""Walks the road from DiT to l-DAE (paper, tables 1 to 3): trains and probes its rungs, then tabulates and draws them.
+"""Walks the road from DiT to l-DAE (paper, tables 1 to 3): trains and probes its rungs, measures, tabulates and draws them.
 
 python -m ldae.ladder recipes/ladder64.yaml --output_dir runs/ladder --dry_run                # what would be run, and the cost
 python -m ldae.ladder recipes/ladder64.yaml --output_dir runs/ladder --seeds 0 1 --workers 2 -- --epochs 10
 python -m ldae.ladder --output_dir runs/ladder --report docs/ladder.md --also runs/crops        # from the results files
 
+--generate 50000 adds the distance of generated pictures to real ones, --sweep what l-DAE reaches by timestep and block.
 Rungs that are done are not run again, one that was stopped goes on. Options after `--` are train_ldae.py's, for all rungs.
 """
 
@@ -23,11 +24,11 @@ from tqdm import tqdm
 
 from configuration_ldae import LDAEConfig
 
-from .arguments import parse_arguments
+from .arguments import DataArguments, parse_arguments
 from .data import load_examples, why_not_probed
 from .results import load_results
 from .rungs import RUNGS, Rung, as_arguments, folder_name, options, rung_of, tokenizer_of
-from .verdicts import tables, write
+from .verdicts import END, tables, write
 
 # What `--` cannot give: what rungs change, and what the ladder says itself.
 OWN = {
@@ -52,9 +53,13 @@ class Road:
     """What is to be run: rungs of a recipe with `extra` options, each with several seeds, `workers` side by side.
 
     Args:
-        config: of the recipe with `extra`; rungs' latent dimensions and picture sizes are parts of its own.
+        config, data: of the recipe with `extra`; rungs' latent dimensions and picture sizes are parts of the former's.
         lpips: whether the first two rungs' tokenizer is trained with it.
         autoencoder: what is taken for that tokenizer instead of training it: folder or Hub id of an `AutoencoderKL`.
+        generate: pictures that each rung with an FID in the paper generates, to measure their distance to the training
+            pictures; 0: none.
+        encoder: folder or Hub id, on whose features that is; None: Inception's.
+        sweep: whether l-DAE is measured by timestep and block, with the first seed.
     """
 
     recipe: str
@@ -63,14 +68,35 @@ class Road:
     seeds: list[int]
     workers: int
     config: LDAEConfig
+    data: DataArguments
     extra: list[str]
     lpips: bool = True
     autoencoder: str | None = None
+    generate: int = 0
+    encoder: str | None = None
+    sweep: bool = False
 
     def jobs(self) -> list[Job]:
         """The runs that are not done."""
-        every = [(self.output_dir / folder_name(r.name, seed), r, seed) for seed in self.seeds for r in self.rungs]
-        return [job for job in every if not finished(job[0])]
+        return [job for job in self._every() if not finished(job[0])]
+
+    def _every(self) -> list[Job]:
+        return [(self.output_dir / folder_name(r.name, seed), r, seed) for seed in self.seeds for r in self.rungs]
+
+    def measurements(self) -> list[tuple[Path, list[str]]]:
+        """What is to be measured of runs beside their probe and is not yet: their folders, and the command lines."""
+        found = []
+        names = ("data", "train_split", "validation_split", "image_column", "label_column")
+        data = {name: value for name in names if (value := getattr(self.data, name)) is not None}
+        for folder, rung, seed in self._every():
+            if self.generate and rung.fid is not None and not (folder / "results/generation.json").is_file():
+                given = {"data": self.data.data, "split": self.data.train_split, "num_pictures": self.generate}
+                given |= {} if self.encoder is None else {"encoder": self.encoder}
+                found.append((folder, ["ldae.generation", *as_arguments({"output_dir": folder, **given})]))
+            swept = any(folder.glob("results/sweep-*.json"))
+            if self.sweep and not swept and (rung.name, seed) == (END, self.seeds[0]):
+                found.append((folder, ["probe_ldae", *as_arguments({**data, "seed": seed}), "--sweep"]))
+        return [(folder, [sys.executable, "-m", *command, "--model", str(folder)]) for folder, command in found]
 
     def tokenizer(self, rung: Rung, seed: int) -> Path | str | None:
         """The folder of the tokenizer that a rung needs trained, or the autoencoder that is given; None: it needs none."""
@@ -96,7 +122,7 @@ class Road:
         return [*map(str, command), *self.extra, *as_arguments(options(rung, self.config, self.lpips))]
 
     def run(self) -> list[str]:
-        """Trains and probes what is not done, tokenizers first, each once for all rungs that share it.
+        """Trains and probes what is not done, tokenizers first, each once for all rungs that share it; then measures.
 
         Returns:
             The runs that failed, tokenizers among them, as paths below `output_dir`; their logs say why.
@@ -105,33 +131,35 @@ class Road:
         for slot in range(self.workers):
             slots.put(slot)
 
-        def train(folder: Path, *given) -> str | None:
+        def execute(folder: Path, command: list[str]) -> str | None:
             slot, name = slots.get(), str(folder.relative_to(self.output_dir))
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 with Path(f"{folder}.log").open("a") as log:
-                    command, environment = self.command(folder, *given), _environment(slot, self.workers)
+                    environment = _environment(slot, self.workers)
                     done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
                 return None if done.returncode == 0 else name
             finally:
                 slots.put(slot)
 
         def train_tokenizer(folder: Path, rung: Rung, seed: int) -> str | None:
-            return train(folder, rung, seed, "--tokenizer_only")
+            return execute(folder, self.command(folder, rung, seed, "--tokenizer_only"))
 
         def train_rung(folder: Path, rung: Rung, seed: int) -> str | None:
             tokenizer = self.tokenizer(rung, seed)
-            if tokenizer is None:
-                return train(folder, rung, seed)
             if isinstance(tokenizer, Path) and not _trained(tokenizer):
                 return f"{folder.name} (its tokenizer failed)"
-            return train(folder, rung, seed, "--tokenizer", tokenizer)
+            given = [] if tokenizer is None else ["--tokenizer", tokenizer]
+            return execute(folder, self.command(folder, rung, seed, *given))
 
-        failed, rung_jobs, tokenizer_jobs = [], self.jobs(), self.tokenizer_jobs()
-        pool = ThreadPoolExecutor(self.workers)
-        with tqdm(total=len(tokenizer_jobs) + len(rung_jobs), desc="runs") as bar:
+        def measure(folder: Path, command: list[str]) -> str | None:
+            return execute(folder, command) if finished(folder) else None  # its run has failed, and is named
+
+        stages = (train_tokenizer, self.tokenizer_jobs()), (train_rung, self.jobs()), (measure, self.measurements())
+        failed, pool = [], ThreadPoolExecutor(self.workers)
+        with tqdm(total=sum(len(jobs) for _, jobs in stages), desc="runs") as bar:
             try:
-                for work, jobs in ((train_tokenizer, tokenizer_jobs), (train_rung, rung_jobs)):
+                for work, jobs in stages:
                     for future in [pool.submit(work, *job) for job in jobs]:
                         failed.append(future.result())
                         bar.update()
@@ -152,6 +180,8 @@ class Road:
         for what, folder, jobs in (("tokenizers", "tokenizers/*", self.tokenizer_jobs()), ("runs", "*", self.jobs())):
             if jobs or what == "runs":
                 lines.append(f"{len(jobs)} {what} to do, {self.workers} at a time: {self._cost(folder, jobs)}")
+        if measurements := self.measurements():
+            lines.append(f"{len(measurements)} measurements to do after them, of which the cost is not known")
         return "\n".join(lines)
 
     def _cost(self, pattern: str, jobs: list[Job]) -> str:
@@ -255,6 +285,22 @@ def main(argv: list[str] | None = None):
         metavar="FOLDER_OR_ID",
         help="a trained AutoencoderKL with LPIPS and GAN, such as Stable Diffusion's, for the first two rungs' tokenizer",
     )
+    parser.add_argument(
+        "--generate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also generate N pictures by each rung that has an FID in the paper (there 50,000), and measure their distance "
+        "to the training pictures",
+    )
+    parser.add_argument(
+        "--encoder",
+        metavar="FOLDER_OR_ID",
+        help="on whose features --generate measures, such as a run of the ladder itself (default: Inception's, for the FID)",
+    )
+    parser.add_argument(
+        "--sweep", action="store_true", help="also measure l-dae by timestep and block, with the first seed"
+    )
     given = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     if given.report:
         print(*write(given.output_dir, given.report, given.also), sep="\n")
@@ -265,6 +311,10 @@ def main(argv: list[str] | None = None):
         parser.error("a recipe is needed, such as recipes/ladder64.yaml")
     if given.workers < 1:
         parser.error(f"--workers must be at least 1, got {given.workers}")
+    if given.generate < 0 or given.generate == 1:
+        parser.error(f"--generate must be 0 or at least 2, got {given.generate}")
+    if given.encoder and not given.generate:
+        parser.error("--encoder is whose features --generate measures on: give both")
     if given.autoencoder and given.without_lpips:
         parser.error("--autoencoder brings its losses with it, --without_lpips trains another: give one of the two")
     own = OWN.intersection(name.split("=")[0].removeprefix("--").replace("-", "_") for name in extra)
@@ -283,9 +333,13 @@ def main(argv: list[str] | None = None):
         seeds=list(dict.fromkeys(given.seeds)),
         workers=given.workers,
         config=model_args.config(),
+        data=data_args,
         extra=extra,
         lpips=not given.without_lpips,
         autoencoder=given.autoencoder,
+        generate=given.generate,
+        encoder=given.encoder,
+        sweep=given.sweep,
     )
     print(road.plan())
     if given.dry_run:

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+import probe_ldae
 from ldae import LDAEConfig, LDAEForPreTraining, ladder, pca, rungs, verdicts
-from ldae.arguments import parse_arguments
+from ldae.arguments import option_parser, parse_arguments
+from ldae.generation import GenerationArguments
 from ldae.results import save_result
 
 TINY = [
@@ -45,8 +47,8 @@ def config(rung):
 
 
 def made_road(recipe, some, output_dir=Path("runs"), seeds=(3,), workers=2, **kwargs):
-    config = parse_arguments([recipe, *TINY])[0].config()
-    return ladder.Road(recipe, output_dir, some, list(seeds), workers, config, TINY, **kwargs)
+    model_args, data_args, _ = parse_arguments([recipe, *TINY])
+    return ladder.Road(recipe, output_dir, some, list(seeds), workers, model_args.config(), data_args, TINY, **kwargs)
 
 
 def latent_dim(name, patch_size):
@@ -156,9 +158,10 @@ def test_runs_reload_and_are_reported(recipe, tmp_path, capsys):
     ladder.main([*command, "--dry_run", "--", *TINY])
     assert "2 runs to do" in capsys.readouterr().out
     assert not (tmp_path / "ladder").exists()
-    ladder.main([*command, "--", *TINY])
+    ladder.main([*command, "--sweep", "--", *TINY])
     out = capsys.readouterr().out
     assert "| `l-dae` | predict the original image | 64.5 |" in out
+    assert "block 2 of 2" in out
     for name, prediction in (("patch-ae", "noise"), ("l-dae", "image")):
         model = LDAEForPreTraining.from_pretrained(tmp_path / "ladder" / f"{name}-seed3")
         assert model.config.prediction == prediction
@@ -219,6 +222,53 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_
         (tmp_path / "patch-pca-seed7", False, None),
     ]
     assert "1 tokenizers to do, 2 at a time: 1 minutes, from 1 that are done" in road.plan()
+
+
+def test_distances_and_sweeps_are_measured_once_after_the_runs(recipe, tmp_path, monkeypatch):
+    """With the processes replaced by what they would leave; the second rung's training fails."""
+    calls = []
+
+    def execute(command, **kwargs):
+        calls.append(command[2])
+        folder = Path(command[command.index("--output_dir" if "--output_dir" in command else "--model") + 1])
+        if "no-adversarial-seed" in str(folder) and "tokenizers" not in str(folder):
+            return subprocess.CompletedProcess(command, 1)
+        leaves = {"train_ldae": ("train", "probe-x"), "ldae.generation": ("generation",), "probe_ldae": ("sweep-x",)}
+        (folder / "results").mkdir(parents=True, exist_ok=True)
+        for name in leaves[command[2]]:
+            kind = name.split("-")[0]
+            (folder / f"results/{name}.json").write_text(
+                json.dumps({"kind": kind, "seconds": 60, "protocols": {}, "floor": {}})
+            )
+        return subprocess.CompletedProcess(command, 0)
+
+    some = [rungs.RUNGS[name] for name in ("linear-gamma2", "no-adversarial", "l-dae")]
+    road = made_road(recipe, some, tmp_path, [3, 4], generate=8, encoder="org/mae", sweep=True)
+    commands = dict(road.measurements())
+    assert {folder.name for folder in commands} == {
+        "linear-gamma2-seed3", "linear-gamma2-seed4", "no-adversarial-seed3", "no-adversarial-seed4", "l-dae-seed3",
+    }  # fmt: skip
+    parser = option_parser(GenerationArguments, description="")
+    (given,) = parser.parse_args_into_dataclasses(commands[tmp_path / "linear-gamma2-seed3"][3:])
+    assert (given.model, given.output_dir) == (str(tmp_path / "linear-gamma2-seed3"),) * 2
+    assert (given.data, given.num_pictures, given.encoder) == (road.data.data, 8, "org/mae")
+    probe, _ = probe_ldae.parse_arguments(commands[tmp_path / "l-dae-seed3"][3:])
+    assert (probe.model, probe.data, probe.sweep) == (str(tmp_path / "l-dae-seed3"), road.data.data, True)
+    assert probe.seed == 3  # the probe's, whose figures it goes beside
+    assert "5 measurements to do after them" in road.plan()
+    with monkeypatch.context() as context:
+        context.setattr(ladder.subprocess, "run", execute)
+        assert road.run() == ["no-adversarial-seed3", "no-adversarial-seed4"]
+    assert calls.index("ldae.generation") > max(i for i, name in enumerate(calls) if name == "train_ldae")
+    assert (calls.count("ldae.generation"), calls.count("probe_ldae")) == (2, 1)
+    assert "2 measurements to do after them" in road.plan()
+
+
+@pytest.mark.parametrize("options", ["--generate 1", "--encoder org/mae"])
+def test_distances_that_cannot_be_are_refused(recipe, tmp_path, options, capsys):
+    with pytest.raises(SystemExit):
+        ladder.main([recipe, "--output_dir", str(tmp_path / "out"), *options.split(), "--", *TINY])
+    assert "--generate" in capsys.readouterr().err.split("error:")[1]
 
 
 def test_a_shared_tokenizer_is_trained_by_the_same_command_for_any_rung(recipe, tmp_path):
