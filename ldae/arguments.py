@@ -222,6 +222,12 @@ ModelArguments = _model_arguments()
 ModelArguments.overrides = _overrides
 
 
+def names_given(argv: list[str]) -> set[str]:
+    """The options that a command line names, as fields: of --max-steps=3, max_steps."""
+    options = (argument.split("=")[0] for argument in argv if argument.startswith("--"))
+    return {option.removeprefix("--").replace("-", "_") for option in options}
+
+
 def parse_arguments(argv: list[str] | None = None):
     """(ModelArguments, DataArguments, TrainArguments) of a command line: `[recipe.yaml] [--options]`, options win.
 
@@ -241,15 +247,11 @@ def parse_arguments(argv: list[str] | None = None):
         "win over the recipe. Without a recipe and without --data, recipes/photos.yaml is run.",
     )
     recipe = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
-    if recipe is None and not any(argument.split("=")[0] in ("--data", "-h", "--help") for argument in argv):
+    given = names_given(argv)
+    if recipe is None and given.isdisjoint({"data", "help"}) and "-h" not in argv:
         recipe = DEFAULT_RECIPE
     if recipe is not None:
         defaults = _read_recipe(recipe, {action.dest: action for action in parser._actions})
-        given = {
-            argument.split("=")[0].removeprefix("--").replace("-", "_")
-            for argument in argv
-            if argument.startswith("--")
-        }
         if not LENGTHS.isdisjoint(given):
             defaults = {name: value for name, value in defaults.items() if name not in LENGTHS}
         parser.set_defaults(**defaults)

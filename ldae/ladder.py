@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from configuration_ldae import LDAEConfig
 
-from .arguments import DataArguments, parse_arguments
+from .arguments import DataArguments, names_given, parse_arguments
 from .data import load_examples, why_not_probed
 from .results import load_results
 from .rungs import RUNGS, Rung, as_arguments, folder_name, options, rung_of, tokenizer_of
@@ -317,8 +317,7 @@ def main(argv: list[str] | None = None):
         parser.error("--encoder is whose features --generate measures on: give both")
     if given.autoencoder and given.without_lpips:
         parser.error("--autoencoder brings its losses with it, --without_lpips trains another: give one of the two")
-    own = OWN.intersection(name.split("=")[0].removeprefix("--").replace("-", "_") for name in extra)
-    if own:
+    if own := OWN & names_given(extra):
         parser.error(f"rungs, or the ladder itself, decide {', '.join(sorted(own))}: leave them out after --")
     rungs = [rung for rung in RUNGS.values() if not rung.side]
     if given.rungs is not None:

@@ -257,7 +257,7 @@ def test_ddpm_ends_in_noise_at_any_number_of_timesteps(tiny_config, timesteps):
     assert schedule.gamma[-1] ** 2 < 1e-4
 
 
-def test_exact_noise_gives_the_picture_back_at_every_level_of_ddpm(tiny_model, pictures):
+def test_exact_noise_gives_the_picture_back_at_the_last_levels_of_ddpm(tiny_model, pictures):
     model = tiny_model(prediction="noise", noise_schedule="ddpm")
     x, t = pictures(model.config), torch.tensor([980, 999])
     latents = model.ldae.tokenizer.encode(x)

@@ -314,6 +314,22 @@ def test_what_contradicts_the_weights_is_refused(tmp_path, options, message):
         build_model(model_args, train_args, None)
 
 
+@pytest.mark.parametrize(("layers", "refused"), [(1, False), (2, True)])
+def test_a_convolutional_tokenizers_own_architecture_may_be_given_again(tmp_path, layers, refused):
+    """A recipe's, which is a part of what the folder holds."""
+    given = ["--data", ".", *" ".join(TINY).split()]
+    rung = ["--tokenizer_type=conv_vae", "--input_space=latent", "--prediction=noise", "--autoencoder"]
+    small = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
+    LDAEForPreTraining(parse_arguments([*given, *rung, json.dumps(small)])[0].config()).save_pretrained(tmp_path)
+    again = json.dumps({"block_out_channels": [8, 8], "layers_per_block": layers})
+    model_args, _, train_args = parse_arguments([*given, "--init_from", str(tmp_path), "--autoencoder", again])
+    if refused:
+        with pytest.raises(ValueError, match="--autoencoder: layers_per_block 2 contradicts --init_from"):
+            build_model(model_args, train_args, None)
+    else:
+        assert build_model(model_args, train_args, None).config.autoencoder["norm_num_groups"] == 4
+
+
 def test_a_run_that_the_clock_ended_is_not_trained_further(folder, tmp_path):
     options = ("--max_minutes", "0.00001", "--warmup_ratio", "0")
     train(folder, tmp_path / "run", *options)
