@@ -34,11 +34,11 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Args:
         image_size (`int` or `(int, int)`, defaults to 224):
-            Height and width of the pictures in pixels; one number means square.
+            Height and width of the images in pixels; one number means square.
         patch_size (`int` or `(int, int)`, defaults to 16):
             Height and width of a patch in pixels; must divide `image_size`.
         num_channels (`int`, defaults to 3):
-            Channels of the pictures.
+            Channels of the images.
         hidden_size (`int`, defaults to 768):
             Width of the encoder and the decoder; a multiple of 4 and of `num_attention_heads`.
         num_hidden_layers (`int`, defaults to 12):
@@ -64,7 +64,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         num_train_timesteps (`int`, defaults to 1000):
             Number of noise levels.
         feature_timestep (`int`, defaults to 10):
-            The t at which the encoder is run on clean pictures (paper, appendix A).
+            The t at which the encoder is run on clean images (paper, appendix A).
         tokenizer_type (`str`, defaults to `"pca"`):
             `"pca"`: patch-wise PCA. `"pixels"`: the identity, which makes the model the classical DAE of figure 5;
             it needs `latent_dim` equal to `patch_dim`. `"patch_ae"`, `"patch_vae"`: patch-wise linear autoencoders
@@ -95,10 +95,10 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             makes of it (section 4.4).
         prediction (`str`, defaults to `"image"`):
             What the network predicts: `"noise"`, epsilon in the latent space, as DDPM and DiT; `"latent"`, the clean z_0
-            (section 4.3); `"projected_image"`, the clean picture as the tokenizer gives it back; or `"image"`, the
-            original picture (section 4.4).
+            (section 4.3); `"projected_image"`, the clean image as the tokenizer gives it back; or `"image"`, the
+            original image (section 4.4).
         residual_weight (`float`, defaults to 0.1):
-            Weight in the loss of the components of the picture outside the latent space (equation 4), where the picture
+            Weight in the loss of the components of the image outside the latent space (equation 4), where the image
             is predicted.
         num_classes (`int`, defaults to 0):
             Classes that the blocks are conditioned on, as DiT's are; 0: none (all rungs but the first).
@@ -219,7 +219,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.input_space != "latent" or self.prediction not in ("noise", "latent"):
             raise ValueError(
                 "tokenizer_type='conv_vae' needs input_space='latent' and prediction='noise' or 'latent', got "
-                f"{self.input_space!r} and {self.prediction!r}: no picture is made of its latents in training"
+                f"{self.input_space!r} and {self.prediction!r}: no image is made of its latents in training"
             )
         kl = self.autoencoder_config
         stride = 2 ** (len(kl["block_out_channels"]) - 1)
@@ -250,7 +250,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def image_hw(self) -> tuple[int, int]:
-        """Height and width of a picture, in pixels."""
+        """Height and width of an image, in pixels."""
         return pair(self.image_size)
 
     @property

@@ -4,14 +4,14 @@ Read it top to bottom, like the paper: tokenizer, noise, blocks conditioned on t
 
     z_0 = V (x_0 - mu) / s            latent of each patch          PatchTokenizer.encode (first rungs: ConvTokenizer)
     z_t = gamma_t z_0 + sigma_t eps   noise in the latent           NoiseSchedule.add_noise
-    x_t = U (s z_t) + mu              back to a picture             PatchTokenizer.decode
+    x_t = U (s z_t) + mu              back to an image             PatchTokenizer.decode
     y   = decoder(encoder(x_t, t), t) prediction of x_0             LDAEModel, LDAEDecoder
     L   = lambda_t sum_i w_i r_i^2,   r = V_full (x_0 - y)          LDAEForPreTraining.loss
 
 Earlier rungs of the paper's road (tables 1 and 3) are values of the configuration: the network may see z_t instead of x_t
 (`input_space`), predict eps, z_0 or U (s z_0) + mu instead of x_0 (`prediction`), and be told a class (`num_classes`).
 
-Shapes: B pictures, C channels, N patches (tokens), D numbers a patch, d latent dimensions, E hidden_size, T timesteps.
+Shapes: B images, C channels, N patches (tokens), D numbers a patch, d latent dimensions, E hidden_size, T timesteps.
 """
 
 import math
@@ -72,7 +72,7 @@ class PatchTokenizer(Float32Module):
     """The linear patch tokenizer (paper, section 4.2): z = V (x - mean) / scale and back, x = U (scale z) + mean.
 
     PCA is V with orthonormal rows and U its transpose; pixels are V = U = identity. The numbers are part of the
-    checkpoint and always float32. `ldae.pca.fit_to_pictures` fills them; until then V picks the patch's first d numbers.
+    checkpoint and always float32. `ldae.tokenizers.pca.fit_to_images` fills them; until then V picks the patch's first d numbers.
     """
 
     def __init__(self, config: LDAEConfig):
@@ -87,12 +87,12 @@ class PatchTokenizer(Float32Module):
         self.register_buffer("spectrum", torch.zeros(dim, dtype=torch.float32))
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, C, H, W) -> scaled latents (B, N, d), in float32."""
+        """Images (B, C, H, W) -> scaled latents (B, N, d), in float32."""
         with torch.autocast(pixel_values.device.type, enabled=False):
             return (patchify(pixel_values.float(), self.patch_hw) - self.mean) @ self.V.T / self.scale
 
     def decode(self, latents: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
-        """Scaled latents (B, N, d) -> pictures (B, C, *image_hw), in float32."""
+        """Scaled latents (B, N, d) -> images (B, C, *image_hw), in float32."""
         with torch.autocast(latents.device.type, enabled=False):
             patches = (latents.float() * self.scale) @ self.U.T + self.mean
         return unpatchify(patches, self.patch_hw, image_hw)
@@ -102,7 +102,7 @@ class ConvTokenizer(Float32Module):
     """The convolutional tokenizer of the first rungs (paper, table 1): diffusers' AutoencoderKL and its scale.
 
     A token is a 2 x 2 patch of the posterior's mode, divided by `scale`. Its weights are part of the checkpoint, always float32
-    and never trained; `ldae.tokenizers` trains them before, `ldae.pca.fit_to_pictures` sets the scale.
+    and never trained; `ldae.tokenizers.autoencoders` trains them before, `ldae.tokenizers.pca.fit_to_images` sets the scale.
     """
 
     def __init__(self, config: LDAEConfig):
@@ -123,13 +123,13 @@ class ConvTokenizer(Float32Module):
         return super().train(False)  # it is used as it is, whatever the model around it does
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, C, H, W) -> scaled latents (B, N, d), in float32."""
+        """Images (B, C, H, W) -> scaled latents (B, N, d), in float32."""
         with torch.autocast(pixel_values.device.type, enabled=False):
             latents = self.autoencoder.encode(pixel_values.float()).latent_dist.mode()
             return patchify(latents, (2, 2)) / self.scale
 
     def decode(self, latents: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
-        """Scaled latents (B, N, d) -> pictures (B, C, *image_hw), in float32."""
+        """Scaled latents (B, N, d) -> images (B, C, *image_hw), in float32."""
         with torch.autocast(latents.device.type, enabled=False):
             latent_hw = image_hw[0] // self.stride, image_hw[1] // self.stride
             return self.autoencoder.decode(unpatchify(latents.float() * self.scale, (2, 2), latent_hw)).sample
@@ -226,7 +226,7 @@ class LDAEEmbeddings(nn.Module):
         self.register_buffer("position_embeddings", positions[None], persistent=False)
 
     def check(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool):
-        """Refuses pictures whose channels or size do not fit, before any work."""
+        """Refuses images whose channels or size do not fit, before any work."""
         config, (channels, height, width) = self.config, pixel_values.shape[1:]
         if channels != config.num_channels:
             raise ValueError(f"pixel_values must have num_channels={config.num_channels} channels, got {channels}")
@@ -428,7 +428,7 @@ class LDAEPreTrainedModel(PreTrainedModel):
 
 
 class LDAEModel(LDAEPreTrainedModel):
-    """The encoder. On clean pictures, with t fixed at `config.feature_timestep`, its output is the representation."""
+    """The encoder. On clean images, with t fixed at `config.feature_timestep`, its output is the representation."""
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
 
@@ -468,11 +468,11 @@ class LDAEModel(LDAEPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): pictures, in [-1, 1].
-            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`, *optional*): noise level of each picture, in [0, T);
-                `config.feature_timestep` by default, which is right for clean pictures.
-            interpolate_pos_encoding (`bool`): takes pictures of other sizes, multiples of the patch.
-            latents (`torch.Tensor` of shape `(B, N, d)`, *optional*): z_t, seen instead of the pictures' own latents.
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): images, in [-1, 1].
+            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`, *optional*): noise level of each image, in [0, T);
+                `config.feature_timestep` by default, which is right for clean images.
+            interpolate_pos_encoding (`bool`): takes images of other sizes, multiples of the patch.
+            latents (`torch.Tensor` of shape `(B, N, d)`, *optional*): z_t, seen instead of the images' own latents.
             classes (`torch.LongTensor` of shape `(B,)`, *optional*): in [0, num_classes]; by default `num_classes`: none.
 
         Returns:
@@ -488,7 +488,7 @@ class LDAEModel(LDAEPreTrainedModel):
             latents = self.tokenizer.encode(pixel_values)
         image_hw, inputs = pixel_values.shape[-2:], latents
         if self.config.input_space == "image":
-            # Pictures pass through the latent space, clean ones too: the embedding has only ever seen what that holds.
+            # Images pass through the latent space, clean ones too: the embedding has only ever seen what that holds.
             inputs = patchify(self.tokenizer.decode(latents, image_hw), self.config.patch_hw)
         conditioning = self.condition(timesteps, classes)
         hidden_states = self.embeddings(inputs, image_hw)
@@ -501,8 +501,8 @@ class LDAEModel(LDAEPreTrainedModel):
 @dataclass
 class LDAEForPreTrainingOutput(ModelOutput):
     """
-    loss (scalar): the weighted error (equation 4), averaged over pictures, tokens and the numbers of a token's target.
-    reconstruction (B, C, H, W): the predicted clean pictures.
+    loss (scalar): the weighted error (equation 4), averaged over images, tokens and the numbers of a token's target.
+    reconstruction (B, C, H, W): the predicted clean images.
     noisy_pixel_values (B, C, H, W): x_t, what the encoder saw.
         Both are None in training mode with a convolutional tokenizer, whose decoder would cost more than the step.
     timesteps (B,): the noise levels.
@@ -528,7 +528,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
 
     @property
     def uses_labels(self) -> bool:
-        """Whether training needs the pictures' classes."""
+        """Whether training needs the images' classes."""
         return self.config.num_classes > 0
 
     def sample_noise(
@@ -567,17 +567,17 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
                 squares = weight * squares + (1 - weight) * (error @ tokenizer.V.T).square().sum(-1)
             return (self.noise_schedule.loss_weight[timesteps] * squares.mean(dim=1)).mean() / error.shape[-1]
 
-    def clean_pictures(
+    def clean_images(
         self, prediction: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor, image_hw: tuple[int, int]
     ) -> torch.Tensor:
-        """The clean pictures (B, C, *image_hw) that a prediction (B, N, D or d) stands for."""
+        """The clean images (B, C, *image_hw) that a prediction (B, N, D or d) stands for."""
         if self.config.prediction in ("image", "projected_image"):
             return unpatchify(prediction, self.config.patch_hw, image_hw)
         if self.config.prediction == "noise":
             gamma, sigma = (
                 table[timesteps][:, None, None] for table in (self.noise_schedule.gamma, self.noise_schedule.sigma)
             )
-            gamma = torch.where(gamma > 0, gamma, 1)  # gamma = 0 holds no picture
+            gamma = torch.where(gamma > 0, gamma, 1)  # gamma = 0 holds no image
             prediction = (noisy_latents - sigma * prediction) / gamma
         return self.ldae.tokenizer.decode(prediction, image_hw)
 
@@ -595,11 +595,11 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
     ) -> LDAEForPreTrainingOutput:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): clean pictures x_0, in [-1, 1].
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): clean images x_0, in [-1, 1].
             noise (`torch.Tensor` of shape `(B or 1, N, d)`, *optional*): standard normal; drawn if not given.
             timesteps (`torch.LongTensor` of shape `(B,)`, *optional*): in [0, T); drawn uniformly if not given.
             generator (`torch.Generator`, *optional*): draws what is not given.
-            interpolate_pos_encoding (`bool`): takes pictures of other sizes, multiples of the patch.
+            interpolate_pos_encoding (`bool`): takes images of other sizes, multiples of the patch.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes in [0, num_classes), of a model that has them.
             drop_label (`torch.BoolTensor` of shape `(B,)`, *optional*): whose class is left out; drawn if not given.
 
@@ -637,7 +637,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
 
         reconstruction = noisy_pixel_values = None
         if not (self.training and self.config.tokenizer_type == "conv_vae"):
-            reconstruction = self.clean_pictures(prediction, noisy_latents, timesteps, image_hw)
+            reconstruction = self.clean_images(prediction, noisy_latents, timesteps, image_hw)
             noisy_pixel_values = tokenizer.decode(noisy_latents, image_hw)  # x_t: (B, C, H, W)
         return LDAEForPreTrainingOutput(
             loss=self.loss(target, prediction, timesteps),
@@ -661,7 +661,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             self._fitted = True  # looked at once: it costs a synchronization
             if not self.ldae.tokenizer.spectrum.any():
                 logger.warning(
-                    "The tokenizer is not fitted to any pictures: fit it with ldae.pca.fit_to_pictures(model, pictures)."
+                    "The tokenizer is not fitted to any images: fit it with ldae.tokenizers.pca.fit_to_images(model, images)."
                 )
 
 
@@ -687,16 +687,16 @@ class LDAEForImageClassification(LDAEPreTrainedModel):
     ) -> ImageClassifierOutput:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): pictures, in [-1, 1].
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): images, in [-1, 1].
             labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes in [0, num_labels); with one label, or
                 `config.problem_type="regression"`, numbers.
-            interpolate_pos_encoding (`bool`): takes pictures of other sizes, multiples of the patch.
+            interpolate_pos_encoding (`bool`): takes images of other sizes, multiples of the patch.
 
         Returns:
             `logits` (B, num_labels) and, with labels, `loss`, a scalar: transformers' for the configuration's `problem_type`.
 
         Raises:
-            ValueError: for pictures of another size or number of channels.
+            ValueError: for images of another size or number of channels.
         """
         outputs = self.ldae(pixel_values, None, interpolate_pos_encoding, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output)
@@ -707,7 +707,7 @@ class LDAEForImageClassification(LDAEPreTrainedModel):
 
 
 class LDAEBackbone(BackboneMixin, LDAEPreTrainedModel):
-    """The encoder as a backbone for detection and segmentation: feature maps (B, E, H / patch, W / patch), any picture size."""
+    """The encoder as a backbone for detection and segmentation: feature maps (B, E, H / patch, W / patch), any image size."""
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classifier\."]
 
@@ -726,7 +726,7 @@ class LDAEBackbone(BackboneMixin, LDAEPreTrainedModel):
         """Feature maps (B, E, H / patch, W / patch) of `config.out_features`, each with the final LayerNorm applied.
 
         Args:
-            pixel_values: pictures (B, C, H, W) in [-1, 1], H and W multiples of the patch.
+            pixel_values: images (B, C, H, W) in [-1, 1], H and W multiples of the patch.
 
         Raises:
             ValueError: for sides that are not, or another number of channels.

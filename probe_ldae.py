@@ -1,4 +1,4 @@
-"""Measures an encoder on labelled pictures: `accelerate launch probe_ldae.py --model FOLDER --data DATA`.
+"""Measures an encoder on labelled images: `accelerate launch probe_ldae.py --model FOLDER --data DATA`.
 
 Every protocol stands beside its floor, the same network with fresh weights. The encoder is an l-DAE or any other vision model
 that transformers loads, timm's among them. `--help` lists the options, docs/probes.md says what each protocol does.
@@ -14,10 +14,9 @@ from typing import Any, Literal
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 import ldae  # noqa: F401 - registers l-DAE with the Auto classes
-from ldae import plots
-from ldae.arguments import option, option_parser
-from ldae.data import Pictures, load_examples, why_not_probed
-from ldae.encoders import load_encoder
+from ldae.data.images import ImageDataset, load_examples, why_not_probed
+from ldae.features.encoders import load_encoder
+from ldae.options import option, option_parser
 from ldae.probes import (
     DEFAULT_PROTOCOLS,
     PROTOCOLS,
@@ -29,9 +28,10 @@ from ldae.probes import (
     format_probe,
     probe,
 )  # fmt: skip
-from ldae.probes.knn import nearest_pictures
-from ldae.results import save_result, short_name
-from ldae.sweep import format_sweep, load_decoder, sweep
+from ldae.probes.knn import nearest_images
+from ldae.probes.sweep import format_sweep, load_decoder, sweep
+from ldae.report import figures
+from ldae.report.results import save_result, short_name
 
 
 @dataclass
@@ -42,12 +42,12 @@ class ProbeArguments:
     )
     data: str = option(
         "photos",
-        "'photos' (embedded), a folder of pictures in classes, a folder of parquet files, or a Hub data set (NAME:CONFIGURATION "
+        "'photos' (embedded), a folder of images in classes, a folder of parquet files, or a Hub data set (NAME:CONFIGURATION "
         "where it has several).",
     )
-    train_split: str = option("train", "Split whose pictures and labels the probes learn from.")
+    train_split: str = option("train", "Split whose images and labels the probes learn from.")
     validation_split: str = option("validation", "Split that is measured; val, valid and test are found too.")
-    image_column: str | None = option(None, "Column of the pictures; by default the first that holds pictures.")
+    image_column: str | None = option(None, "Column of the images; by default the first that holds images.")
     label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
     protocols: list[str] = option(list(DEFAULT_PROTOCOLS), f"What to measure, of {', '.join(PROTOCOLS)}.")
     floor: bool = option(
@@ -62,9 +62,9 @@ class ProbeArguments:
     figures: bool = option(
         False, "Also draw nearest neighbours and, of protocols that this run measures, confusion matrices."
     )
-    seed: int = option(0, "Seed of the floor's weights, of the held-out pictures and of all that protocols draw.")
-    batch_size: int = option(256, "Pictures in a forward pass of one process.")
-    num_workers: int = option(0, "Processes that read pictures, for each process of accelerate.")
+    seed: int = option(0, "Seed of the floor's weights, of the held-out images and of all that protocols draw.")
+    batch_size: int = option(256, "Images in a forward pass of one process.")
+    num_workers: int = option(0, "Processes that read images, for each process of accelerate.")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
         None, "Of fine-tuning, as accelerate's; by default what accelerate's configuration says."
     )
@@ -75,7 +75,7 @@ class ProbeArguments:
     overwrite: bool = option(False, "Measure again what an earlier run has measured.")
     features_cache: str = option(
         "~/.cache/ldae/features",
-        "Folder that keeps pooled features (4 bytes x pictures x hidden_size), so that they are computed once; 'none'.",
+        "Folder that keeps pooled features (4 bytes x images x hidden_size), so that they are computed once; 'none'.",
     )
     trust_remote_code: bool = option(False, "Run the code that comes with the model. Only for a model that you trust.")
     device: Literal["auto", "cpu"] = option("auto", "auto: what accelerate chooses.")
@@ -124,7 +124,7 @@ def result_path(options: ProbeArguments) -> Path:
 
 
 def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], overwrite: bool) -> Result | None:
-    """What an earlier run's file holds and this run keeps: figures of the same encoder on the same pictures.
+    """What an earlier run's file holds and this run keeps: figures of the same encoder on the same images.
 
     Raises:
         FileExistsError: if it holds another encoder's figures, or a protocol's with other options, and `overwrite` is false.
@@ -136,7 +136,7 @@ def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], over
         if overwrite:
             return None
         raise FileExistsError(
-            f"{path} holds figures of another encoder, other pictures or another seed; choose another --output_dir or pass "
+            f"{path} holds figures of another encoder, other images or another seed; choose another --output_dir or pass "
             "--overwrite"
         )
     for protocol in protocols:
@@ -154,14 +154,14 @@ def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], over
 
 
 def draw(subject: Subject, result: Result, path: Path):
-    """Confusion matrices of the protocols that this run measured, and the nearest neighbours of some pictures."""
+    """Confusion matrices of the protocols that this run measured, and the nearest neighbours of some images."""
     data, validation = result["data"]["name"], subject.features("validation")
     feature = subject.validation.examples.features["label"]
     names = getattr(feature, "names", None) or [str(i) for i in range(subject.num_classes)]
     for name, predictions in subject.predictions.items():
         file = path.with_name(f"confusion-{name}-{data}.png")
-        print(plots.confusion_matrix(predictions, validation.labels, names, file))
-    print(plots.neighbours(*nearest_pictures(subject), path.with_name(f"neighbours-{data}.png")))
+        print(figures.confusion_matrix(predictions, validation.labels, names, file))
+    print(figures.neighbours(*nearest_images(subject), path.with_name(f"neighbours-{data}.png")))
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> Path:
     with accelerator.main_process_first():  # one process downloads and prepares
         examples = labelled_splits(options)
         encoder = load_encoder(options.model, options.trust_remote_code).to(accelerator.device)
-    train, validation = (Pictures(split, encoder.image_hw, encoder.num_channels) for split in examples)
+    train, validation = (ImageDataset(split, encoder.image_hw, encoder.num_channels) for split in examples)
     cache = None if options.features_cache == "none" else Path(options.features_cache).expanduser()
     subject = Subject(
         encoder, train, validation, accelerator, options.seed, options.batch_size, options.num_workers, cache,
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> Path:
         if measured is not None:
             save_result(sweep_path, measured, overwrite=True)
             print(format_sweep(measured))
-            print(f"Sweep: {plots.sweep(measured, sweep_path.with_suffix('.png'))}")
+            print(f"Sweep: {figures.sweep(measured, sweep_path.with_suffix('.png'))}")
     accelerator.end_training()
     return path
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="ldae",
@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["ldae", "ldae.probes"],
+    packages=find_packages(include=["ldae", "ldae.*"]),
     py_modules=["configuration_ldae", "modeling_ldae", "train_ldae", "probe_ldae"],
     # The bounds of the first group are what this code was run with; older versions are untried.
     install_requires=[
@@ -47,9 +47,11 @@ setup(
             "lightly>=1.6",
             "setuptools>=77",
         ],
-        "timm": ["timm>=1.0.12"],  # its encoders in probe_ldae.py and ldae.features
-        "peers": ["lightly>=1.6"],  # benchmarks/peers/moco_v3.py
+        "timm": ["timm>=1.0.12"],  # its encoders in probe_ldae.py and ldae.features.extraction
+        "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
         "trackio": ["trackio>=0.4"],
-        "fid": ["torch-fidelity>=0.4"],  # Inception for python -m ldae.generation; its weights are downloaded once
+        "fid": [
+            "torch-fidelity>=0.4"
+        ],  # Inception for python -m ldae.generation.pipeline; its weights are downloaded once
     },
 )

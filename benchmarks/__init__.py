@@ -1,1 +1,1 @@
-"""Speed and accuracy beside peers."""
+"""Speed and accuracy beside baselines."""

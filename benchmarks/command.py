@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from ldae.results import environment, save_result
-from ldae.tables import fill
+from ldae.report.results import environment, save_result
+from ldae.report.tables import fill
 
 OWN = ("output", "overwrite", "table")  # options that say nothing of what is measured
 

@@ -1,4 +1,4 @@
-"""Speed of feature extraction beside the encoder alone and transformers' pipeline, on the same pictures in one run.
+"""Speed of feature extraction beside the encoder alone and transformers' pipeline, on the same images in one run.
 
     python -m benchmarks.features --model runs/ldae-tiny-photos --output benchmarks/results/features.json
     python -m benchmarks.features --table benchmarks/results/features.json    # puts the table into README.md
@@ -16,13 +16,13 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from benchmarks import command
-from ldae.arguments import option
-from ldae.data import Pictures, decode, load_examples
-from ldae.encoders import load_encoder
-from ldae.features import extract_features
+from ldae.data.images import ImageDataset, decode, load_examples
+from ldae.features.encoders import load_encoder
+from ldae.features.extraction import extract_features
+from ldae.options import option
 
 CEILING, DECODED, FILES, PIPELINE = (
-    "the encoder alone", "ldae.features, pictures decoded", "ldae.features, from files", "pipeline of transformers",
+    "the encoder alone", "ldae.features, images decoded", "ldae.features, from files", "pipeline of transformers",
 )  # fmt: skip
 
 
@@ -32,8 +32,8 @@ class FeatureSpeedArguments:
 
     model: str = option("runs/ldae-tiny-photos", "An l-DAE folder or Hub id.")
     data: str = option("photos", "'photos', a folder, parquet files or a Hub data set; its training split is read.")
-    num_pictures: int = option(512, "Pictures in a round.")
-    batch_size: int = option(64, "Pictures in a forward pass.")
+    num_images: int = option(512, "Images in a round.")
+    batch_size: int = option(64, "Images in a forward pass.")
     rounds: int = option(7, "Timed rounds of each contender.")
     threads: int = option(1, "CPU threads.")
     output: str | None = option(None, "JSON file to write.")
@@ -42,23 +42,23 @@ class FeatureSpeedArguments:
 
 
 def contenders(arguments: FeatureSpeedArguments) -> dict[str, Callable]:
-    """What is timed: each takes all pictures once."""
+    """What is timed: each takes all images once."""
     encoder = load_encoder(arguments.model)
     examples = load_examples(arguments.data, "train")
-    indices = [i % len(examples) for i in range(arguments.num_pictures)]  # a small set is read several times
+    indices = [i % len(examples) for i in range(arguments.num_images)]  # a small set is read several times
     examples = examples.select(indices)
-    decoded = Pictures(examples, encoder.image_hw, encoder.num_channels)
+    decoded = ImageDataset(examples, encoder.image_hw, encoder.num_channels)
     size = arguments.batch_size
     batch = torch.rand(size, encoder.num_channels, *encoder.image_hw) * 2 - 1
     extract = pipeline("image-feature-extraction", model=arguments.model, device=-1)
 
     def alone():
         with torch.inference_mode():
-            for _ in range(0, arguments.num_pictures, size):
+            for _ in range(0, arguments.num_images, size):
                 encoder(batch)
 
     def from_files():
-        fresh = Pictures(examples, encoder.image_hw, encoder.num_channels)
+        fresh = ImageDataset(examples, encoder.image_hw, encoder.num_channels)
         extract_features(encoder, fresh, size, progress=False)
 
     def by_pipeline():
@@ -95,14 +95,14 @@ def table(result: dict) -> str:
     arguments, seconds = result["arguments"], result["seconds"]
     lines = [
         f"{result['hardware']['processor']}, {arguments['threads']} CPU thread(s), batches of {arguments['batch_size']}, "
-        f"{arguments['rounds']} rounds of {arguments['num_pictures']} pictures; {result['date'][:10]}.",
+        f"{arguments['rounds']} rounds of {arguments['num_images']} images; {result['date'][:10]}.",
         "",
-        "| | pictures a second | of the encoder alone |",
+        "| | images a second | of the encoder alone |",
         "|---|---:|---:|",
     ]
     for name, times in seconds.items():
         part = statistics.median(a / b for a, b in zip(seconds[CEILING], times, strict=True))
-        speed = arguments["num_pictures"] / statistics.median(times)
+        speed = arguments["num_images"] / statistics.median(times)
         lines.append(f"| {name} | {speed:.0f} | {part:.2f} |")
     return "\n".join(lines)
 

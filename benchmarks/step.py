@@ -1,4 +1,4 @@
-"""Time of a training step (forward, backward, AdamW) beside peers with the same blocks, all in one run, interleaved.
+"""Time of a training step (forward, backward, AdamW) beside baselines with the same blocks, all in one run, interleaved.
 
     python -m benchmarks.step --output benchmarks/results/step.json   # measures, and prints the table
     python -m benchmarks.step --table benchmarks/results/step.json    # prints the table, and puts it into README.md
@@ -28,7 +28,7 @@ from ldae.hardware import has_bf16
 
 FLOOR = "matrix products alone"
 OURS = {"l-DAE, sdpa": "sdpa", "l-DAE, eager": "eager"}
-PEERS = ("ViTMAE, sdpa", "ViTMAE, eager", "DiT")
+BASELINES = ("ViTMAE, sdpa", "ViTMAE, eager", "DiT")
 
 
 @dataclass
@@ -36,9 +36,9 @@ class StepArguments:
     """Time a training step of l-DAE beside ViTMAE's and DiT's."""
 
     model_size: str = field(default="tiny", metadata={"help": "Named size: tiny, small, base, half-large, large."})
-    image_size: int = field(default=64, metadata={"help": "Side of the pictures in pixels."})
+    image_size: int = field(default=64, metadata={"help": "Side of the images in pixels."})
     patch_size: int = field(default=8, metadata={"help": "Side of a patch in pixels."})
-    batch_size: int = field(default=64, metadata={"help": "Pictures in a step."})
+    batch_size: int = field(default=64, metadata={"help": "Images in a step."})
     steps: int = field(default=9, metadata={"help": "Timed steps of each contender."})
     warmup: int = field(default=2, metadata={"help": "Steps of each contender that are not counted."})
     threads: int = field(default=1, metadata={"help": "CPU threads."})
@@ -107,12 +107,12 @@ class Step:
         torch.manual_seed(0)
         self.model = make(name, config).to(device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-        self.pictures = torch.rand(batch_size, 3, *config.image_hw, device=device) * 2 - 1
+        self.images = torch.rand(batch_size, 3, *config.image_hw, device=device) * 2 - 1
         self.device, self.bf16 = device, bf16
 
     def __call__(self):
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            output = self.model(self.pictures)
+            output = self.model(self.images)
         (output if isinstance(output, torch.Tensor) else output.loss).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -192,7 +192,7 @@ def measure(arguments: StepArguments) -> dict:
         arguments.model_size, image_size=arguments.image_size, patch_size=arguments.patch_size, latent_dim=16
     )
     common = (config, arguments.batch_size)
-    names = [*OURS, *PEERS]
+    names = [*OURS, *BASELINES]
     bar = tqdm(total=len(names) + (len(names) + 1) * (arguments.warmup + arguments.steps), unit="step")
 
     memory = {}

@@ -75,8 +75,8 @@ def tiny_model(tiny_config):
 
 
 @pytest.fixture(scope="session")
-def pictures():
-    """pictures(config, count=2): random pixel values (count, C, H, W) in [-1, 1]."""
+def images():
+    """images(config, count=2): random pixel values (count, C, H, W) in [-1, 1]."""
 
     def make(config, count=2, seed=1):
         shape = (count, config.num_channels, *config.image_hw)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch.distributed.fsdp import fully_shard
 from ldae import LDAEConfig, LDAEForPreTraining
-from ldae.checkpoints import Checkpoints
+from ldae.training.checkpoints import Checkpoints
 
 accelerator = Accelerator(cpu=True)
 config = LDAEConfig(image_size=16, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, latent_dim=4)

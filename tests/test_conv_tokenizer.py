@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 import train_ldae
-from ldae import LDAEConfig, LDAEForPreTraining, LDAEModel, rungs, tokenizers
-from ldae.arguments import parse_arguments
-from ldae.encoders import Encoder
-from ldae.optimization import parameter_groups
-from ldae.pca import fit_tokenizer
-from ldae.tokenizers import (
+from experiments.ablation import rungs
+from ldae import LDAEConfig, LDAEForPreTraining, LDAEModel
+from ldae.features.encoders import Encoder
+from ldae.options import parse_arguments
+from ldae.tokenizers import autoencoders
+from ldae.tokenizers.autoencoders import (
     ConvAutoencoder,
     ConvAutoencoderConfig,
     PatchDiscriminator,
@@ -27,6 +27,8 @@ from ldae.tokenizers import (
     lpips,
     with_autoencoder,
 )
+from ldae.tokenizers.pca import fit_tokenizer
+from ldae.training.optimization import parameter_groups
 from modeling_ldae import ConvTokenizer
 
 CONV = {"tokenizer_type": "conv_vae"}
@@ -56,9 +58,9 @@ def batch(count=2):
 # ------------------------------------------------------------------------------------------------------- in an l-DAE
 
 
-def test_it_is_diffusers(tiny_model, pictures):
+def test_it_is_diffusers(tiny_model, images):
     tokenizer = tiny_model(LDAEModel, **CONV).tokenizer
-    x, kl = pictures(tiny_model(LDAEModel, **CONV).config), tokenizer.autoencoder
+    x, kl = images(tiny_model(LDAEModel, **CONV).config), tokenizer.autoencoder
     latents = tokenizer.encode(x)
     assert latents.shape == (2, 6, 8)
     mode = kl.encode(x).latent_dist.mode()  # (2, 2, 4, 6)
@@ -68,9 +70,9 @@ def test_it_is_diffusers(tiny_model, pictures):
 
 
 @pytest.mark.parametrize("scaling", ["component", "global", "none"])
-def test_latents_have_unit_variance(tiny_config, pictures, scaling):
+def test_latents_have_unit_variance(tiny_config, images, scaling):
     config = tiny_config(**CONV, latent_scaling=scaling)
-    tokenizer, x = ConvTokenizer(config), pictures(config, 40)
+    tokenizer, x = ConvTokenizer(config), images(config, 40)
     assert not tokenizer.spectrum.any()  # as long as it is not fitted
     fit_tokenizer(tokenizer, config, x.split(7))
     variance = tokenizer.encode(x).var(dim=(0, 1), unbiased=False)
@@ -102,9 +104,9 @@ def test_a_folder_is_whole(tiny_model, tmp_path, dtype):
     assert encoder.blocks == list(model.ldae.layers)
 
 
-def test_training_decodes_nothing(tiny_model, pictures):
+def test_training_decodes_nothing(tiny_model, images):
     model = tiny_model(**CONV)
-    x = pictures(model.config)
+    x = images(model.config)
     assert model(x).reconstruction.shape == x.shape
     model.train().ldae.tokenizer.decode = None
     output = model(x)
@@ -151,7 +153,7 @@ def test_trained_autoencoders_are_taken_as_they_are(tiny_config, tmp_path, layou
 
 
 def test_the_loss_is_latent_diffusions(vgg):
-    """Sums over a picture, averaged over pictures, in all divided by the numbers of a picture."""
+    """Sums over an image, averaged over images, in all divided by the numbers of an image."""
     model = autoencoder(kl_weight=0.25, perceptual_weight=0.5, lpips_weights=vgg).eval()
     x, noise = batch(), model.sample_noise(2)["noise"]
     assert noise.shape == (2, 2, 16, 16)
@@ -236,7 +238,7 @@ def test_lpips_takes_a_file_of_vgg16(vgg, tmp_path):
     assert not any(p.requires_grad for p in lpips(weights=vgg).parameters())
     # the layers by hand: relu1_2 to relu5_3 of the file's VGG16, unit length, and torchmetrics' own linear weights
     features = torchvision.models.vgg16(weights=None).features
-    features.load_state_dict({n.removeprefix("features."): t for n, t in tokenizers.load_file(vgg).items()})
+    features.load_state_dict({n.removeprefix("features."): t for n, t in autoencoders.load_file(vgg).items()})
     shift, scale = (torch.tensor(v)[:, None, None] for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
     a, b, expected = (x - shift) / scale, (y - shift) / scale, 0
     linear = {3: 0, 8: 1, 15: 2, 22: 3, 29: 4}
@@ -258,12 +260,12 @@ def test_lpips_takes_a_file_of_vgg16(vgg, tmp_path):
             lpips(weights=str(tmp_path / name))
 
 
-def test_pictures_too_small_for_lpips_are_refused_before_training(vgg):
+def test_images_too_small_for_lpips_are_refused_before_training(vgg):
     options = "--tokenizer_type conv_vae --image_size 8 --patch_size 4 --latent_dim 8 --prediction latent --input_space latent "
     options += f"--tokenizer_perceptual_weight 1 --tokenizer_lpips_weights {vgg}"
     model, _, train = parse_arguments(["--data", ".", *options.split(), "--autoencoder", json.dumps(TINY)])
     with pytest.raises(ValueError, match="image_size 8 are too small for VGG16"):
-        tokenizers.build(model.config(), train)
+        autoencoders.build(model.config(), train)
 
 
 @pytest.mark.parametrize(("net", "name"), [("alex", "alexnet"), ("squeeze", "squeezenet1_1")])
@@ -294,7 +296,7 @@ def test_lpips_without_its_weights_says_what_helps(monkeypatch):
 
 @pytest.fixture
 def data(tmp_path):
-    """Pictures of three classes."""
+    """Images of three classes."""
     rng = np.random.default_rng(0)
     for i in range(12):
         (tmp_path / "data" / "abc"[i % 3]).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Data: whatever files users have, and an order of pictures that depends on (seed, step) alone."""
+"""Data: whatever files users have, and an order of images that depends on (seed, step) alone."""
 
 import io
 import itertools
@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ldae import photos
-from ldae.data import (
+from ldae.data import photos
+from ldae.data.images import (
     EXTENSIONS,
-    Pictures,
+    ImageDataset,
     StepSampler,
     collate,
     decode,
@@ -35,21 +35,21 @@ def noise(height: int = 20, width: int = 30, channels: int | None = 3) -> np.nda
 
 
 def save(path, colour=None, **options):
-    """Writes a picture of one colour, or of noise, and its folder."""
+    """Writes an image of one colour, or of noise, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(noise()) if colour is None else Image.new("RGB", (30, 20), colour)
-    picture.save(path, **options)
+    image = Image.fromarray(noise()) if colour is None else Image.new("RGB", (30, 20), colour)
+    image.save(path, **options)
     return path
 
 
-def encoded(picture: Image.Image, file_format: str, **options) -> dict:
+def encoded(image: Image.Image, file_format: str, **options) -> dict:
     stream = io.BytesIO()
-    picture.save(stream, file_format, **options)
-    return {"bytes": stream.getvalue(), "path": f"picture.{file_format}"}
+    image.save(stream, file_format, **options)
+    return {"bytes": stream.getvalue(), "path": f"image.{file_format}"}
 
 
 def examples(count: int, label: int = 0) -> datasets.Dataset:
-    """`count` pictures of noise, undecoded, as `load_examples` gives them."""
+    """`count` images of noise, undecoded, as `load_examples` gives them."""
     features = datasets.Features(image=datasets.Image(decode=False), label=datasets.Value("int64"))
     rows = {"image": [encoded(Image.fromarray(noise()), "PNG") for _ in range(count)], "label": [label] * count}
     return datasets.Dataset.from_dict(rows, features=features)
@@ -63,7 +63,7 @@ def parquet(folder, rows: dict, split: str = "train", **features):
 
 
 class Numbers:
-    """As much of `Pictures` as a sampler looks at."""
+    """As much of `Images` as a sampler looks at."""
 
     streaming = False
 
@@ -108,12 +108,12 @@ def test_epochs_and_seeds_have_their_own_orders():
 
 
 @pytest.mark.parametrize("crop", ["center", "random", "random_resized"])
-def test_workers_and_batches_do_not_change_pictures(crop):
+def test_workers_and_batches_do_not_change_images(crop):
     data = examples(7)
 
     def batches(num_workers, **sampling):
-        pictures = Pictures(data, (16, 16), crop=crop, flip=True, seed=3)
-        return list(training_loader(StepSampler(pictures, **sampling), num_workers))
+        images = ImageDataset(data, (16, 16), crop=crop, flip=True, seed=3)
+        return list(training_loader(StepSampler(images, **sampling), num_workers))
 
     alone, shared = batches(0, start=0, stop=6, batch_size=4), batches(2, start=0, stop=6, batch_size=4)
     for a, b in zip(alone, shared, strict=True):
@@ -122,12 +122,12 @@ def test_workers_and_batches_do_not_change_pictures(crop):
     assert torch.equal(second["pixel_values"], alone[1]["pixel_values"][2:])
 
 
-def test_pictures_vary_with_epoch_and_seed_and_leave_the_global_generator_alone():
+def test_images_vary_with_epoch_and_seed_and_leave_the_global_generator_alone():
     data = examples(1)
     state = torch.get_rng_state()
-    pictures = Pictures(data, (16, 16), crop="random_resized", flip=True)
-    values = [pictures[(epoch, 0)]["pixel_values"] for epoch in (0, 0, 1)]
-    other = Pictures(data, (16, 16), crop="random_resized", flip=True, seed=1)[(0, 0)]["pixel_values"]
+    images = ImageDataset(data, (16, 16), crop="random_resized", flip=True)
+    values = [images[(epoch, 0)]["pixel_values"] for epoch in (0, 0, 1)]
+    other = ImageDataset(data, (16, 16), crop="random_resized", flip=True, seed=1)[(0, 0)]["pixel_values"]
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])
     assert not torch.equal(values[0], other)
@@ -136,7 +136,7 @@ def test_pictures_vary_with_epoch_and_seed_and_leave_the_global_generator_alone(
 
 @pytest.mark.parametrize("crop", ["center", "random", "random_resized"])
 def test_loader_can_be_sent_to_spawned_workers(crop):
-    loader = training_loader(StepSampler(Pictures(examples(2), (8, 8), crop=crop), 0, 1, 2), 1)
+    loader = training_loader(StepSampler(ImageDataset(examples(2), (8, 8), crop=crop), 0, 1, 2), 1)
     dataset, collate_fn = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
     assert collate_fn([dataset[(0, 0)]])["pixel_values"].shape == (1, 3, 8, 8)
 
@@ -148,8 +148,8 @@ def test_a_stream_resumes_and_is_shared(tmp_path, monkeypatch):
     data = parquet(tmp_path / "set", rows, image=datasets.Image(), label=datasets.ClassLabel(num_classes=10))
 
     def batches(**sampling):
-        pictures = Pictures(load_examples(data, "train", streaming=True), (8, 8), flip=True, seed=5)
-        return list(training_loader(StepSampler(pictures, **sampling)))
+        images = ImageDataset(load_examples(data, "train", streaming=True), (8, 8), flip=True, seed=5)
+        return list(training_loader(StepSampler(images, **sampling)))
 
     def labels(batches):
         return torch.cat([batch["label"] for batch in batches]).tolist()
@@ -164,7 +164,7 @@ def test_a_stream_resumes_and_is_shared(tmp_path, monkeypatch):
     halves = [batches(start=0, stop=6, batch_size=2, rank=rank, world=2) for rank in (0, 1)]
     assert [x for pair in zip(*halves, strict=True) for x in labels(pair)] == labels(whole)
 
-    loader = evaluation_loader(Pictures(load_examples(data, "train", streaming=True), (8, 8)), 4)
+    loader = evaluation_loader(ImageDataset(load_examples(data, "train", streaming=True), (8, 8)), 4)
     for _ in range(2):  # a loader can be read again
         assert labels(loader) == list(range(10))
 
@@ -219,12 +219,12 @@ def test_decode_cmyk_jpeg():
     assert np.abs(pixels(image) - [0, 255, 204]).max() <= 3
 
 
-def test_decode_turns_pictures_upright_by_exif():
-    picture = Image.new("RGB", (32, 16), "red")
-    picture.paste("blue", (0, 0, 16, 16))  # blue left of red; turned clockwise, blue is above red
+def test_decode_turns_images_upright_by_exif():
+    image = Image.new("RGB", (32, 16), "red")
+    image.paste("blue", (0, 0, 16, 16))  # blue left of red; turned clockwise, blue is above red
     exif = Image.Exif()
     exif[0x0112] = 6
-    upright = pixels(encoded(picture, "JPEG", exif=exif, quality=100, subsampling=0))
+    upright = pixels(encoded(image, "JPEG", exif=exif, quality=100, subsampling=0))
     assert upright.shape == (32, 16, 3)
     assert np.abs(upright[4, 8] - [0, 0, 255]).max() < 10
     assert np.abs(upright[28, 8] - [255, 0, 0]).max() < 10
@@ -242,12 +242,12 @@ def test_decode_takes_the_first_frame_of_an_animation():
 
 @pytest.fixture
 def bad_folder(tmp_path, monkeypatch):
-    """Two good pictures and five that cannot be read."""
+    """Two good images and five that cannot be read."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     for name in ("a_good.png", "z_good.png"):
         save(tmp_path / name, "red")
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     whole = save(tmp_path / "truncated.jpg").read_bytes()
     (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     Image.new("L", (100, 100)).save(tmp_path / "bomb.png")
@@ -259,20 +259,20 @@ BAD = ("bomb.png", "empty.png", "strip.png", "text.jpg", "truncated.jpg")
 
 
 def test_unreadable_files_are_named_and_left_out_or_refilled(bad_folder):
-    pictures = Pictures(load_examples(str(bad_folder), "train"), (16, 16))
-    (batch,) = evaluation_loader(pictures, 10)
+    images = ImageDataset(load_examples(str(bad_folder), "train"), (16, 16))
+    (batch,) = evaluation_loader(images, 10)
     assert len(batch["pixel_values"]) == len(batch["label"]) == len(batch["name"]) == 2
     assert all(name in bad for name, bad in zip(BAD, batch["bad"], strict=True))
-    (refilled,) = training_loader(StepSampler(pictures, 0, 1, 7))
+    (refilled,) = training_loader(StepSampler(images, 0, 1, 7))
     assert refilled["pixel_values"].shape == (7, 3, 16, 16)
     assert len(refilled["bad"]) == 5
     assert (refilled["pixel_values"][:, 0] == 255).all()  # only the good ones, which are red
 
 
-def test_a_batch_without_a_readable_picture(bad_folder):
-    pictures = Pictures(load_examples(str(bad_folder), "train"), (16, 16))
-    items = [pictures[(0, i)] for i in range(1, 6)]
-    with pytest.raises(ValueError, match=r"none of a batch's 5 pictures can be read.*bomb.png"):
+def test_a_batch_without_a_readable_image(bad_folder):
+    images = ImageDataset(load_examples(str(bad_folder), "train"), (16, 16))
+    items = [images[(0, i)] for i in range(1, 6)]
+    with pytest.raises(ValueError, match=r"none of a batch's 5 images can be read.*bomb.png"):
         collate(items, refill=True)
     left = collate(items)
     assert left["pixel_values"] is None
@@ -280,15 +280,15 @@ def test_a_batch_without_a_readable_picture(bad_folder):
     assert len(left["bad"]) == 5
 
 
-def test_rows_without_a_picture_or_label_are_no_disaster(tmp_path):
+def test_rows_without_a_image_or_label_are_no_disaster(tmp_path):
     rows = {"image": [encoded(Image.new("RGB", (8, 8)), "PNG"), None], "label": [None, 1]}
     data = parquet(tmp_path / "set", rows, image=datasets.Image(), label=datasets.ClassLabel(num_classes=2))
-    pictures = Pictures(load_examples(data, "train"), (8, 8))
-    assert pictures.labels.tolist() == [-1, 1]
-    assert len(pictures.fingerprint()) == 16
-    (batch,) = evaluation_loader(pictures, 2)
+    images = ImageDataset(load_examples(data, "train"), (8, 8))
+    assert images.labels.tolist() == [-1, 1]
+    assert len(images.fingerprint()) == 16
+    (batch,) = evaluation_loader(images, 2)
     assert batch["label"].tolist() == [-1]
-    assert "picture 1" in batch["bad"][0]
+    assert "image 1" in batch["bad"][0]
 
 
 # -------------------------------------------------------------------------------------------------------------- folders
@@ -306,7 +306,7 @@ def test_flat_folder_has_no_labels_and_any_case_of_suffix(tmp_path):
     data = load_examples(str(tmp_path), "train")
     assert names_of(data) == ["one.png", "three.TiFF", "two.JPG"]
     assert "label" not in data.column_names
-    assert Pictures(data, (8, 8)).labels is None
+    assert ImageDataset(data, (8, 8)).labels is None
     assert load_examples(str(tmp_path), "validation") is None
     assert {".png", ".jpg", ".webp"} <= EXTENSIONS
 
@@ -352,7 +352,7 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
 
 
 def test_missing_and_empty_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match="data: there are no pictures"):
+    with pytest.raises(FileNotFoundError, match="data: there are no images"):
         load_examples(str(tmp_path), "train")
     file = save(tmp_path / "file.png")
     for name in (str(tmp_path / "gone"), "./gone", "~nobody/gone", "a/b/c", "C:\\gone", "some\\gone", str(file)):
@@ -366,7 +366,7 @@ def test_missing_and_empty_folders(tmp_path):
         load_examples(str(tmp_path), "train", streaming=True)
 
 
-def test_a_folder_called_photos_is_not_the_embedded_pictures(tmp_path, monkeypatch):
+def test_a_folder_called_photos_is_not_the_embedded_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(load_examples("photos", "train"))
     save(tmp_path / "photos/a.png")
@@ -382,7 +382,7 @@ def test_a_hub_data_set_may_have_configurations(monkeypatch):
         asked.append((name, config))
         if config is None:
             raise ValueError("Config name is missing. Please pick one among the available configs: ['160px']")
-        return {"train": datasets.Dataset.from_dict({"image": [PICTURE]}, datasets.Features(image=datasets.Image()))}
+        return {"train": datasets.Dataset.from_dict({"image": [IMAGE]}, datasets.Features(image=datasets.Image()))}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert len(load_examples("org/set:160px", "train")) == 1
@@ -422,29 +422,29 @@ def test_splits_with_other_classes_cannot_be_probed(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- parquet
 
-PICTURE = encoded(Image.new("RGB", (8, 8)), "PNG")
+IMAGE = encoded(Image.new("RGB", (8, 8)), "PNG")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_parquet_folder(tmp_path, streaming):
     features = {
         "photo": datasets.Image(),
-        "image": datasets.Value("string"),
+        "name": datasets.Value("string"),
         "kind": datasets.ClassLabel(names=["a", "b"]),
     }
-    rows = {"photo": [PICTURE, PICTURE], "image": ["x", "y"], "kind": [1, 0]}
+    rows = {"photo": [IMAGE, IMAGE], "name": ["x", "y"], "kind": [1, 0]}
     folder = parquet(tmp_path / "set", rows, **features)
     assert load_examples(folder, "validation", streaming) is None
     parquet(tmp_path / "set", rows, split="test", **features)
     for split in ("train", "validation", "test"):
         data = load_examples(folder, split, streaming)
         assert [example["label"] for example in data] == [1, 0]
-        assert all(example["image"]["bytes"] == PICTURE["bytes"] for example in data)
+        assert all(example["image"]["bytes"] == IMAGE["bytes"] for example in data)
         assert set(data.features) == {"image", "label"}
     with pytest.raises(ValueError, match=r"train, test, got 'train\[:10%\]'"):
         load_examples(folder, "train[:10%]", streaming)
-    with pytest.raises(ValueError, match=r"image_column: .*photo, image, kind, got 'picture'"):
-        load_examples(folder, "train", streaming, image_column="picture")
+    with pytest.raises(ValueError, match=r"image_column: .*photo, name, kind, got 'image'"):
+        load_examples(folder, "train", streaming, image_column="image")
     with pytest.raises(ValueError, match=r"label_column: .*got 'class'"):
         load_examples(folder, "train", streaming, label_column="class")
     assert set(load_examples(folder, "train", streaming, label_column="kind").features) == {"image", "label"}
@@ -452,31 +452,31 @@ def test_parquet_folder(tmp_path, streaming):
 
 def test_labels_of_other_types(tmp_path):
     numbers = parquet(
-        tmp_path / "n", {"image": [PICTURE], "label": [7]}, image=datasets.Image(), label=datasets.Value("int32")
+        tmp_path / "n", {"image": [IMAGE], "label": [7]}, image=datasets.Image(), label=datasets.Value("int32")
     )
-    assert Pictures(load_examples(numbers, "train"), (8, 8)).labels.tolist() == [7]
+    assert ImageDataset(load_examples(numbers, "train"), (8, 8)).labels.tolist() == [7]
 
     text = {"image": datasets.Image(), "label": datasets.Value("string")}
-    folder = parquet(tmp_path / "t", {"image": [PICTURE] * 3, "label": ["cat", "ape", "dog"]}, **text)
-    parquet(tmp_path / "t", {"image": [PICTURE] * 2, "label": ["dog", "cat"]}, split="validation", **text)
+    folder = parquet(tmp_path / "t", {"image": [IMAGE] * 3, "label": ["cat", "ape", "dog"]}, **text)
+    parquet(tmp_path / "t", {"image": [IMAGE] * 2, "label": ["dog", "cat"]}, split="validation", **text)
     assert list(load_examples(folder, "train")["label"]) == [1, 0, 2]
     assert list(load_examples(folder, "validation")["label"]) == [2, 1]
     with pytest.raises(ValueError, match=r"label_column.*streaming"):
         load_examples(folder, "train", streaming=True)
 
     several = {"image": datasets.Image(), "label": datasets.List(datasets.Value("int64"))}
-    folder = parquet(tmp_path / "m", {"image": [PICTURE], "label": [[1, 2]]}, **several)
-    assert load_examples(folder, "train").column_names == ["image"]  # such pictures can still be learned from
+    folder = parquet(tmp_path / "m", {"image": [IMAGE], "label": [[1, 2]]}, **several)
+    assert load_examples(folder, "train").column_names == ["image"]  # such images can still be learned from
     with pytest.raises(ValueError, match="label_column: 'label' must hold one class"):
         load_examples(folder, "train", label_column="label")
 
 
-def test_parquet_without_pictures_or_rows(tmp_path):
+def test_parquet_without_images_or_rows(tmp_path):
     folder = parquet(tmp_path / "none", {"label": [1]}, label=datasets.Value("int64"))
-    with pytest.raises(ValueError, match="no column of pictures among label; name it with image_column"):
+    with pytest.raises(ValueError, match="no column of images among label; name it with image_column"):
         load_examples(folder, "train")
-    with pytest.raises(ValueError, match="data holds no pictures"):
-        Pictures(examples(1).select([]), (8, 8))
+    with pytest.raises(ValueError, match="data holds no images"):
+        ImageDataset(examples(1).select([]), (8, 8))
 
 
 # ---------------------------------------------------------------------------------------------------------------- crops
@@ -486,10 +486,10 @@ def test_parquet_without_pictures_or_rows(tmp_path):
 @given(
     height=st.integers(1, 90), width=st.integers(1, 90), target=st.tuples(st.integers(1, 40), st.integers(1, 40))
 )  # fmt: skip
-def test_center_crop_is_the_middle_of_the_resized_picture(height, width, target):
+def test_center_crop_is_the_middle_of_the_resized_image(height, width, target):
     array = np.random.default_rng(height * 100 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     data = datasets.Dataset.from_dict({"image": [encoded(Image.fromarray(array), "PNG")]})
-    cropped = Pictures(data, target)[(0, 0)]["pixel_values"]
+    cropped = ImageDataset(data, target)[(0, 0)]["pixel_values"]
 
     scale = max(target[0] / height, target[1] / width)
     full = max(target[0], round(scale * height)), max(target[1], round(scale * width))
@@ -509,16 +509,16 @@ def test_center_crop_is_the_middle_of_the_resized_picture(height, width, target)
 )
 def test_random_crops_have_the_right_shape(height, width, target, crop, channels):
     data = datasets.Dataset.from_dict({"image": [encoded(Image.new("RGB", (width, height), "white"), "PNG")]})
-    item = Pictures(data, target, channels, crop, flip=True)[(0, 0)]
+    item = ImageDataset(data, target, channels, crop, flip=True)[(0, 0)]
     assert item["pixel_values"].shape == (channels, *target)
     assert item["pixel_values"].dtype == torch.uint8
     assert (item["pixel_values"] >= 254).all()
 
 
-def test_flips_mirror_half_of_the_pictures():
+def test_flips_mirror_half_of_the_images():
     gradient = np.broadcast_to(np.arange(16, dtype=np.uint8)[None, :], (16, 16))
     data = datasets.Dataset.from_dict({"image": [encoded(Image.fromarray(gradient), "PNG")] * 64})
-    flipped, plain = Pictures(data, (16, 16), 1, flip=True), Pictures(data, (16, 16), 1)
+    flipped, plain = ImageDataset(data, (16, 16), 1, flip=True), ImageDataset(data, (16, 16), 1)
     first = np.array([int(flipped[(0, i)]["pixel_values"][0, 0, 0]) for i in range(64)])
     assert set(first) == {0, 15}
     assert 16 < (first == 15).sum() < 48
@@ -527,16 +527,16 @@ def test_flips_mirror_half_of_the_pictures():
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"crop must be .* got 'middle'"):
-        Pictures(examples(1), (8, 8), crop="middle")
+        ImageDataset(examples(1), (8, 8), crop="middle")
     with pytest.raises(ValueError, match=r"num_channels must be .* got 2"):
-        Pictures(examples(1), (8, 8), num_channels=2)
+        ImageDataset(examples(1), (8, 8), num_channels=2)
 
 
 def test_cache_gives_what_decoding_gives(monkeypatch):
     data = examples(3)
-    cached = Pictures(data, (8, 8))
-    monkeypatch.setattr("ldae.data.CACHE_BYTES", 0)
-    fresh = Pictures(data, (8, 8))
+    cached = ImageDataset(data, (8, 8))
+    monkeypatch.setattr("ldae.data.images.CACHE_BYTES", 0)
+    fresh = ImageDataset(data, (8, 8))
     assert (cached.cache is None, fresh.cache is None) == (False, True)
     for index in (0, 1, 0, 2):
         assert torch.equal(cached[(0, index)]["pixel_values"], fresh[(0, index)]["pixel_values"])
@@ -582,12 +582,12 @@ def test_photos_share_no_pixel_between_the_splits(monkeypatch):
         load_examples("photos", "test")
 
 
-def test_fingerprint_changes_with_pictures_labels_and_number(tmp_path):
+def test_fingerprint_changes_with_images_labels_and_number(tmp_path):
     save(tmp_path / "1.png", "red")
     save(tmp_path / "2.png", "blue")
 
     def fingerprint():
-        return Pictures(load_examples(str(tmp_path), "train"), (8, 8)).fingerprint()
+        return ImageDataset(load_examples(str(tmp_path), "train"), (8, 8)).fingerprint()
 
     first = fingerprint()
     assert fingerprint() == first
@@ -597,4 +597,4 @@ def test_fingerprint_changes_with_pictures_labels_and_number(tmp_path):
     assert len({first, changed, fingerprint()}) == 3
     one = examples(2)
     relabelled = one.map(lambda example: {"label": 1})
-    assert Pictures(one, (8, 8)).fingerprint() != Pictures(relabelled, (8, 8)).fingerprint()
+    assert ImageDataset(one, (8, 8)).fingerprint() != ImageDataset(relabelled, (8, 8)).fingerprint()

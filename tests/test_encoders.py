@@ -29,12 +29,12 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from ldae import LDAEConfig, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
-from ldae.encoders import Encoder, evaluating, load_encoder
+from ldae.features.encoders import Encoder, evaluating, load_encoder
 
 TINY = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 MAE = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-TIMM = {  # architecture and arguments of tiny models; the pictures they take; their number of blocks
+TIMM = {  # architecture and arguments of tiny models; the images they take; their number of blocks
     "vit": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}, 3),
     "registers": (
         "vit_tiny_patch16_224",
@@ -172,7 +172,7 @@ def test_timm(kind):
         assert [x.shape[1] for x in depths] == [64, 16, 4]
 
 
-def test_pictures_are_standardised_as_the_processor_says(pixel_values):
+def test_images_are_standardised_as_the_processor_says(pixel_values):
     model = ViTModel(ViTConfig(**TINY)).eval()
     by_hand = ((pixel_values + 1) / 2 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     expected = model(by_hand).last_hidden_state[:, 1:]
@@ -192,7 +192,7 @@ class Other(ResNetModel):
         return self.gives
 
 
-def test_a_model_of_more_than_pictures_is_refused(pixel_values):
+def test_a_model_of_more_than_images_is_refused(pixel_values):
     model = Other(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))
     model.gives = {"logits": pixel_values}
     with pytest.raises(ValueError, match="last_hidden_state"):
@@ -354,7 +354,7 @@ def test_the_processors_size_comes_before_the_configurations(tmp_path):
 
 
 @pytest.mark.parametrize(("config", "cls"), [(CLIPConfig, CLIPModel), (SiglipConfig, SiglipModel)])
-def test_a_model_of_pictures_and_texts_is_taken_for_its_pictures(config, cls, tmp_path):
+def test_a_model_of_images_and_texts_is_taken_for_its_images(config, cls, tmp_path):
     vision = {**TINY, "intermediate_size": 64}
     text = {**{k: v for k, v in TINY.items() if "size" not in k}, "hidden_size": 32, "vocab_size": 9}
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -394,7 +394,7 @@ def test_load_timm(kind, tmp_path):
     assert encoder.digest() == by_hand.digest()
 
 
-def test_timm_takes_pictures_as_its_configuration_says(tmp_path):
+def test_timm_takes_images_as_its_configuration_says(tmp_path):
     """The Hub's timm models name theirs, which need not be those of the architecture (DINO's, CLIP's)."""
     model = timm_model("vit")
     model.save_pretrained(tmp_path)

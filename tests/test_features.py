@@ -8,22 +8,23 @@ from accelerate import Accelerator
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 
-from ldae import LDAEModel, features
-from ldae.data import Pictures, to_pixel_values
-from ldae.encoders import Encoder
-from ldae.features import cached_features, extract_features, shared_features
+from ldae import LDAEModel
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.features import extraction
+from ldae.features.encoders import Encoder
+from ldae.features.extraction import cached_features, extract_features, shared_features
 
 READABLE = (0, 1, 2, 4, 5, 6)
 
 
 @pytest.fixture
 def examples(tmp_path):
-    """Seven noise pictures of two classes; the fourth is no picture."""
+    """Seven noise images of two classes; the fourth is no image."""
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{i}.png" for i in range(7)]
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
-    paths[3].write_bytes(b"no picture")
+    paths[3].write_bytes(b"no image")
     return datasets.Dataset.from_dict(
         {"image": [{"bytes": None, "path": str(path)} for path in paths], "label": [0, 1, 0, 1, 0, 1, 1]},
         features=datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=["a", "b"])),
@@ -31,8 +32,8 @@ def examples(tmp_path):
 
 
 @pytest.fixture
-def pictures(examples):
-    return Pictures(examples, (8, 12))
+def images(examples):
+    return ImageDataset(examples, (8, 12))
 
 
 @pytest.fixture
@@ -45,17 +46,17 @@ def accelerator():
     return Accelerator(cpu=True)
 
 
-def raw(pictures, indices, view=0):
-    return torch.stack([pictures[view, i]["pixel_values"] for i in indices])
+def raw(images, indices, view=0):
+    return torch.stack([images[view, i]["pixel_values"] for i in indices])
 
 
 # ----------------------------------------------------------------------------------------------------------- extraction
 
 
 @torch.no_grad()
-def test_features_equal_the_model_called_by_hand(pictures, encoder):
-    got = extract_features(encoder, pictures, batch_size=2)
-    expected = encoder.model(to_pixel_values(raw(pictures, READABLE))).pooler_output
+def test_features_equal_the_model_called_by_hand(images, encoder):
+    got = extract_features(encoder, images, batch_size=2)
+    expected = encoder.model(to_pixel_values(raw(images, READABLE))).pooler_output
     torch.testing.assert_close(got.features, expected)
     assert got.labels.tolist() == [0, 1, 0, 0, 1, 1]
     assert [name[-5:] for name in got.names] == [f"{i}.png" for i in READABLE]
@@ -63,26 +64,26 @@ def test_features_equal_the_model_called_by_hand(pictures, encoder):
     assert not got.features.requires_grad
 
 
-def test_training_modes_are_restored(pictures, encoder):
+def test_training_modes_are_restored(images, encoder):
     encoder.model.train()
     encoder.model.layers[0].eval()
-    extract_features(encoder, pictures, indices=[0])
+    extract_features(encoder, images, indices=[0])
     assert encoder.model.training
     assert encoder.model.layers[1].training
     assert not encoder.model.layers[0].training
 
 
-def test_unreadable_pictures_are_named_and_left_out(pictures, encoder):
-    got = extract_features(encoder, pictures, batch_size=1)  # the unreadable one alone in its batch
+def test_unreadable_images_are_named_and_left_out(images, encoder):
+    got = extract_features(encoder, images, batch_size=1)  # the unreadable one alone in its batch
     assert len(got) == 6
     assert len(got.bad) == 1
     assert "3.png" in got.bad[0]
-    nothing = extract_features(encoder, pictures, indices=[3], tokens=True)
+    nothing = extract_features(encoder, images, indices=[3], tokens=True)
     assert (len(nothing), nothing.features.shape, nothing.bad) == (0, (0, 0), got.bad)
 
 
-def test_indices_take_a_part(pictures, encoder):
-    everything, part = extract_features(encoder, pictures), extract_features(encoder, pictures, indices=[4, 0])
+def test_indices_take_a_part(images, encoder):
+    everything, part = extract_features(encoder, images), extract_features(encoder, images, indices=[4, 0])
     torch.testing.assert_close(part.features, everything.features[[3, 0]])  # 3: the unreadable one is left out
 
 
@@ -90,33 +91,33 @@ def test_indices_take_a_part(pictures, encoder):
 def test_mean_and_std_of_a_foreign_model_are_honoured(examples):
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     config = ViTConfig(image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    model, pictures = ViTModel(config).eval(), Pictures(examples, (8, 8))
-    got = extract_features(Encoder(model, mean=mean, std=std), pictures, indices=[0, 1])
-    by_hand = (raw(pictures, (0, 1)) / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    model, images = ViTModel(config).eval(), ImageDataset(examples, (8, 8))
+    got = extract_features(Encoder(model, mean=mean, std=std), images, indices=[0, 1])
+    by_hand = (raw(images, (0, 1)) / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     expected = model(by_hand).last_hidden_state[:, 1:].mean(dim=1)
     torch.testing.assert_close(got.features, expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_tokens(pictures, encoder):
-    got = extract_features(encoder, pictures, batch_size=4, tokens=True)
+def test_tokens(images, encoder):
+    got = extract_features(encoder, images, batch_size=4, tokens=True)
     assert (got.tokens.dtype, got.tokens.shape) == (torch.float16, (6, 6, 16))
-    torch.testing.assert_close(got.tokens, encoder(to_pixel_values(raw(pictures, READABLE))).half())
+    torch.testing.assert_close(got.tokens, encoder(to_pixel_values(raw(images, READABLE))).half())
     torch.testing.assert_close(got.tokens.float().mean(dim=1), got.features, atol=2e-3, rtol=2e-3)
-    assert torch.equal(got.features, extract_features(encoder, pictures, batch_size=4).features)
+    assert torch.equal(got.features, extract_features(encoder, images, batch_size=4).features)
 
 
 @torch.no_grad()
 def test_a_view_is_another_crop_and_the_same_for_the_same_number(examples, encoder):
-    pictures = Pictures(examples, (8, 12), crop="random_resized", flip=True)
-    one, again, other = (extract_features(encoder, pictures, view=view).features for view in (1, 1, 2))
+    images = ImageDataset(examples, (8, 12), crop="random_resized", flip=True)
+    one, again, other = (extract_features(encoder, images, view=view).features for view in (1, 1, 2))
     assert torch.equal(one, again)
     assert (one != other).any(dim=1).all()
-    torch.testing.assert_close(one, encoder.pool(to_pixel_values(raw(pictures, READABLE, view=1))))
+    torch.testing.assert_close(one, encoder.pool(to_pixel_values(raw(images, READABLE, view=1))))
 
 
-def test_one_process_takes_all(pictures, encoder, accelerator):
-    one, shared = extract_features(encoder, pictures), shared_features(encoder, pictures, accelerator)
+def test_one_process_takes_all(images, encoder, accelerator):
+    one, shared = extract_features(encoder, images), shared_features(encoder, images, accelerator)
     assert torch.equal(one.features, shared.features)
     assert (one.names, one.bad) == (shared.names, shared.bad)
 
@@ -133,19 +134,19 @@ def calls(monkeypatch):
         calls.append(kwargs)
         return extract_features(*args, **kwargs)
 
-    monkeypatch.setattr(features, "extract_features", counting)
+    monkeypatch.setattr(extraction, "extract_features", counting)
     return calls
 
 
-def test_cache_computes_once(pictures, encoder, accelerator, calls, tmp_path):
+def test_cache_computes_once(images, encoder, accelerator, calls, tmp_path):
     folder = tmp_path / "new" / "cache"
-    one, again = (cached_features(encoder, pictures, accelerator, folder) for _ in range(2))
+    one, again = (cached_features(encoder, images, accelerator, folder) for _ in range(2))
     assert len(calls) == 1
     for name in ("features", "labels"):
         assert torch.equal(getattr(one, name), getattr(again, name))
     assert (one.names, one.bad) == (again.names, again.bad)
     assert [path.suffix for path in folder.iterdir()] == [".safetensors"]  # no half-written file is left
-    cached_features(encoder, pictures, accelerator, None)
+    cached_features(encoder, images, accelerator, None)
     assert len(calls) == 2
 
 
@@ -155,16 +156,16 @@ def test_cache_tells_apart(examples, encoder, tiny_model, accelerator, calls, tm
     changed.layers[0].mlp.fc1.bias.data[0] += 1e-3
     relabelled = examples.remove_columns("label").add_column("label", [1, 1, 0, 1, 0, 1, 1])
     asked = [
-        (encoder, Pictures(examples, (8, 12)), 0),
-        (Encoder(changed), Pictures(examples, (8, 12)), 0),
-        (Encoder(encoder.model, mean=[0.1] * 3), Pictures(examples, (8, 12)), 0),
-        (encoder, Pictures(examples.select(range(6)), (8, 12)), 0),
-        (encoder, Pictures(relabelled, (8, 12)), 0),
-        (encoder, Pictures(examples, (8, 12), crop="random"), 0),
-        (encoder, Pictures(examples, (8, 12), **crops), 0),
-        (encoder, Pictures(examples, (8, 12), **crops), 1),
-        (encoder, Pictures(examples, (8, 12), **crops, seed=1), 1),
-        (encoder, Pictures(examples, (8, 12), **crops, min_area=0.08), 1),
+        (encoder, ImageDataset(examples, (8, 12)), 0),
+        (Encoder(changed), ImageDataset(examples, (8, 12)), 0),
+        (Encoder(encoder.model, mean=[0.1] * 3), ImageDataset(examples, (8, 12)), 0),
+        (encoder, ImageDataset(examples.select(range(6)), (8, 12)), 0),
+        (encoder, ImageDataset(relabelled, (8, 12)), 0),
+        (encoder, ImageDataset(examples, (8, 12), crop="random"), 0),
+        (encoder, ImageDataset(examples, (8, 12), **crops), 0),
+        (encoder, ImageDataset(examples, (8, 12), **crops), 1),
+        (encoder, ImageDataset(examples, (8, 12), **crops, seed=1), 1),
+        (encoder, ImageDataset(examples, (8, 12), **crops, min_area=0.08), 1),
     ]
     first = [cached_features(*x, accelerator, tmp_path / "cache", view=view) for *x, view in asked]
     assert len(calls) == len(asked)
@@ -173,8 +174,8 @@ def test_cache_tells_apart(examples, encoder, tiny_model, accelerator, calls, tm
     assert all(torch.equal(a.features, b.features) for a, b in zip(first, second, strict=True))
 
 
-def test_tokens_are_never_kept_on_disk(pictures, encoder, accelerator, calls, tmp_path):
+def test_tokens_are_never_kept_on_disk(images, encoder, accelerator, calls, tmp_path):
     for _ in range(2):
-        assert cached_features(encoder, pictures, accelerator, tmp_path / "cache", tokens=True).tokens is not None
+        assert cached_features(encoder, images, accelerator, tmp_path / "cache", tokens=True).tokens is not None
     assert len(calls) == 2
     assert not (tmp_path / "cache").exists()

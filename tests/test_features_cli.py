@@ -1,4 +1,4 @@
-"""`python -m ldae.features`, end to end on a tiny l-DAE and folders of pictures."""
+"""`python -m ldae.features.extraction`, end to end on a tiny l-DAE and folders of images."""
 
 import json
 import os
@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ldae import LDAEForPreTraining, LDAEModel, features
-from ldae.data import Pictures, load_examples, to_pixel_values
+from ldae import LDAEForPreTraining, LDAEModel
+from ldae.data.images import ImageDataset, load_examples, to_pixel_values
+from ldae.features import extraction
 
 ROOT = Path(__file__).resolve().parent.parent
 READABLE = [f"{name}/{i}.png" for name in "abc" for i in range(3) if (name, i) != ("b", 1)]
@@ -36,14 +37,14 @@ def model(tmp_path, tiny_model):
 
 @pytest.fixture
 def data(tmp_path):
-    """Three classes of three noise pictures; the fifth of the nine is no picture."""
+    """Three classes of three noise images; the fifth of the nine is no image."""
     rng = np.random.default_rng(0)
     for name in "abc":
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(3):
             pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
-    (tmp_path / "data/b/1.png").write_bytes(b"no picture")
+    (tmp_path / "data/b/1.png").write_bytes(b"no image")
     return tmp_path / "data"
 
 
@@ -52,7 +53,7 @@ def arguments(model, data, output, *more):
 
 
 def run(*args):
-    features.main(arguments(*args))
+    extraction.main(arguments(*args))
     return json.loads((args[2] / "features.json").read_text())
 
 
@@ -66,9 +67,9 @@ def contents(folder):
 
 @torch.no_grad()
 def by_hand(model, data):
-    """Tokens (8, N, E) of the readable pictures."""
-    pictures = Pictures(load_examples(str(data), "train"), (8, 12))
-    items = [pictures[0, i] for i in range(len(pictures))]
+    """Tokens (8, N, E) of the readable images."""
+    images = ImageDataset(load_examples(str(data), "train"), (8, 12))
+    items = [images[0, i] for i in range(len(images))]
     pixel_values = torch.stack([item["pixel_values"] for item in items if "error" not in item])
     return LDAEModel.from_pretrained(model)(to_pixel_values(pixel_values)).last_hidden_state
 
@@ -77,7 +78,7 @@ def test_parquet(model, data, tmp_path, capsys):
     out = tmp_path / "out"
     about = run(model, data, out, "--features", "both")
     assert shards(out) == [f"features-0000{i}-of-00003.parquet" for i in range(3)]
-    assert (about["num_pictures"], about["num_readable"], about["classes"]) == (9, 8, ["a", "b", "c"])
+    assert (about["num_images"], about["num_readable"], about["classes"]) == (9, 8, ["a", "b", "c"])
     assert (about["image_size"], about["num_patches"], about["hidden_size"]) == ([8, 12], 6, 16)
     (unreadable,) = about["unreadable"]
     assert unreadable.startswith("b/1.png: UnidentifiedImageError")
@@ -112,13 +113,13 @@ def test_safetensors_in_half_precision_hold_the_same(model, data, tmp_path):
         assert json.loads(file.metadata()["names"]) == READABLE[4:7]
 
 
-def test_without_labels_and_a_shard_without_pictures(model, data, tmp_path):
+def test_without_labels_and_a_shard_without_images(model, data, tmp_path):
     for path in sorted(data.glob("*/*.png")):
         path.rename(data / f"{path.parent.name}{path.name}")
     for i in (0, 1, 2):
-        (data / f"b{i}.png").write_bytes(b"no picture")
+        (data / f"b{i}.png").write_bytes(b"no image")
     out = tmp_path / "out"
-    features.main([*arguments(model, data, out, "--features", "patches"), "--shard_size", "3"])
+    extraction.main([*arguments(model, data, out, "--features", "patches"), "--shard_size", "3"])
     about = json.loads((out / "features.json").read_text())
     assert (about["labels"], about["classes"], len(about["unreadable"])) == (False, None, 3)
     files = [str(out / name) for name in shards(out)]
@@ -130,7 +131,7 @@ def test_without_labels_and_a_shard_without_pictures(model, data, tmp_path):
 
 def test_a_stopped_run_goes_on(model, data, tmp_path, monkeypatch, capsys):
     run(model, data, tmp_path / "whole")
-    write, written = features._write_shard, []
+    write, written = extraction._write_shard, []
 
     def stop_at_second(path, *args):
         if written:
@@ -139,19 +140,19 @@ def test_a_stopped_run_goes_on(model, data, tmp_path, monkeypatch, capsys):
         written.append(path)
         write(path, *args)
 
-    monkeypatch.setattr(features, "_write_shard", stop_at_second)
+    monkeypatch.setattr(extraction, "_write_shard", stop_at_second)
     out = tmp_path / "stopped"
     with pytest.raises(OSError, match="killed"):
         run(model, data, out)
     assert [path.name for path in out.glob("*.parquet")] == ["features-00000-of-00003.parquet"]
-    assert json.loads((out / "features.json").read_text())["num_pictures"] == 9
-    monkeypatch.setattr(features, "_write_shard", write)
+    assert json.loads((out / "features.json").read_text())["num_images"] == 9
+    monkeypatch.setattr(extraction, "_write_shard", write)
     capsys.readouterr()
     run(model, data, out)
     assert contents(out) == contents(tmp_path / "whole")
     assert "1 of which were there" in capsys.readouterr().out
 
-    monkeypatch.setattr(features, "extract_features", None)  # nothing is left to do
+    monkeypatch.setattr(extraction, "extract_features", None)  # nothing is left to do
     run(model, data, out)
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -160,11 +161,11 @@ def test_a_stopped_run_goes_on(model, data, tmp_path, monkeypatch, capsys):
 def test_two_processes_write_what_one_does(model, data, tmp_path):
     about = run(model, data, tmp_path / "one", "--features", "both")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    command = [*launch, "ldae.features", *arguments(model, data, tmp_path / "two", "--features", "both")]
+    command = [*launch, "ldae.features.extraction", *arguments(model, data, tmp_path / "two", "--features", "both")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Features of 8 pictures") == 1
+    assert done.stdout.count("Features of 8 images") == 1
     assert json.loads((tmp_path / "two" / "features.json").read_text()) == about
     for name in shards(tmp_path / "one"):
         one, two = (pq.read_table(tmp_path / run / name) for run in ("one", "two"))
@@ -193,10 +194,10 @@ def test_features_of_another_run_are_kept(model, data, tmp_path):
     assert contents(out) == before
     about = run(model, data, out, "--overwrite", "--shard_size", 5)
     assert shards(out) == [f"features-0000{i}-of-00002.parquet" for i in range(2)]
-    assert about["num_pictures"] == 10
+    assert about["num_images"] == 10
 
 
-def test_unreadable_pictures_stop_a_strict_run(model, data, tmp_path):
+def test_unreadable_images_stop_a_strict_run(model, data, tmp_path):
     with pytest.raises(ValueError, match=r"on_bad_image error.*b/1\.png"):
         run(model, data, tmp_path / "out", "--on_bad_image", "error")
     assert shards(tmp_path / "out") == ["features-00000-of-00003.parquet"]

@@ -12,10 +12,12 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from ldae import LDAEForPreTraining, LDAEModel, frechet, generation
-from ldae.encoders import Encoder
-from ldae.frechet import frechet_distance
-from ldae.generation import LDAEPipeline, denoise, make_scheduler, predict, respace
+from ldae import LDAEForPreTraining, LDAEModel
+from ldae.features.encoders import Encoder
+from ldae.generation import frechet
+from ldae.generation import pipeline as generation
+from ldae.generation.frechet import frechet_distance
+from ldae.generation.pipeline import LDAEPipeline, denoise, make_scheduler, predict, respace
 from modeling_ldae import patchify
 
 LATENT = {"input_space": "latent", "prediction": "noise", "noise_schedule": "ddpm"}
@@ -145,10 +147,10 @@ def test_ddpm_against_its_formula(make, fields):
 
 @pytest.mark.parametrize("name", generation.SCHEDULERS)
 @pytest.mark.parametrize("fields", KINDS)
-def test_a_perfect_network_gives_the_picture_back(make, pictures, fields, name, monkeypatch):
+def test_a_perfect_network_gives_the_image_back(make, images, fields, name, monkeypatch):
     model = make(**fields)
     tokenizer = model.ldae.tokenizer
-    clean = tokenizer.encode(0.3 * pictures(model.config, 1))
+    clean = tokenizer.encode(0.3 * images(model.config, 1))
 
     def perfect(model, z, t, classes):
         g2 = gamma2(model, int(t))
@@ -164,10 +166,10 @@ def test_a_perfect_network_gives_the_picture_back(make, pictures, fields, name, 
 # -------------------------------------------------------------------------------------------------------------- pipeline
 
 
-def test_predict_is_what_training_computes(make, pictures):
+def test_predict_is_what_training_computes(make, images):
     model = make(prediction="latent", num_classes=3)
     drawn = {**model.sample_noise(2, generator=seeded()), "drop_label": torch.tensor([False, True])}
-    pixel_values = pictures(model.config)
+    pixel_values = images(model.config)
     output = model(pixel_values, labels=torch.tensor([2, 1]), **drawn)
     z = model.noise_schedule.add_noise(model.ldae.tokenizer.encode(pixel_values), drawn["noise"], drawn["timesteps"])
     latents = predict(model, z, drawn["timesteps"], torch.tensor([2, 3]))
@@ -175,7 +177,7 @@ def test_predict_is_what_training_computes(make, pictures):
 
 
 @pytest.mark.parametrize("name", generation.SCHEDULERS)
-def test_pictures_depend_on_the_generator_alone(make, name):
+def test_images_depend_on_the_generator_alone(make, name):
     pipe = pipeline(make(noise_schedule="linear_gamma2"), name)
     pixels = sample(pipe, batch_size=3)
     assert pixels.shape == (3, 3, 8, 12)
@@ -287,9 +289,9 @@ def test_dpm_solver_goes_where_ddim_goes(make):
     assert error[250] < error[50] / 8
 
 
-def test_denoise(tiny_model, pictures):
+def test_denoise(tiny_model, images):
     model = tiny_model().train()
-    pixel_values = pictures(model.config)
+    pixel_values = images(model.config)
     modes = []
     model.decoder.register_forward_hook(lambda module, *_: modes.append(module.training))
     noisy, clean = denoise(model, pixel_values, 500, seeded())
@@ -306,7 +308,7 @@ def test_denoise(tiny_model, pictures):
 
 
 class Means(nn.Module):
-    """An encoder whose features are the first numbers of a picture."""
+    """An encoder whose features are the first numbers of an image."""
 
     image_hw, num_channels, name, device = (2, 2), 1, "means", torch.device("cpu")
 
@@ -331,15 +333,15 @@ def test_frechet_distance_against_scipy():
     assert same["value"] == pytest.approx(0, abs=1e-6)
 
 
-def test_frechet_distance_of_few_pictures():
+def test_frechet_distance_of_few_images():
     real = randn(300, 1, 2, 2)
-    with pytest.raises(ValueError, match="fake holds 1 readable pictures"):
+    with pytest.raises(ValueError, match="fake holds 1 readable images"):
         frechet_distance(real, real[:1], Means())
-    with pytest.warns(UserWarning, match="fake holds 4 pictures, too few for the 4 dimensions"):
+    with pytest.warns(UserWarning, match="fake holds 4 images, too few for the 4 dimensions"):
         frechet_distance(real, real[:4], Means())
 
 
-@pytest.mark.filterwarnings("ignore:Matrix is singular")  # of grey pictures' equal channels
+@pytest.mark.filterwarnings("ignore:Matrix is singular")  # of grey images' equal channels
 @pytest.mark.parametrize("channels", [1, 3])
 def test_fid_sees_what_inception_takes(channels, monkeypatch):
     """Three channels of whole numbers in [0, 255]; the rest is the distance of any features."""
@@ -347,9 +349,9 @@ def test_fid_sees_what_inception_takes(channels, monkeypatch):
     class Corners(nn.Module):
         num_features = 6
 
-        def forward(self, pictures):
-            assert (pictures.dtype, pictures.shape[1:]) == (torch.uint8, (3, 2, 2))
-            return torch.cat([pictures[:, :, 0, 0], pictures[:, :, 1, 1]], dim=1).double()
+        def forward(self, images):
+            assert (images.dtype, images.shape[1:]) == (torch.uint8, (3, 2, 2))
+            return torch.cat([images[:, :, 0, 0], images[:, :, 1, 1]], dim=1).double()
 
     monkeypatch.setattr(frechet, "_inception", lambda: frechet.FrechetInceptionDistance(Corners()))
     monkeypatch.setattr(frechet, "INCEPTION_DIM", 6)
@@ -376,7 +378,7 @@ def test_fid_names_what_is_missing(monkeypatch):
         frechet_distance(iter(()), iter(()))
 
 
-def test_pictures_are_resized_to_the_encoder(tiny_model):
+def test_images_are_resized_to_the_encoder(tiny_model):
     encoder = Encoder(tiny_model(LDAEModel), name="tiny")
     real = 2 * torch.rand(20, 3, 16, 24, generator=seeded()) - 1
     assert frechet_distance(real, real, encoder)["value"] == pytest.approx(0, abs=1e-4)
@@ -392,7 +394,7 @@ def data(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(20):
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
-    (folder / "05.png").write_bytes(b"no picture")
+    (folder / "05.png").write_bytes(b"no image")
     return folder
 
 
@@ -405,7 +407,7 @@ def test_command_line(make, tiny_model, data, tmp_path, monkeypatch, capsys):
     make(num_classes=3).save_pretrained(tmp_path / "model")
     tiny_model(LDAEForPreTraining, hidden_size=8).save_pretrained(tmp_path / "encoder")
     out = tmp_path / "out"
-    given = ["--model", tmp_path / "model", "--output_dir", out, "--num_pictures", 21, "--batch_size", 8]
+    given = ["--model", tmp_path / "model", "--output_dir", out, "--num_images", 21, "--batch_size", 8]
     measure = ["--data", data, "--encoder", tmp_path / "encoder"]
     result = run(*given, *measure, "--guidance_scale", 2, "--sampler", "ddpm")
     written = json.loads((out / "results" / "generation.json").read_text())
@@ -427,9 +429,9 @@ def test_command_line(make, tiny_model, data, tmp_path, monkeypatch, capsys):
     assert run(*given, *measure, "--guidance_scale", 2, "--sampler", "ddpm", "--overwrite")["value"] == result["value"]
     other = run(*given, *measure, "--guidance_scale", 2, "--sampler", "ddpm", "--overwrite", "--seed", 1)
     assert other["value"] != result["value"]
-    assert "value" not in run(*given, "--overwrite")  # pictures alone
+    assert "value" not in run(*given, "--overwrite")  # images alone
     for args, text in (
-        (["--num_pictures", 1, *measure], "--num_pictures must be at least 2"),
+        (["--num_images", 1, *measure], "--num_images must be at least 2"),
         (["--batch_size", 0], "--batch_size"),
         (["--encoder", tmp_path / "encoder"], "--data"),
     ):
@@ -453,9 +455,9 @@ def test_offload_is_refused(make):
         pipeline(make()).enable_model_cpu_offload()
 
 
-def test_command_line_refuses_before_it_reads_a_picture(make, data, tmp_path, monkeypatch):
+def test_command_line_refuses_before_it_reads_a_image(make, data, tmp_path, monkeypatch):
     make().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(generation, "load_examples", lambda *args: pytest.fail("pictures were read"))
+    monkeypatch.setattr(generation, "load_examples", lambda *args: pytest.fail("images were read"))
     given = ["--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--data", data]
     for option, value, text in (
         ("num_inference_steps", 0, "must be in"),

@@ -17,10 +17,11 @@ from transformers import AutoImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 import configuration_ldae
 import modeling_ldae
-from ldae import LDAEBackbone, LDAEConfig, LDAEForImageClassification, LDAEForPreTraining, LDAEModel, cards
-from ldae.cards import write_card
-from ldae.hub import AUTO_MAP, image_processor, push_folder, save_hub_folder
-from ldae.results import save_result
+from ldae import LDAEBackbone, LDAEConfig, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
+from ldae.hub import cards
+from ldae.hub.cards import write_card
+from ldae.hub.folder import AUTO_MAP, image_processor, push_folder, save_hub_folder
+from ldae.report.results import save_result
 
 ROOT = Path(__file__).parents[1]
 MODEL_ID = "org/ldae-vit-tiny"
@@ -34,13 +35,13 @@ TRAINING = {
         "name": "frgfm-imagenette",
         "hub_id": "frgfm/imagenette",
         "fingerprint": "0123abcd",
-        "num_pictures": 9469,
-        "bad_pictures": [],
+        "num_images": 9469,
+        "bad_images": [],
     },
     "arguments": {"data": "imagenette", "learning_rate": 0.0001, "batch_size": 64, "seed": 3},
     "config": {},
     "steps": 1480,
-    "pictures_seen": 94690,
+    "images_seen": 94690,
     "epochs": 10.0,
     "seconds": 5400.0,
     "loss": 0.43219,
@@ -143,14 +144,14 @@ def test_processor_makes_what_the_model_takes(num_channels, modes, backend, tmp_
     for mode in modes:
         black = Image.new("RGBA", (50, 40), (0, 0, 0, 0 if mode == "RGBA" and num_channels == 4 else 255))
         white = Image.new("RGBA", (50, 40), (255, 255, 255, 255))
-        pictures = [picture.convert("RGB").convert(mode) if mode != "RGBA" else picture for picture in (black, white)]
-        pixel_values = processor(pictures, return_tensors="pt")["pixel_values"]
+        images = [image.convert("RGB").convert(mode) if mode != "RGBA" else image for image in (black, white)]
+        pixel_values = processor(images, return_tensors="pt")["pixel_values"]
         assert pixel_values.shape == (2, num_channels, 32, 48)
         assert torch.allclose(pixel_values[0], torch.tensor(-1.0))
         assert torch.allclose(pixel_values[1], torch.tensor(1.0))
 
 
-def test_a_peer_of_transformers_is_saved_without_our_code(tmp_path):
+def test_a_baseline_of_transformers_is_saved_without_our_code(tmp_path):
     model = ViTMAEForPreTraining(ViTMAEConfig(**TINY, decoder_hidden_size=32, decoder_num_hidden_layers=1))
     save_hub_folder(model, tmp_path)
     assert_same_weights(model, ViTMAEForPreTraining.from_pretrained(tmp_path))
@@ -189,10 +190,10 @@ for place in (model_id, folder):
     except ValueError as error:
         untrusted[place] = str(error)
 
-names = {"picture": Image.open("picture.jpg")}
+names = {"image": Image.open("image.jpg")}
 exec(open(example).read(), names)  # the card's example
 inputs = torch.load(inputs)
-pixel_values = names["processor"](names["picture"], return_tensors="pt")["pixel_values"]
+pixel_values = names["processor"](names["image"], return_tensors="pt")["pixel_values"]
 trust = {"trust_remote_code": True}
 with torch.no_grad():
     model = AutoModelForPreTraining.from_pretrained(model_id, **trust)
@@ -219,7 +220,7 @@ with torch.no_grad():
 PUSHER = """
 import json, os, sys
 from huggingface_hub import constants
-from ldae.hub import push_folder
+from ldae.hub.folder import push_folder
 
 folder, model_id = sys.argv[1:]
 report = {"url": push_folder(folder, model_id)}
@@ -253,7 +254,7 @@ def pushed(tmp_path_factory):
     folder, empty = make_folder(tmp_path / "ldae-vit-tiny"), tmp_path / "empty"
     empty.mkdir()
     for name in ("checkpoints/checkpoint_0/optimizer.bin", "run/events.out.tfevents.1", "run/hparams.yml",
-                 "losses.jsonl", "pictures/step_10.png", "results/train.tmp"):  # fmt: skip
+                 "losses.jsonl", "images/step_10.png", "results/train.tmp"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"not for the Hub")
     contents = read_all(folder)
@@ -294,9 +295,9 @@ def test_the_command_of_a_failed_push_uploads_the_same(pushed):
 def test_a_newcomer_gets_the_same_model_bit_for_bit(pushed, tmp_path):
     model = tiny_model()
     torch.manual_seed(1)
-    Image.fromarray((255 * torch.rand(50, 40, 3)).byte().numpy()).save(tmp_path / "picture.jpg")
-    picture = Image.open(tmp_path / "picture.jpg")
-    pixel_values = image_processor(model.config)(picture, return_tensors="pt")["pixel_values"]
+    Image.fromarray((255 * torch.rand(50, 40, 3)).byte().numpy()).save(tmp_path / "image.jpg")
+    image = Image.open(tmp_path / "image.jpg")
+    pixel_values = image_processor(model.config)(image, return_tensors="pt")["pixel_values"]
     inputs = {"pixel_values": pixel_values, **model.sample_noise(1)}
     torch.save(inputs, tmp_path / "inputs.pt")
     example = re.search(r"```python\n(.*?)```", (pushed.folder / "README.md").read_text(), re.DOTALL)[1]
@@ -351,7 +352,7 @@ def test_card_holds_the_numbers_of_the_results(folder):
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
     assert (card.data.pipeline_tag, card.data.model_name) == ("image-feature-extraction", "ldae-vit-tiny")
     assert card.data.datasets == ["frgfm/imagenette"]
-    for text in ("| 43.2 ± 0.8 | 34.9 ± 0.8 |", "| 55.0 ± 0.8 | 47.6 ± 0.8 |", "9,469 pictures", "1,480 steps",
+    for text in ("| 43.2 ± 0.8 | 34.9 ± 0.8 |", "| 55.0 ± 0.8 | 47.6 ± 0.8 |", "9,469 images", "1,480 steps",
                  "1.50 hours", "learning_rate: 0.0001", "2401.14404",
                  f'"{MODEL_ID}", trust_remote_code=True'):  # fmt: skip
         assert text in card.text
@@ -367,8 +368,8 @@ def test_card_holds_the_numbers_of_the_results(folder):
         ("probe.json", ("data", "num_validation")),
         ("probe.json", ("seed",)),
         ("train.json", ("arguments", "learning_rate")),
-        ("train.json", ("data", "num_pictures")),
-        ("train.json", ("pictures_seen",)),
+        ("train.json", ("data", "num_images")),
+        ("train.json", ("images_seen",)),
         ("train.json", ("loss",)),
         ("train.json", ("seconds",)),
     ],
@@ -396,11 +397,11 @@ def test_card_without_results_claims_nothing(tmp_path):
 
 
 def test_card_of_a_streamed_training(folder):
-    data = {**TRAINING["data"], "num_pictures": None}
+    data = {**TRAINING["data"], "num_images": None}
     save_result(folder / "results/train.json", {**TRAINING, "data": data, "epochs": None}, overwrite=True)
     text = write_card(folder).read_text()
     assert "imagenette, streamed" in text
-    assert "94,690 pictures in 1,480 steps |" in text
+    assert "94,690 images in 1,480 steps |" in text
 
 
 def test_card_elsewhere_takes_along_what_it_shows(folder, tmp_path, monkeypatch):

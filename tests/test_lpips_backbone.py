@@ -9,8 +9,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from benchmarks.lpips_backbone import NETS, convert
-from ldae.tokenizers import lpips
+from experiments.ablation.lpips_backbone import NETS, convert
+from ldae.tokenizers.autoencoders import lpips
 
 
 def _package(path, name, content):

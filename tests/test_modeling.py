@@ -49,8 +49,8 @@ def naive_gamma_sigma(config, t):
     return math.sqrt(gamma2), math.sqrt(1 - gamma2)
 
 
-def naive_loss(model, pictures, noise, timesteps, classes=None):
-    """METHOD.md, sections 2 and 3, one picture and one patch at a time, with the full D x D basis; all in float64."""
+def naive_loss(model, images, noise, timesteps, classes=None):
+    """METHOD.md, sections 2 and 3, one image and one patch at a time, with the full D x D basis; all in float64."""
     config = model.config
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
     (p, q), D, d, E = config.patch_hw, config.patch_dim, config.latent_dim, config.hidden_size
@@ -59,7 +59,7 @@ def naive_loss(model, pictures, noise, timesteps, classes=None):
         part = "ldae.tokenizer.autoencoder."
         kl = AutoencoderKL(**config.autoencoder_config).double()
         kl.load_state_dict({name.removeprefix(part): tensor for name, tensor in w.items() if name.startswith(part)})
-        latent_pictures = kl.encode(pictures.double()).latent_dist.mean.detach()
+        latent_images = kl.encode(images.double()).latent_dist.mean.detach()
     mean, U, V = (None if is_conv else w[f"ldae.tokenizer.{name}"] for name in ("mean", "U", "V"))
     if not is_conv:
         V = torch.linalg.qr(torch.cat([V.T, torch.randn(D, D).double()], dim=1)).Q.T  # rows: d, then the rest
@@ -111,18 +111,18 @@ def naive_loss(model, pictures, noise, timesteps, classes=None):
         return linear(layer_norm(tokens) * (1 + scale) + shift, "decoder.head")
 
     losses = []
-    classes = [config.num_classes] * len(pictures) if classes is None else classes
-    for index, (picture, eps, t, class_number) in enumerate(
-        zip(pictures.double(), noise.double(), timesteps.tolist(), classes, strict=True)
+    classes = [config.num_classes] * len(images) if classes is None else classes
+    for index, (image, eps, t, class_number) in enumerate(
+        zip(images.double(), noise.double(), timesteps.tolist(), classes, strict=True)
     ):
         gamma, sigma = naive_gamma_sigma(config, t)
         loss_weight = 1 / (1 + sigma**2) if gamma == 1 else gamma**2
         targets, tokens = [], []
         for row in range(config.image_hw[0] // p):
             for column in range(config.image_hw[1] // q):
-                patch = picture[:, row * p : (row + 1) * p, column * q : (column + 1) * q].flatten()
+                patch = image[:, row * p : (row + 1) * p, column * q : (column + 1) * q].flatten()
                 if is_conv:
-                    z0 = latent_pictures[index, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten() / scale
+                    z0 = latent_images[index, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten() / scale
                 else:
                     z0 = V[:d] @ (patch - mean) / scale
                 zt = gamma * z0 + sigma * eps[len(targets)]
@@ -146,40 +146,40 @@ def naive_loss(model, pictures, noise, timesteps, classes=None):
 
 @pytest.mark.parametrize("subtract_mean", [True, False])
 @pytest.mark.parametrize("latent_scaling", ["none", "global", "component"])
-def test_loss_is_the_papers(tiny_model, pictures, latent_scaling, subtract_mean):
+def test_loss_is_the_papers(tiny_model, images, latent_scaling, subtract_mean):
     model = tiny_model(latent_scaling=latent_scaling, subtract_mean=subtract_mean)
-    x, drawn = pictures(model.config), draw(model)
+    x, drawn = images(model.config), draw(model)
     assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("input_space", ["latent", "image"])
 @pytest.mark.parametrize("prediction", ["noise", "latent", "projected_image", "image"])
 @pytest.mark.parametrize("noise_schedule", ["ddpm", "linear_gamma2", "linear_sigma", "single_sigma"])
-def test_the_loss_of_every_rung_is_the_papers(tiny_model, pictures, input_space, prediction, noise_schedule):
+def test_the_loss_of_every_rung_is_the_papers(tiny_model, images, input_space, prediction, noise_schedule):
     model = tiny_model(input_space=input_space, prediction=prediction, noise_schedule=noise_schedule)
-    x, drawn = pictures(model.config), draw(model)
+    x, drawn = images(model.config), draw(model)
     assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
 
 
-def test_the_loss_with_a_linear_autoencoder(tiny_model, pictures):
+def test_the_loss_with_a_linear_autoencoder(tiny_model, images):
     """Its U is not the transpose of its V."""
     model = tiny_model(tokenizer_type="patch_ae", prediction="projected_image")
     assert not torch.allclose(model.ldae.tokenizer.U, model.ldae.tokenizer.V.T)
-    x, drawn = pictures(model.config), draw(model)
+    x, drawn = images(model.config), draw(model)
     assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("prediction", ["noise", "latent"])
-def test_the_loss_with_a_convolutional_tokenizer(tiny_model, pictures, prediction):
+def test_the_loss_with_a_convolutional_tokenizer(tiny_model, images, prediction):
     model = tiny_model(tokenizer_type="conv_vae", prediction=prediction, noise_schedule="ddpm")
-    x, drawn = pictures(model.config), draw(model)
+    x, drawn = images(model.config), draw(model)
     assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
 
 
-def test_the_loss_with_classes(tiny_model, pictures):
+def test_the_loss_with_classes(tiny_model, images):
     """The first rung: a class that is left out, or unknown, is class `num_classes`."""
     model = tiny_model(input_space="latent", prediction="noise", noise_schedule="ddpm", num_classes=3)
-    x, drawn = pictures(model.config, 4), draw(model, 4)
+    x, drawn = images(model.config, 4), draw(model, 4)
     drawn["drop_label"] = torch.tensor([False, True, False, False])
     loss = model(x, labels=torch.tensor([0, 1, 2, -1]), **drawn).loss
     naive = {name: drawn[name] for name in ("noise", "timesteps")}
@@ -192,11 +192,11 @@ def test_the_loss_with_classes(tiny_model, pictures):
 
 
 @pytest.mark.parametrize("prediction", ["noise", "latent", "projected_image", "image"])
-def test_a_perfect_prediction_reconstructs_the_picture(tiny_model, pictures, prediction):
+def test_a_perfect_prediction_reconstructs_the_image(tiny_model, images, prediction):
     model = tiny_model(prediction=prediction, noise_schedule="linear_gamma2")
-    tokenizer, patches = model.ldae.tokenizer, patchify(pictures(model.config), model.config.patch_hw)
+    tokenizer, patches = model.ldae.tokenizer, patchify(images(model.config), model.config.patch_hw)
     latents, timesteps, image_hw = (
-        tokenizer.encode(pictures(model.config)),
+        tokenizer.encode(images(model.config)),
         torch.tensor([0, 700]),
         model.config.image_hw,
     )
@@ -205,14 +205,14 @@ def test_a_perfect_prediction_reconstructs_the_picture(tiny_model, pictures, pre
     projected = patchify(tokenizer.decode(latents, image_hw), model.config.patch_hw)
     perfect = {"noise": noise, "latent": latents, "projected_image": projected, "image": patches}[prediction]
     clean = patches if prediction == "image" else projected
-    reconstruction = model.clean_pictures(perfect, noisy, timesteps, image_hw)
+    reconstruction = model.clean_images(perfect, noisy, timesteps, image_hw)
     assert_close(patchify(reconstruction, model.config.patch_hw), clean, atol=1e-4, rtol=1e-4)
     assert not model.loss(perfect, perfect, timesteps)
 
 
-def test_loss_weights_every_component_of_pixels_alike(tiny_model, pictures):
+def test_loss_weights_every_component_of_pixels_alike(tiny_model, images):
     model = tiny_model(tokenizer_type="pixels", latent_dim=48, residual_weight=0)
-    x, drawn = pictures(model.config), draw(model)
+    x, drawn = images(model.config), draw(model)
     output = model(x, **drawn)
     weight = 1 / (1 + (math.sqrt(2) * drawn["timesteps"] / 999) ** 2)
     error = (output.reconstruction - x).square().mean(dim=(1, 2, 3))
@@ -220,9 +220,9 @@ def test_loss_weights_every_component_of_pixels_alike(tiny_model, pictures):
 
 
 @pytest.mark.parametrize("rung", [{}, {"input_space": "latent", "prediction": "noise", "num_classes": 2}])
-def test_every_parameter_is_trained(tiny_model, pictures, rung):
+def test_every_parameter_is_trained(tiny_model, images, rung):
     model = tiny_model(**rung)
-    x, drawn = pictures(model.config, 3), draw(model, 3)
+    x, drawn = images(model.config, 3), draw(model, 3)
     if rung:
         drawn = {**drawn, "drop_label": torch.tensor([False, False, True]), "labels": torch.tensor([0, 1, 0])}
     model(x, **drawn).loss.backward()
@@ -257,13 +257,13 @@ def test_ddpm_ends_in_noise_at_any_number_of_timesteps(tiny_config, timesteps):
     assert schedule.gamma[-1] ** 2 < 1e-4
 
 
-def test_exact_noise_gives_the_picture_back_at_the_last_levels_of_ddpm(tiny_model, pictures):
+def test_exact_noise_gives_the_image_back_at_the_last_levels_of_ddpm(tiny_model, images):
     model = tiny_model(prediction="noise", noise_schedule="ddpm")
-    x, t = pictures(model.config), torch.tensor([980, 999])
+    x, t = images(model.config), torch.tensor([980, 999])
     latents = model.ldae.tokenizer.encode(x)
     noise = torch.randn(latents.shape)
     noisy = model.noise_schedule.add_noise(latents, noise, t)
-    clean = model.clean_pictures(noise, noisy, t, model.config.image_hw)
+    clean = model.clean_images(noise, noisy, t, model.config.image_hw)
     assert_close(clean, model.ldae.tokenizer.decode(latents, model.config.image_hw), atol=1e-3, rtol=0)
 
 
@@ -274,9 +274,9 @@ def test_ddpm_is_diffusers(tiny_config):
     assert_close(schedule.loss_weight, DDPMScheduler().alphas_cumprod)
 
 
-def test_everything_random_can_be_given(tiny_model, pictures):
+def test_everything_random_can_be_given(tiny_model, images):
     model = tiny_model()
-    x, drawn = pictures(model.config), draw(model)
+    x, drawn = images(model.config), draw(model)
     given_all, by_generator = model(x, **drawn), model(x, generator=torch.Generator().manual_seed(2))
     for name in ("loss", "reconstruction", "noisy_pixel_values", "timesteps"):
         assert torch.equal(given_all[name], by_generator[name]), name
@@ -304,7 +304,7 @@ def test_drawn_noise_is_standard_normal_and_timesteps_uniform(tiny_model):
     patch=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     channels=st.integers(1, 4),
 )
-def test_patches_go_back_to_the_picture(grid, patch, channels):
+def test_patches_go_back_to_the_image(grid, patch, channels):
     x = torch.randn(2, channels, grid[0] * patch[0], grid[1] * patch[1])
     patches = patchify(x, patch)
     assert patches.shape == (2, grid[0] * grid[1], channels * patch[0] * patch[1])
@@ -325,9 +325,9 @@ def test_resized_positions_span_the_same_range():
     assert_close(fine[1::3, 1::3].reshape(6, 32), sincos_positions((2, 3), (2, 3), 32))
 
 
-def test_interpolation_at_the_native_size_changes_nothing(tiny_model, pictures):
+def test_interpolation_at_the_native_size_changes_nothing(tiny_model, images):
     model = tiny_model(LDAEModel)
-    x = pictures(model.config)
+    x = images(model.config)
     native, resized = model(x), model(x, interpolate_pos_encoding=True)
     assert torch.equal(native.last_hidden_state, resized.last_hidden_state)
 
@@ -336,7 +336,7 @@ def test_interpolation_at_the_native_size_changes_nothing(tiny_model, pictures):
 
 
 @pytest.mark.parametrize("final_layernorm", [True, False])
-def test_at_a_fixed_t_the_encoder_is_a_plain_vit(tiny_model, pictures, final_layernorm):
+def test_at_a_fixed_t_the_encoder_is_a_plain_vit(tiny_model, images, final_layernorm):
     model = tiny_model(LDAEModel, final_layernorm=final_layernorm)
     config, tokenizer = model.config, model.tokenizer
     vit = VisionTransformer(
@@ -371,16 +371,16 @@ def test_at_a_fixed_t_the_encoder_is_a_plain_vit(tiny_model, pictures, final_lay
         if final_layernorm:
             weights |= {"norm.weight": model.layernorm.weight, "norm.bias": model.layernorm.bias}
         vit.load_state_dict(weights)
-        x = pictures(config)
+        x = images(config)
         output = model(x)
         assert_close(vit.forward_features(x), output.last_hidden_state, atol=1e-5, rtol=1e-5)
         assert_close(vit(x), output.pooler_output, atol=1e-5, rtol=1e-5)
 
 
-def test_encoder_sees_the_latent_subspace_only(tiny_model, pictures):
+def test_encoder_sees_the_latent_subspace_only(tiny_model, images):
     model = tiny_model()
     encoder, config = model.ldae, model.config
-    x, other = pictures(config), patchify(pictures(config, seed=3), config.patch_hw)
+    x, other = images(config), patchify(images(config, seed=3), config.patch_hw)
     inside = other @ encoder.tokenizer.V.T @ encoder.tokenizer.V
     features = encoder(x).last_hidden_state
     for change, same in ((other - inside, True), (inside, False)):
@@ -391,17 +391,17 @@ def test_encoder_sees_the_latent_subspace_only(tiny_model, pictures):
     assert_close(again, noisy, atol=1e-5, rtol=1e-5)
 
 
-def test_features_are_those_of_the_feature_timestep(tiny_model, pictures):
+def test_features_are_those_of_the_feature_timestep(tiny_model, images):
     encoder = tiny_model(LDAEModel, feature_timestep=25)
-    x = pictures(encoder.config)
+    x = images(encoder.config)
     features = encoder(x).pooler_output
     assert_close(features, encoder(x, torch.tensor([25, 25])).pooler_output)
     assert not torch.allclose(features, encoder(x, torch.tensor([10])).pooler_output, atol=1e-4)
 
 
-def test_heads_read_the_encoder(tiny_model, pictures):
+def test_heads_read_the_encoder(tiny_model, images):
     classifier = tiny_model(LDAEForImageClassification, num_labels=5)
-    x, labels = pictures(classifier.config), torch.tensor([4, 1])
+    x, labels = images(classifier.config), torch.tensor([4, 1])
     output, features = classifier(x, labels), classifier.ldae(x)
     assert_close(
         output.logits,
@@ -423,11 +423,11 @@ def test_heads_read_the_encoder(tiny_model, pictures):
     channels=st.sampled_from([1, 4]),
     larger=st.tuples(st.integers(1, 2), st.integers(1, 2)),
 )
-def test_shapes(tiny_model, pictures, grid, patch, channels, larger):
+def test_shapes(tiny_model, images, grid, patch, channels, larger):
     size = (grid[0] * patch[0], grid[1] * patch[1])
     fields = {"image_size": size, "patch_size": patch, "num_channels": channels, "latent_dim": 2}
     model = tiny_model(**fields)
-    x = pictures(model.config).repeat(1, 1, *larger)
+    x = images(model.config).repeat(1, 1, *larger)
     tokens = grid[0] * larger[0] * grid[1] * larger[1]
     output = model(x, interpolate_pos_encoding=True)
     assert output.loss.shape == ()
@@ -452,7 +452,7 @@ def test_shapes(tiny_model, pictures, grid, patch, channels, larger):
         ),
     ],
 )
-def test_pictures_that_do_not_fit_are_refused(tiny_model, cls, shape, options, message):
+def test_images_that_do_not_fit_are_refused(tiny_model, cls, shape, options, message):
     if cls is LDAEBackbone:  # takes any multiple of the patch
         options = {}
         if shape[2] == 12:
@@ -479,7 +479,7 @@ def tensors(model):
     ],
 )
 @pytest.mark.parametrize("noise_schedule", ["linear_sigma", "ddpm"])
-def test_every_class_loads_a_pretraining_folder(tiny_model, pictures, tmp_path, cls, auto, noise_schedule):
+def test_every_class_loads_a_pretraining_folder(tiny_model, images, tmp_path, cls, auto, noise_schedule):
     model = tiny_model(noise_schedule=noise_schedule)
     model.save_pretrained(tmp_path)
     loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
@@ -494,22 +494,22 @@ def test_every_class_loads_a_pretraining_folder(tiny_model, pictures, tmp_path, 
             assert torch.equal(tensor, saved[f"ldae.{name}" if cls is LDAEModel else name]), name
     if cls is LDAEForPreTraining:
         assert tensors(loaded).keys() == saved.keys()
-        x, drawn = pictures(model.config), draw(model)
+        x, drawn = images(model.config), draw(model)
         assert torch.equal(loaded(x, **drawn).loss, model(x, **drawn).loss)
     if new:
         assert loaded.classifier.weight.isfinite().all()
         assert loaded.classifier.weight.any()
 
 
-def test_fields_changed_on_loading_are_heeded(tiny_model, pictures, tmp_path):
+def test_fields_changed_on_loading_are_heeded(tiny_model, images, tmp_path):
     tiny_model().save_pretrained(tmp_path)
     fields = {"noise_schedule": "single_sigma", "image_size": (12, 8), "num_train_timesteps": 20}
     loaded, made = LDAEForPreTraining.from_pretrained(tmp_path, **fields), tiny_model(**fields)
-    x, drawn = pictures(made.config), draw(made)
+    x, drawn = images(made.config), draw(made)
     assert torch.equal(loaded(x, **drawn).loss, made(x, **drawn).loss)
 
 
-def test_bfloat16_leaves_tokenizer_and_noise_in_float32(tiny_model, pictures, tmp_path):
+def test_bfloat16_leaves_tokenizer_and_noise_in_float32(tiny_model, images, tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
     loaded = LDAEForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -519,7 +519,7 @@ def test_bfloat16_leaves_tokenizer_and_noise_in_float32(tiny_model, pictures, tm
         for name, buffer in original.named_buffers():
             assert module.get_buffer(name).dtype == torch.float32
             assert torch.equal(module.get_buffer(name), buffer)
-    x, drawn = pictures(model.config), draw(model)
+    x, drawn = images(model.config), draw(model)
     output, expected = loaded(x, **drawn), model(x, **drawn)
     assert torch.equal(output.noisy_pixel_values, expected.noisy_pixel_values)
     assert_close(output.loss, expected.loss, rtol=0.03, atol=0)
@@ -527,10 +527,10 @@ def test_bfloat16_leaves_tokenizer_and_noise_in_float32(tiny_model, pictures, tm
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("tokenizer_type", ["pca", "conv_vae"])
-def test_a_cast_leaves_tokenizer_and_noise_in_float32(tiny_model, pictures, dtype, tokenizer_type):
+def test_a_cast_leaves_tokenizer_and_noise_in_float32(tiny_model, images, dtype, tokenizer_type):
     rung = {"input_space": "latent", "prediction": "noise"} if tokenizer_type == "conv_vae" else {}
     model = tiny_model(tokenizer_type=tokenizer_type, **rung)
-    x, drawn = pictures(model.config), draw(model)
+    x, drawn = images(model.config), draw(model)
     expected = model(x, **drawn)
     cast = copy.deepcopy(model).to(dtype)
     assert {parameter.dtype for parameter in cast.parameters()} == {dtype}
@@ -541,25 +541,25 @@ def test_a_cast_leaves_tokenizer_and_noise_in_float32(tiny_model, pictures, dtyp
     assert_close(output.loss, expected.loss, rtol=0.03, atol=0)
 
 
-def test_a_new_model_starts_as_adaln_zero(tiny_config, pictures):
+def test_a_new_model_starts_as_adaln_zero(tiny_config, images):
     model = LDAEForPreTraining(tiny_config(conditioning_size=128, initializer_range=0.03))
     for linear in (model.ldae.timestep_embedding.fc1, model.ldae.timestep_embedding.fc2):
         assert linear.weight.std().item() == pytest.approx(0.03, rel=0.03)
     bound = (6 / (16 + 3 * 16)) ** 0.5  # Xavier's
     assert model.decoder.layers[0].attention.qkv.weight.abs().max().item() == pytest.approx(bound, rel=0.02)
-    x = pictures(model.config)
+    x = images(model.config)
     output = model(x, **draw(model), output_hidden_states=True)
     assert not output.reconstruction.any()
     assert torch.equal(output.hidden_states[0], output.hidden_states[-1])
     assert output.hidden_states[0].any()
 
 
-def test_a_tokenizer_that_is_not_fitted_warns_once(tiny_config, tiny_model, pictures):
+def test_a_tokenizer_that_is_not_fitted_warns_once(tiny_config, tiny_model, images):
     def warnings(model):
         with CaptureLogger(logging.get_logger("modeling_ldae")) as captured:
             for _ in range(3):
-                model(pictures(model.config))
-        return captured.out.count("fit_to_pictures")
+                model(images(model.config))
+        return captured.out.count("fit_to_images")
 
     assert warnings(LDAEForPreTraining(tiny_config()).train()) == 1
     assert warnings(LDAEForPreTraining(tiny_config()).eval()) == 0
@@ -569,7 +569,7 @@ def test_a_tokenizer_that_is_not_fitted_warns_once(tiny_config, tiny_model, pict
 # ------------------------------------------------------------------------------------ training, attention, compiling
 
 
-def test_gradient_checkpointing_changes_no_gradient(tiny_model, pictures):
+def test_gradient_checkpointing_changes_no_gradient(tiny_model, images):
     gradients = []
     for checkpointing in (False, True):
         model, calls = tiny_model().train(), []
@@ -577,7 +577,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model, pictures):
             model.activation_checkpointing_enable()
         for layer in [*model.ldae.layers, *model.decoder.layers]:
             layer.mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        model(pictures(model.config), **draw(model)).loss.backward()
+        model(images(model.config), **draw(model)).loss.backward()
         assert len(calls) == (6 if checkpointing else 3)  # each of the three blocks is run again
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name in gradients[0]:
@@ -585,37 +585,37 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model, pictures):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
-def test_attention_implementations_agree_with_eager(tiny_model, pictures, attention):
+def test_attention_implementations_agree_with_eager(tiny_model, images, attention):
     outputs = {}
     for name in ("eager", attention):
         model = tiny_model(hidden_size=32)  # flex_attention wants heads of at least 16
         model.set_attn_implementation(name)
         assert model.ldae.layers[0].attention.config._attn_implementation == name
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # to compile flex_attention takes a minute
-            outputs[name] = model(pictures(model.config), **draw(model))
+            outputs[name] = model(images(model.config), **draw(model))
     assert_close(outputs[attention].reconstruction, outputs["eager"].reconstruction, atol=1e-5, rtol=1e-5)
 
 
-def test_attention_weights_come_from_eager(tiny_model, pictures):
+def test_attention_weights_come_from_eager(tiny_model, images):
     model = tiny_model()
     model.set_attn_implementation("eager")
-    output = model(pictures(model.config), **draw(model), output_attentions=True)
+    output = model(images(model.config), **draw(model), output_attentions=True)
     assert [weights.shape for weights in output.attentions] == [(2, 2, 6, 6)] * 2
     assert_close(output.attentions[0].sum(dim=-1), torch.ones(2, 2, 6))
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_compiles_without_a_graph_break(tiny_model, pictures, training):
+def test_compiles_without_a_graph_break(tiny_model, images, training):
     model = tiny_model().train(training)
-    x, drawn = pictures(model.config), draw(model)
+    x, drawn = images(model.config), draw(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert_close(compiled(x, **drawn).loss, model(x, **drawn).loss)
 
 
 @pytest.mark.parametrize("options", [{}, {"interpolate_pos_encoding": True}], ids=["native", "any-size"])
-def test_exports_with_dynamic_batch_and_size(tiny_model, pictures, options):
+def test_exports_with_dynamic_batch_and_size(tiny_model, images, options):
     model = tiny_model(LDAEModel)
-    x = pictures(model.config)
+    x = images(model.config)
     Dim = torch.export.Dim
     dynamic = {0: Dim("batch")}
     if options:
@@ -641,15 +641,15 @@ def folder(tiny_model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
-def test_pipelines_take_any_picture(folder, mode):
-    picture = Image.effect_noise((30, 20), 80).convert(mode)
-    features = torch.tensor(pipeline("image-feature-extraction", model=str(folder))(picture, pool=True))
+def test_pipelines_take_any_image(folder, mode):
+    image = Image.effect_noise((30, 20), 80).convert(mode)
+    features = torch.tensor(pipeline("image-feature-extraction", model=str(folder))(image, pool=True))
     assert features.shape == (1, 16)
-    pixel_values = ViTImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"]
+    pixel_values = ViTImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = LDAEModel.from_pretrained(folder)(pixel_values).pooler_output
         logits = LDAEForImageClassification.from_pretrained(folder)(pixel_values).logits
     assert_close(features, expected, atol=1e-5, rtol=1e-5)
-    best = pipeline("image-classification", model=str(folder))(picture, top_k=3)
+    best = pipeline("image-classification", model=str(folder))(image, top_k=3)
     scores = torch.tensor([entry["score"] for entry in best])
     assert_close(scores, logits.softmax(dim=1)[0].sort(descending=True).values, atol=1e-5, rtol=1e-5)

@@ -7,8 +7,8 @@ from torch import nn
 from transformers import ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
 
 from ldae import LDAEModel
-from ldae.encoders import Encoder
-from ldae.optimization import layer_decay_groups, learning_rate, parameter_groups
+from ldae.features.encoders import Encoder
+from ldae.training.optimization import layer_decay_groups, learning_rate, parameter_groups
 
 VIT = {
     "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,

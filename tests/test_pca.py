@@ -1,4 +1,4 @@
-"""PCA: against scikit-learn and NumPy, for any way the pictures arrive."""
+"""PCA: against scikit-learn and NumPy, for any way the images arrive."""
 
 import io
 
@@ -14,13 +14,13 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from configuration_ldae import LDAEConfig
-from ldae.data import Pictures
-from ldae.pca import PatchMoments, explained_variance, fit_tokenizer, variance_held
+from ldae.data.images import ImageDataset
+from ldae.tokenizers.pca import PatchMoments, explained_variance, fit_tokenizer, variance_held
 from modeling_ldae import PatchTokenizer, patchify
 
 
-def pictures(n: int = 40, channels: int = 3, size: tuple[int, int] = (16, 16), seed: int = 0) -> torch.Tensor:
-    """Smooth random pictures in [-1, 1], of unlike channels and a mean that is not 0."""
+def images(n: int = 40, channels: int = 3, size: tuple[int, int] = (16, 16), seed: int = 0) -> torch.Tensor:
+    """Smooth random images in [-1, 1], of unlike channels and a mean that is not 0."""
     x = torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(seed)).cumsum(2).cumsum(3)
     return torch.tanh(0.3 * x * torch.arange(1, channels + 1)[:, None, None] / channels + 0.2)
 
@@ -35,14 +35,14 @@ def fit(cfg: LDAEConfig, *batches: torch.Tensor) -> PatchTokenizer:
 
 
 def through(tokenizer: PatchTokenizer, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Pictures without what the latent space does not hold."""
+    """Images without what the latent space does not hold."""
     return tokenizer.decode(tokenizer.encode(pixel_values), pixel_values.shape[-2:])
 
 
-def png(picture: torch.Tensor) -> bytes:
-    """A picture (3, H, W) of whole numbers in [0, 255] as a file."""
+def png(image: torch.Tensor) -> bytes:
+    """An image (3, H, W) of whole numbers in [0, 255] as a file."""
     stream = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).byte().numpy()).save(stream, "PNG")
+    Image.fromarray(image.permute(1, 2, 0).byte().numpy()).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -55,7 +55,7 @@ def moments_of(patches: torch.Tensor) -> PatchMoments:
 @settings(max_examples=15, deadline=None)
 @given(channels=st.integers(1, 5), patch=st.tuples(st.integers(1, 4), st.integers(1, 4)), seed=st.integers(0, 99))
 def test_components_are_those_of_scikit_learn(channels, patch, seed):
-    x = pictures(20, channels, (4 * patch[0], 3 * patch[1]), seed)
+    x = images(20, channels, (4 * patch[0], 3 * patch[1]), seed)
     patches = patchify(x, patch).flatten(0, 1).double()
     mean, components, variance = (a.numpy() for a in moments_of(patches).components())
     reference = PCA(svd_solver="full").fit(patches.numpy())
@@ -70,7 +70,7 @@ def test_components_are_those_of_scikit_learn(channels, patch, seed):
 
 
 def test_without_mean_it_is_the_svd_of_the_uncentred_patches():
-    patches = patchify(pictures(), (4, 4)).flatten(0, 1).double()
+    patches = patchify(images(), (4, 4)).flatten(0, 1).double()
     mean, components, variance = moments_of(patches).components(subtract_mean=False)
     _, singular, rows = np.linalg.svd(patches.numpy(), full_matrices=False)
     assert not mean.any()
@@ -79,7 +79,7 @@ def test_without_mean_it_is_the_svd_of_the_uncentred_patches():
 
 
 def test_batches_and_their_order_do_not_matter():
-    x = pictures()
+    x = images()
     whole = fit(config(), x)
     for batches in (x.split(7), x.flip(0).split(1)):
         other = fit(config(), *batches)
@@ -89,7 +89,7 @@ def test_batches_and_their_order_do_not_matter():
 
 def _worker(rank: int, world: int, folder: str):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    share = pictures()[:9] if rank == 0 else pictures()[9:]
+    share = images()[:9] if rank == 0 else images()[9:]
     torch.save(fit(config(), share).state_dict(), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -98,14 +98,14 @@ def _worker(rank: int, world: int, folder: str):
 def test_two_processes_give_what_one_gives(tmp_path):
     mp.start_processes(_worker, (2, str(tmp_path)), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    for name, buffer in fit(config(), pictures()).named_buffers():
+    for name, buffer in fit(config(), images()).named_buffers():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], buffer, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["pca", "pixels"])
 def test_scalings_give_the_latents_their_variances(kind):
-    x = pictures()
+    x = images()
     dim = 8 if kind == "pca" else 48
 
     def latents(scaling, **kwargs):
@@ -123,7 +123,7 @@ def test_scalings_give_the_latents_their_variances(kind):
 
 
 def test_unscaled_pixels_about_zero_are_the_identity():
-    x = pictures()
+    x = images()
     tokenizer = fit(
         config(tokenizer_type="pixels", latent_dim=48, latent_scaling="none", subtract_mean=False), x
     )  # fmt: skip
@@ -145,7 +145,7 @@ def test_decode_inverts_encode_on_the_latent_space(patch, channels, scaling, sub
     size = (4 * patch[0], 3 * patch[1])
     cfg = config(image_size=size, patch_size=patch, num_channels=channels, latent_dim=latent_dim,
                  latent_scaling=scaling, subtract_mean=subtract_mean)  # fmt: skip
-    x = pictures(10, channels, size)
+    x = images(10, channels, size)
     tokenizer = fit(cfg, x)
     projected = through(tokenizer, x)
     torch.testing.assert_close(through(tokenizer, projected), projected, atol=1e-4, rtol=0)
@@ -159,22 +159,22 @@ def test_decode_inverts_encode_on_the_latent_space(patch, channels, scaling, sub
 
 
 def test_variance_held_is_that_of_the_components():
-    x = (pictures(30, 3, (16, 16)).clamp(-1, 1) * 127.5 + 127.5).round()
-    rows = {"image": [{"bytes": png(picture), "path": None} for picture in x]}
+    x = (images(30, 3, (16, 16)).clamp(-1, 1) * 127.5 + 127.5).round()
+    rows = {"image": [{"bytes": png(image), "path": None} for image in x]}
     examples = datasets.Dataset.from_dict(rows, datasets.Features(image=datasets.Image(decode=False)))
     for kind, latent_dim in (("pca", 6), ("pixels", 48)):
         cfg = config(tokenizer_type=kind, image_size=16, patch_size=4, latent_dim=latent_dim)
         tokenizer = fit(cfg, x / 127.5 - 1)
-        held = variance_held(tokenizer, Pictures(examples, (16, 16)), cfg.patch_hw)
+        held = variance_held(tokenizer, ImageDataset(examples, (16, 16)), cfg.patch_hw)
         assert held == pytest.approx(explained_variance(tokenizer) if kind == "pca" else 1, abs=1e-6)
     tokenizer.U.zero_()
     tokenizer.mean.copy_(patchify(x / 127.5 - 1, (4, 4)).mean((0, 1)))
-    assert variance_held(tokenizer, Pictures(examples, (16, 16)), cfg.patch_hw) == pytest.approx(0, abs=1e-6)
+    assert variance_held(tokenizer, ImageDataset(examples, (16, 16)), cfg.patch_hw) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["pca", "pixels"])
 @pytest.mark.parametrize("value", [0.1, -0.7, 1.0])
-def test_constant_pictures_have_finite_latents(kind, value):
+def test_constant_images_have_finite_latents(kind, value):
     x = torch.full((3, 3, 16, 16), value)
     tokenizer = fit(config(tokenizer_type=kind, latent_dim=8 if kind == "pca" else 48), x)
     assert tokenizer.encode(x).isfinite().all()
@@ -182,10 +182,10 @@ def test_constant_pictures_have_finite_latents(kind, value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_pictures_that_are_missing_or_not_finite_are_refused(value):
-    with pytest.raises(ValueError, match="at least one picture"):
+def test_images_that_are_missing_or_not_finite_are_refused(value):
+    with pytest.raises(ValueError, match="at least one image"):
         fit(config())
-    x = pictures()
+    x = images()
     x[3, 1, 5, 5] = value
     with pytest.raises(ValueError, match="not finite"):
         fit(config(), x)

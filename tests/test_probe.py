@@ -1,4 +1,4 @@
-"""The probing script, end to end on tiny models and a tiny folder of pictures."""
+"""The probing script, end to end on tiny models and a tiny folder of images."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from transformers import ResNetConfig, ResNetModel, ViTImageProcessor, ViTMAECon
 
 import probe_ldae
 from ldae import LDAEConfig, LDAEForPreTraining
-from ldae.data import Pictures, load_examples
-from ldae.encoders import Encoder, load_encoder
+from ldae.data.images import ImageDataset, load_examples
+from ldae.features.encoders import Encoder, load_encoder
 from ldae.probes import Knn, LinearFast, Subject
 
 TINY = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -31,7 +31,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def data(tmp_path):
-    """Noisy pictures of three colours: 10 of each to learn from, 5 of each to measure."""
+    """Noisy images of three colours: 10 of each to learn from, 5 of each to measure."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 10), ("val", 5)):
         for name, colour in COLOURS.items():
@@ -60,7 +60,7 @@ def run(*arguments):
 
 def by_hand(encoder, data, *protocols):
     """What protocols give for an encoder when they are called without the script."""
-    splits = (Pictures(load_examples(str(data), split), (16, 16)) for split in ("train", "validation"))
+    splits = (ImageDataset(load_examples(str(data), split), (16, 16)) for split in ("train", "validation"))
     subject = Subject(encoder, *splits)
     return {protocol.name: json.loads(json.dumps(protocol(subject))) for protocol in protocols}
 
@@ -127,8 +127,8 @@ def test_without_a_floor(folder, data, capsys):
     assert "–" in capsys.readouterr().out
 
 
-def test_unreadable_pictures_are_named(folder, data, capsys):
-    (data / "train" / "red" / "0.png").write_bytes(b"no picture")
+def test_unreadable_images_are_named(folder, data, capsys):
+    (data / "train" / "red" / "0.png").write_bytes(b"no image")
     result = run("--model", folder, "--data", data, "--protocols", "knn")
     assert result["data"]["num_train"] == 29
     (name,) = result["data"]["unreadable"]
@@ -244,8 +244,8 @@ def test_names_become_safe_file_names(name, short):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(folder, data, tmp_path):
-    """Four batches of training and two of validation pictures are shared; one of the second half is unreadable."""
-    (data / "train" / "red" / "9.png").write_bytes(b"no picture")
+    """Four batches of training and two of validation images are shared; one of the second half is unreadable."""
+    (data / "train" / "red" / "9.png").write_bytes(b"no image")
     options = ["--model", folder, "--data", data, "--batch_size", 8, "--protocols", "knn", "linear", "attentive"]
     options += ["--linear_epochs", 3, "--linear_batch_size", 8, "--attentive_epochs", 1, "--features_cache"]
     one = run(*options, tmp_path / "one", "--output_dir", tmp_path / "one")

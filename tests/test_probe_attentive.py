@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import HfArgumentParser
 
-from ldae.features import Features
+from ldae.features.extraction import Features
 from ldae.probes import LinearFast, attentive
 from ldae.probes.attentive import Attentive, AttentiveEfficient, AttentiveHeads, ManyQueries, OneQuery
 from ldae.probes.protocol import held_out_mask
@@ -124,7 +124,7 @@ def test_finds_the_token_that_tells_the_class(probe, subject):
 
 
 @both
-def test_neither_validation_nor_held_out_pictures_reach_the_choice(probe, subject, trained, state):
+def test_neither_validation_nor_held_out_images_reach_the_choice(probe, subject, trained, state):
     probe = replace(probe, **{f"{probe.prefix}_epochs": 3})
     chosen = probe.measure(subject)["settings"]
     assert probe.measure(replace(subject, validation=needles(40, 5)))["settings"] == chosen
@@ -171,7 +171,7 @@ def test_other_processes_give_nothing_and_tokens_are_needed(probe, subject):
 def test_too_many_tokens_are_refused(probe):
     probe.check_memory(1000, 64, 192)
     with pytest.raises(
-        ValueError, match=rf"1331167 pictures x 196 tokens x 768 .* = 373.2 GiB.*--{probe.prefix}_max_gib"
+        ValueError, match=rf"1331167 images x 196 tokens x 768 .* = 373.2 GiB.*--{probe.prefix}_max_gib"
     ):
         probe.check_memory(1331167, 196, 768)
 

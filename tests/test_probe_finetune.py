@@ -1,4 +1,4 @@
-"""Fine-tuning, on tiny encoders and pictures of three colours."""
+"""Fine-tuning, on tiny encoders and images of three colours."""
 
 import copy
 import json
@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from ldae import LDAEModel
-from ldae.data import Pictures, load_examples, to_pixel_values
-from ldae.encoders import Encoder
+from ldae.data.images import ImageDataset, load_examples, to_pixel_values
+from ldae.features.encoders import Encoder
 from ldae.probes import finetune
 from ldae.probes.finetune import Classifier, FineTune, drop_blocks, freeze_unused
 from ldae.probes.protocol import Subject
@@ -50,7 +50,7 @@ def no_garbage_collection(monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Noisy pictures of three colours: 16 of each to learn from, 7 of each to measure."""
+    """Noisy images of three colours: 16 of each to learn from, 7 of each to measure."""
     root = tmp_path_factory.mktemp("data") / "colours"
     rng = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 7)):
@@ -69,7 +69,7 @@ def make_encoder():
 
 def make_subject(data, encoder, validation=None, **fields):
     splits = (load_examples(str(data), "train"), validation or load_examples(str(data), "validation"))
-    train, validation = (Pictures(part, encoder.image_hw, encoder.num_channels) for part in splits)
+    train, validation = (ImageDataset(part, encoder.image_hw, encoder.num_channels) for part in splits)
     return Subject(encoder, train, validation, Accelerator(cpu=True), batch_size=8, **fields)
 
 
@@ -147,10 +147,10 @@ def test_validation_labels_change_nothing(data, subject):
     assert torch.equal(second["predictions"], first["predictions"])
 
 
-def test_unreadable_pictures_are_left_out_and_named(data, tmp_path):
+def test_unreadable_images_are_left_out_and_named(data, tmp_path):
     shutil.copytree(data, tmp_path / "colours")
     for path in ("train/red/3.png", "val/blue/2.png"):
-        (tmp_path / "colours" / path).write_bytes(b"no picture")
+        (tmp_path / "colours" / path).write_bytes(b"no image")
     subject = make_subject(tmp_path / "colours", make_encoder())
     assert FineTune(**FAST).measure(subject)["predictions"].shape == (20,)
     assert len(subject.known["finetune"].bad) == 2
@@ -208,7 +208,7 @@ def test_blocks_are_dropped_in_training_only():
     x = torch.zeros(4000, 2, 3)
     for block, rate in zip(blocks, (0, 0.25, 0.5), strict=True):
         outputs = block(hidden_states=x)
-        assert torch.equal(outputs, outputs[:, :1, :1].expand_as(outputs))  # whole pictures
+        assert torch.equal(outputs, outputs[:, :1, :1].expand_as(outputs))  # whole images
         dropped = (outputs[:, 0, 0] == 0).float().mean()
         assert dropped == pytest.approx(rate, abs=0.04)
         torch.testing.assert_close(outputs.max(), torch.tensor(1 / (1 - rate)))
@@ -264,7 +264,7 @@ def test_what_the_subject_rules_out(data, subject, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite(subject, monkeypatch):
-    monkeypatch.setattr(finetune, "to_pixel_values", lambda pictures: pictures.float() * torch.nan)
+    monkeypatch.setattr(finetune, "to_pixel_values", lambda images: images.float() * torch.nan)
     with pytest.raises(ValueError, match=r"nan at step 1 of 3: lower --finetune_base_learning_rate"):
         FineTune(**FAST).measure(subject)
 

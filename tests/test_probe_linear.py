@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from transformers import HfArgumentParser
 
-from ldae.features import Features
+from ldae.features.extraction import Features
 from ldae.probes import linear
 from ldae.probes.heads import choose_rate
 from ldae.probes.linear import Linear
@@ -92,7 +92,7 @@ def test_batch_norm_is_maes(subject, groups):
     assert groups[1].norm.num_batches_tracked == 8 * 7  # 400 = 6 x 64 + 16
 
 
-def test_the_rate_is_the_best_on_held_out_pictures(subject, groups):
+def test_the_rate_is_the_best_on_held_out_images(subject, groups):
     settings = QUICK.measure(subject)["settings"]
     held_out = held_out_mask(400, 0)
     features, labels = subject.train.features[held_out], subject.train.labels[held_out]
@@ -183,17 +183,17 @@ def test_a_rate_at_the_edge_is_told(subject, capsys):
     assert "linear_rates" not in capsys.readouterr().err
 
 
-def test_one_picture_more_than_whole_batches(subject):
+def test_one_image_more_than_whole_batches(subject):
     subject.train = blobs(65, 2)
     assert replace(QUICK, linear_epochs=1).measure(subject)["accuracy"] >= 0
     subject.train = blobs(3, 2)
     assert replace(QUICK, linear_epochs=1).measure(subject)["accuracy"] >= 0
     subject.train = blobs(2, 2)
-    with pytest.raises(ValueError, match="at least 3 training pictures, got 2"):
+    with pytest.raises(ValueError, match="at least 3 training images, got 2"):
         QUICK.measure(subject)
 
 
-def test_views_of_other_pictures_are_refused(subject):
+def test_views_of_other_images_are_refused(subject):
     subject.view = lambda number, keep: blobs(399, 2)
     with pytest.raises(ValueError, match="random crops"):
         QUICK.measure(subject)
@@ -228,4 +228,4 @@ def test_command_line():
     assert parser.parse_args_into_dataclasses([])[0] == Linear()
     (probe,) = parser.parse_args_into_dataclasses(["--linear_optimizer", "lars", "--linear_rates", "0.1", "1"])
     assert (probe.linear_optimizer, probe.rates) == ("lars", [0.1, 1.0])
-    assert "per 256 pictures" in parser.format_help()
+    assert "per 256 images" in parser.format_help()

@@ -15,14 +15,14 @@ from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from ldae import LDAEForPreTraining
-from ldae.data import Pictures, mix_seed
-from ldae.encoders import Encoder
-from ldae.features import Features, extract_features
-from ldae.metrics import Accuracy
+from ldae.data.images import ImageDataset, mix_seed
+from ldae.features.encoders import Encoder
+from ldae.features.extraction import Features, extract_features
 from ldae.probes import Knn, LinearFast, Subject, format_probe, probe
 from ldae.probes.few_shot import FewShot, draw
 from ldae.probes.knn import knn_predictions
 from ldae.probes.linear_fast import batch_norm, logistic_regression, predict
+from ldae.probes.metrics import Accuracy
 from ldae.probes.protocol import held_out_mask
 from ldae.probes.retrieval import Retrieval, rank
 
@@ -38,9 +38,9 @@ def blobs(n, seed, num_classes=4, width=12, spread=2.5):
 
 def subject_of(train, validation, seed=0):
     """What protocols read of a subject whose features are known."""
-    pictures = [SimpleNamespace(labels=part.labels.numpy()) for part in (train, validation)]
+    images = [SimpleNamespace(labels=part.labels.numpy()) for part in (train, validation)]
     encoder, known = SimpleNamespace(device=torch.device("cpu")), {"train": train, "validation": validation}
-    return Subject(encoder, *pictures, seed=seed, known=known)
+    return Subject(encoder, *images, seed=seed, known=known)
 
 
 def measure(protocol, train, validation, seed=0):
@@ -52,18 +52,18 @@ def accuracy(train, validation, **options):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Seven noise pictures of two classes; the fourth is no picture."""
+def images(tmp_path):
+    """Seven noise images of two classes; the fourth is no image."""
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{i}.png" for i in range(7)]
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
-    paths[3].write_bytes(b"no picture")
+    paths[3].write_bytes(b"no image")
     examples = datasets.Dataset.from_dict(
         {"image": [{"bytes": None, "path": str(path)} for path in paths], "label": [0, 1, 0, 1, 0, 1, 1]},
         features=datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=["a", "b"])),
     )
-    return Pictures(examples, (8, 12))
+    return ImageDataset(examples, (8, 12))
 
 
 # --------------------------------------------------------------------------------------------------------------- metric
@@ -147,8 +147,8 @@ def test_other_processes_measure_nothing(cls):
 @pytest.mark.parametrize("k", [1, 20])
 def test_knn_equals_scikit_learn(k):
     train, validation = blobs(400, 1), blobs(300, 2)
-    peer = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
-    predictions = peer.fit(train.features, train.labels).predict(validation.features)
+    baseline = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    predictions = baseline.fit(train.features, train.labels).predict(validation.features)
     expected = 100 * np.mean(predictions == validation.labels.numpy())
     assert 30 < expected < 95  # a test that could tell
     assert accuracy(train, validation, knn_k=k) == pytest.approx(expected)
@@ -163,7 +163,7 @@ def test_knn_weights_by_similarity():
     assert accuracy(train, query, knn_k=3, knn_temperature=100.0) == 0
 
 
-def test_k_is_at_most_the_number_of_training_pictures():
+def test_k_is_at_most_the_number_of_training_images():
     train, validation = blobs(5, 1), blobs(9, 2)
     assert accuracy(train, validation, knn_k=20) == accuracy(train, validation, knn_k=5)
 
@@ -178,10 +178,10 @@ def test_linear_equals_scikit_learn_on_standardised_features():
     standardised = [
         ((part.features - mean) / (variance + 1e-5).sqrt()).double().numpy() for part in (train, validation)
     ]
-    peer = LogisticRegression(C=1 / (result["settings"]["l2"] * 600), tol=1e-8, max_iter=2000)
-    expected = 100 * peer.fit(standardised[0], train.labels).score(standardised[1], validation.labels)
+    baseline = LogisticRegression(C=1 / (result["settings"]["l2"] * 600), tol=1e-8, max_iter=2000)
+    expected = 100 * baseline.fit(standardised[0], train.labels).score(standardised[1], validation.labels)
     assert 30 < expected < 95
-    assert result["accuracy"] == pytest.approx(expected, abs=0.21)  # one picture of 500 on the boundary
+    assert result["accuracy"] == pytest.approx(expected, abs=0.21)  # one image of 500 on the boundary
 
 
 def test_linear_has_batch_norm():
@@ -208,8 +208,8 @@ def test_the_choice_of_l2_never_sees_validation():
     assert one["accuracy"] != other["accuracy"]
 
 
-def test_the_choice_of_l2_is_the_best_on_held_out_pictures():
-    """With few pictures and many useless features, weak penalties overfit; the choice must see that."""
+def test_the_choice_of_l2_is_the_best_on_held_out_images():
+    """With few images and many useless features, weak penalties overfit; the choice must see that."""
     labels = torch.arange(120) % 2
     features = torch.randn(120, 100)
     features[:, 0] += 3 * labels
@@ -225,8 +225,8 @@ def test_linear_is_deterministic():
     assert {**one, "seconds": 0} == {**again, "seconds": 0}
 
 
-def test_linear_needs_two_pictures():
-    with pytest.raises(ValueError, match="at least 2 training pictures, got 1"):
+def test_linear_needs_two_images():
+    with pytest.raises(ValueError, match="at least 2 training images, got 1"):
         measure(LinearFast(), blobs(1, 1), blobs(5, 2))
 
 
@@ -275,16 +275,16 @@ def test_few_shot_by_hand():
     assert result["shots"] != measure(few_shot, train, validation, seed=1)["shots"]
 
 
-def test_few_shot_of_all_pictures_equals_scikit_learn():
-    """Where a draw takes every picture there is, nothing is random."""
+def test_few_shot_of_all_images_equals_scikit_learn():
+    """Where a draw takes every image there is, nothing is random."""
     train, validation = blobs(400, 1), blobs(500, 2)
     order = torch.cat([torch.where(train.labels == i)[0][:50] for i in range(4)])
     train = Features(train.features[order], train.labels[order])
     result = measure(FewShot(few_shot_shots=[50], few_shot_draws=2), train, validation)
     normalise = batch_norm(train.features)
-    peer = LogisticRegression(C=1 / (FewShot().few_shot_l2 * 200), tol=1e-8, max_iter=2000)
-    peer.fit(normalise(train.features).double(), train.labels)
-    expected = 100 * peer.score(normalise(validation.features).double(), validation.labels)
+    baseline = LogisticRegression(C=1 / (FewShot().few_shot_l2 * 200), tol=1e-8, max_iter=2000)
+    baseline.fit(normalise(train.features).double(), train.labels)
+    expected = 100 * baseline.score(normalise(validation.features).double(), validation.labels)
     assert 30 < expected < 95
     assert result["accuracy"] == pytest.approx(expected, abs=0.21)
 
@@ -298,7 +298,7 @@ def test_one_draw_has_the_binomial_error():
 
 
 @pytest.mark.parametrize(("classes", "fewest"), [([0, 0, 0, 1, 1], 2), ([0, 0, 0, 0, 0], 0)])
-def test_classes_of_too_few_pictures_are_refused(classes, fewest):
+def test_classes_of_too_few_images_are_refused(classes, fewest):
     train = Features(torch.randn(5, 4), torch.tensor(classes))
     validation = Features(torch.randn(2, 4), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=f"--few_shot_shots must be at most {fewest}, .*, got 3"):
@@ -327,7 +327,7 @@ def test_retrieval_equals_scikit_learn():
     assert result["recall"]["1"]["recall"] == pytest.approx(nearest)
 
 
-def test_dissimilar_pictures_count():
+def test_dissimilar_images_count():
     """torchmetrics leaves scores below 0 out; cosines may be."""
     train = Features(torch.tensor([[-1.0, 0.1], [-1.0, 0.0]]), torch.tensor([0, 1]))
     queries = Features(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
@@ -336,7 +336,7 @@ def test_dissimilar_pictures_count():
     assert {k: x.tolist() for k, x in hits.items()} == {1: [1.0, 0.0], 2: [1.0, 1.0]}
 
 
-def test_a_class_without_training_pictures_counts_as_0():
+def test_a_class_without_training_images_counts_as_0():
     train = Features(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
     queries = Features(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
     result = measure(Retrieval(retrieval_k=[5]), train, queries)
@@ -362,9 +362,9 @@ def test_any_shape(num_train, num_queries, num_classes, k, seed):
 # ---------------------------------------------------------------------------------------------------------------- probe
 
 
-def test_probe_gives_the_encoder_beside_its_floor(pictures, tiny_model):
+def test_probe_gives_the_encoder_beside_its_floor(images, tiny_model):
     encoder, seen = Encoder(tiny_model(LDAEForPreTraining), name="mine"), []
-    subject = Subject(encoder, pictures, pictures)
+    subject = Subject(encoder, images, images)
     protocols = [Knn(knn_k=3), LinearFast()]
     result = probe(
         subject, protocols, data_name="noise", on_protocol=lambda result: seen.append(list(result["protocols"]))
@@ -375,8 +375,8 @@ def test_probe_gives_the_encoder_beside_its_floor(pictures, tiny_model):
     data = result["data"]
     assert (data["name"], data["num_classes"]) == ("noise", 2)
     assert [name.split(":")[0][-5:] for name in data["unreadable"]] == ["3.png"]
-    features = extract_features(encoder, pictures)
-    floor = extract_features(encoder.untrained(0), pictures)
+    features = extract_features(encoder, images)
+    floor = extract_features(encoder.untrained(0), images)
     for part, of in (("protocols", features), ("floor", floor)):
         for protocol in protocols:
             got, expected = result[part][protocol.name], measure(protocol, of, of)
@@ -388,8 +388,8 @@ def test_probe_gives_the_encoder_beside_its_floor(pictures, tiny_model):
     assert subject.predictions["knn"].shape == (6,)
 
 
-def test_probe_does_not_measure_again(pictures, tiny_model):
-    subject = Subject(Encoder(tiny_model()), pictures, pictures)
+def test_probe_does_not_measure_again(images, tiny_model):
+    subject = Subject(Encoder(tiny_model()), images, images)
     first = probe(subject, [Knn(knn_k=3)])
     first["protocols"]["knn"]["accuracy"] = -1.0
     result = probe(subject, [Knn(knn_k=3), Retrieval()], earlier=first)
@@ -398,21 +398,21 @@ def test_probe_does_not_measure_again(pictures, tiny_model):
     assert result["protocols"]["retrieval"]["map"] > 0 < result["floor"]["retrieval"]["map"]
 
 
-def test_identity_tells_encoders_pictures_and_seeds_apart(pictures, tiny_model):
-    encoder, fewer = Encoder(tiny_model()), Pictures(pictures.examples.select(range(6)), (8, 12))
+def test_identity_tells_encoders_images_and_seeds_apart(images, tiny_model):
+    encoder, fewer = Encoder(tiny_model()), ImageDataset(images.examples.select(range(6)), (8, 12))
     subjects = [
-        Subject(encoder, pictures, pictures),
-        Subject(encoder.untrained(), pictures, pictures),
-        Subject(encoder, fewer, pictures),
-        Subject(encoder, pictures, fewer),
-        Subject(encoder, pictures, pictures, seed=1),
+        Subject(encoder, images, images),
+        Subject(encoder.untrained(), images, images),
+        Subject(encoder, fewer, images),
+        Subject(encoder, images, fewer),
+        Subject(encoder, images, images, seed=1),
     ]
     assert len({subject.identity for subject in subjects}) == len(subjects)
-    assert Subject(encoder, pictures, pictures).identity == subjects[0].identity
+    assert Subject(encoder, images, images).identity == subjects[0].identity
 
 
-def test_probe_without_floor(pictures, tiny_model):
-    subject = Subject(Encoder(tiny_model()), pictures, pictures)
+def test_probe_without_floor(images, tiny_model):
+    subject = Subject(Encoder(tiny_model()), images, images)
     result = probe(subject, [Knn(knn_k=3)], floor=False)
     assert result["floor"] == {}
     assert "–" in format_probe(result)
@@ -426,24 +426,24 @@ def test_format_probe():
     assert lines[1].index("30.0 ± 0.6") < lines[1].index("61.2 ± 0.6")
 
 
-def test_a_subject_refuses_what_no_protocol_can_use(pictures, tiny_model, tmp_path):
+def test_a_subject_refuses_what_no_protocol_can_use(images, tiny_model, tmp_path):
     encoder = Encoder(tiny_model())
 
     def subject(examples):
-        return Subject(encoder, Pictures(examples, (8, 12)), pictures)
+        return Subject(encoder, ImageDataset(examples, (8, 12)), images)
 
-    none = pictures.examples.remove_columns("label").add_column("label", [None] * 7, feature=datasets.Value("int64"))
-    with pytest.raises(ValueError, match="the training pictures have no labels"):
+    none = images.examples.remove_columns("label").add_column("label", [None] * 7, feature=datasets.Value("int64"))
+    with pytest.raises(ValueError, match="the training images have no labels"):
         subject(none).features("train")
-    with pytest.raises(ValueError, match=r"training pictures, got none that can be read; the first is .*3\.png"):
-        subject(pictures.examples.select([3])).features("train")
+    with pytest.raises(ValueError, match=r"training images, got none that can be read; the first is .*3\.png"):
+        subject(images.examples.select([3])).features("train")
     encoder.model.layers[0].mlp.fc1.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="the validation features are not all finite"):
-        subject(pictures.examples).features("validation")
+        subject(images.examples).features("validation")
 
 
-def test_views_of_a_subject(pictures, tiny_model, tmp_path):
-    subject = Subject(Encoder(tiny_model()), pictures, pictures, cache=tmp_path / "cache")
+def test_views_of_a_subject(images, tiny_model, tmp_path):
+    subject = Subject(Encoder(tiny_model()), images, images, cache=tmp_path / "cache")
     one, other, unkept = subject.view(1), subject.view(2), subject.view(3, keep=False)
     assert subject.view(1) is one
     assert len(list((tmp_path / "cache").iterdir())) == 2

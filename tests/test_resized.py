@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from benchmarks.resized import resize
-from ldae.data import Pictures, load_examples
+from experiments.resized import resize
+from ldae.data.images import ImageDataset, load_examples
 
 
-def test_written_crops_are_those_of_the_pictures(tmp_path, capsys, monkeypatch):
+def test_written_crops_are_those_of_the_images(tmp_path, capsys, monkeypatch):
     examples = load_examples("photos", "validation").select(range(6))
-    monkeypatch.setattr("benchmarks.resized.load_examples", lambda source, split: examples)
+    monkeypatch.setattr("experiments.resized.load_examples", lambda source, split: examples)
     resize("photos", tmp_path / "small", 24)
     for split in ("train", "validation"):
         written = load_examples(str(tmp_path / "small"), split)
         assert written.features["label"].names == examples.features["label"].names
-        expected, found = Pictures(examples, (24, 24)), Pictures(written, (24, 24))
+        expected, found = ImageDataset(examples, (24, 24)), ImageDataset(written, (24, 24))
         assert len(found) == 6
         for i in range(6):
             assert torch.equal(found[0, i]["pixel_values"], expected[0, i]["pixel_values"])
@@ -23,12 +23,12 @@ def test_written_crops_are_those_of_the_pictures(tmp_path, capsys, monkeypatch):
         resize("photos", tmp_path / "small", 24)
 
 
-def test_unreadable_pictures_are_named_and_left_out(tmp_path, capsys, monkeypatch):
+def test_unreadable_images_are_named_and_left_out(tmp_path, capsys, monkeypatch):
     examples = load_examples("photos", "validation").select(range(3))
     broken = examples.map(
         lambda row, i: {"image": {"bytes": b"x", "path": "bad.png"} if i == 1 else row["image"]}, with_indices=True
     )
-    monkeypatch.setattr("benchmarks.resized.load_examples", lambda source, split: broken)
+    monkeypatch.setattr("experiments.resized.load_examples", lambda source, split: broken)
     resize("photos", tmp_path / "small", 24, ("train",))
     assert len(load_examples(str(tmp_path / "small"), "train")) == 2
     assert "Skipping bad.png" in capsys.readouterr().out
@@ -38,7 +38,7 @@ def test_data_without_a_split_or_labels_is_refused_first(tmp_path, monkeypatch):
     examples = load_examples("photos", "train").select(range(3))
     for validation in (None, examples.remove_columns("label")):
         parts = {"train": examples, "validation": validation}
-        monkeypatch.setattr("benchmarks.resized.load_examples", lambda source, split, parts=parts: parts[split])
+        monkeypatch.setattr("experiments.resized.load_examples", lambda source, split, parts=parts: parts[split])
         with pytest.raises(ValueError, match="needs a validation split with labels"):
             resize("photos", tmp_path / "small", 24)
     assert not list(tmp_path.iterdir())

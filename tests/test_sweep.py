@@ -9,28 +9,29 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 
-from ldae import LDAEForPreTraining, LDAEModel, plots
-from ldae.data import Pictures, to_pixel_values
-from ldae.encoders import Encoder, load_encoder
-from ldae.features import extract_features, shared_features
+from ldae import LDAEForPreTraining, LDAEModel
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.features.encoders import Encoder, load_encoder
+from ldae.features.extraction import extract_features, shared_features
 from ldae.probes import Knn, LinearFast, Subject
-from ldae.sweep import TimestepFeatures, block_features, format_sweep, load_decoder, picture_noise, sweep
+from ldae.probes.sweep import TimestepFeatures, block_features, format_sweep, image_noise, load_decoder, sweep
+from ldae.report import figures
 
 PROTOCOLS = (Knn(knn_k=3), LinearFast(linear_fast_l2=[1e-2], linear_fast_iterations=20))
 
 
-def labelled_pictures(folder, count, image_hw=(8, 12)):
-    """`count` readable noise pictures of two classes, and one that cannot be read."""
+def labelled_images(folder, count, image_hw=(8, 12)):
+    """`count` readable noise images of two classes, and one that cannot be read."""
     rng = np.random.default_rng(count)
     paths = [folder / f"{count}-{i}.png" for i in range(count + 1)]
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
-    paths[2].write_bytes(b"no picture")
+    paths[2].write_bytes(b"no image")
     examples = datasets.Dataset.from_dict(
         {"image": [{"bytes": None, "path": str(path)} for path in paths], "label": [i % 2 for i in range(count + 1)]},
         features=datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=["a", "b"])),
     )
-    return Pictures(examples, image_hw)
+    return ImageDataset(examples, image_hw)
 
 
 @pytest.fixture
@@ -38,13 +39,13 @@ def subject(tiny_model, tmp_path):
     """Of a saved l-DAE with its decoder."""
     tiny_model(LDAEForPreTraining).save_pretrained(tmp_path / "model")
     encoder = load_encoder(str(tmp_path / "model"))
-    return Subject(encoder, labelled_pictures(tmp_path, 9), labelled_pictures(tmp_path, 6), batch_size=4)
+    return Subject(encoder, labelled_images(tmp_path, 9), labelled_images(tmp_path, 6), batch_size=4)
 
 
 @torch.no_grad()
-def test_blocks_equal_the_model_called_by_hand(subject, pictures):
+def test_blocks_equal_the_model_called_by_hand(subject, images):
     encoder, decoder = subject.encoder, load_decoder(subject.encoder)
-    x = pictures(encoder.config)
+    x = images(encoder.config)
     got = block_features(encoder, x, decoder)
     model = LDAEForPreTraining.from_pretrained(encoder.name)
     seen = []
@@ -62,10 +63,10 @@ def test_blocks_equal_the_model_called_by_hand(subject, pictures):
 
 @torch.no_grad()
 @pytest.mark.parametrize("t", [0, 40, 800])
-def test_noise_is_that_of_pretraining(subject, pictures, t):
+def test_noise_is_that_of_pretraining(subject, images, t):
     encoder, model = subject.encoder, LDAEForPreTraining.from_pretrained(subject.encoder.name)
-    x = pictures(encoder.config, count=3)
-    noise = torch.stack([picture_noise(picture, (6, 8), seed=5) for picture in x])
+    x = images(encoder.config, count=3)
+    noise = torch.stack([image_noise(image, (6, 8), seed=5) for image in x])
     outputs = model(x, noise=noise, timesteps=torch.full((3,), t))
     represent = TimestepFeatures(encoder, t, noisy=True, seed=5)
     x_t = encoder.model.tokenizer.decode(represent.noisy_latents(x), x.shape[-2:])
@@ -76,18 +77,18 @@ def test_noise_is_that_of_pretraining(subject, pictures, t):
     torch.testing.assert_close(clean, model.ldae(x, torch.full((3,), t)).pooler_output)
 
 
-def test_noise_is_a_pictures_own(subject):
-    """Neither batches nor what lies beside a picture change it; the seed does."""
+def test_noise_is_a_images_own(subject):
+    """Neither batches nor what lies beside an image change it; the seed does."""
 
-    def noisy(pictures, batch_size, seed=0, **kwargs):
+    def noisy(images, batch_size, seed=0, **kwargs):
         represent = TimestepFeatures(subject.encoder, 500, noisy=True, seed=seed)
-        return shared_features(subject.encoder, pictures, batch_size=batch_size, represent=represent, **kwargs).features
+        return shared_features(subject.encoder, images, batch_size=batch_size, represent=represent, **kwargs).features
 
     all_at_once = noisy(subject.train, 100)
     torch.testing.assert_close(noisy(subject.train, 2), all_at_once)
     torch.testing.assert_close(noisy(subject.train, 2, indices=[4, 3, 7]), all_at_once[[3, 2, 6]])
     assert not torch.allclose(noisy(subject.train, 100, seed=1), all_at_once)
-    draws = picture_noise(torch.zeros(3, 8, 12), (1000, 8), 0)
+    draws = image_noise(torch.zeros(3, 8, 12), (1000, 8), 0)
     assert abs(draws.mean()) < 0.05
     assert abs(draws.std() - 1) < 0.05
 
@@ -115,15 +116,15 @@ def test_every_row_is_measured(subject, tmp_path):
     assert without_seconds(row["protocols"]) == without_seconds(ordinary)
     lines = format_sweep(result).splitlines()
     assert len(lines) == 1 + 1 + 3 + 6
-    with Image.open(plots.sweep(result, tmp_path / "new" / "sweep.png")) as picture:
-        assert picture.size == (1350, 540)
+    with Image.open(figures.sweep(result, tmp_path / "new" / "sweep.png")) as image:
+        assert image.size == (1350, 540)
 
 
 def test_a_transformers_vit_has_its_blocks(tmp_path):
     config = ViTConfig(image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
                        intermediate_size=32)  # fmt: skip
     encoder = Encoder(ViTModel(config).eval(), mean=[0.5], std=[0.5])
-    train, validation = (labelled_pictures(tmp_path, count, (8, 8)) for count in (9, 6))
+    train, validation = (labelled_images(tmp_path, count, (8, 8)) for count in (9, 6))
     got = extract_features(encoder, train, represent=lambda x: block_features(encoder, x)).features
     pixel_values = torch.stack([train[0, i]["pixel_values"] for i in range(10) if i != 2])
     with torch.no_grad():
@@ -134,8 +135,8 @@ def test_a_transformers_vit_has_its_blocks(tmp_path):
     result = sweep(Subject(encoder, train, validation), protocols=PROTOCOLS[:1])
     assert [(row["part"], row["block"]) for row in result["depth"]] == [("encoder", i) for i in (1, 2, 3)]
     assert result["timesteps"] == []
-    with Image.open(plots.sweep(result, tmp_path / "sweep.png")) as picture:
-        assert picture.size == (780, 540)
+    with Image.open(figures.sweep(result, tmp_path / "sweep.png")) as image:
+        assert image.size == (780, 540)
 
 
 def test_an_encoder_without_decoder(tiny_model, tmp_path):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ldae.results import save_result
-from ldae.tables import comparison, details, fill
+from ldae.report.results import save_result
+from ldae.report.tables import comparison, details, fill
 
 
 def protocol(accuracy):
@@ -20,7 +20,7 @@ def run(folder, config, knn, linear, floor):
 def test_comparison(tmp_path):
     ldae = {"model_type": "ldae", "tokenizer_type": "pca", "latent_dim": 16, "latent_scaling": "component"}
     run(tmp_path / "a", ldae, 41.25, 55.0, 30.0)
-    run(tmp_path / "b", {"model_type": "vit_mae", "architectures": ["ViTMAEPeer"]}, 44.0, 56.04, 35.0)
+    run(tmp_path / "b", {"model_type": "vit_mae", "architectures": ["ViTMAEBaseline"]}, 44.0, 56.04, 35.0)
     save_result(tmp_path / "unfinished/results/train.json", {"kind": "train"})
     assert comparison(tmp_path).splitlines() == [
         "| encoder | minutes | epochs | k-NN | Linear (L-BFGS) |",

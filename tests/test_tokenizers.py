@@ -9,15 +9,15 @@ from torch.testing import assert_close
 import train_ldae
 from configuration_ldae import LDAEConfig
 from ldae import LDAEForPreTraining
-from ldae.pca import PatchMoments, fit_tokenizer
-from ldae.tokenizers import PatchAutoencoder, PatchAutoencoderConfig, load_into
+from ldae.tokenizers.autoencoders import PatchAutoencoder, PatchAutoencoderConfig, load_into
+from ldae.tokenizers.pca import PatchMoments, fit_tokenizer
 from modeling_ldae import PatchTokenizer, patchify
 
 SIZE = {"image_size": 16, "patch_size": 4, "latent_dim": 6}
 
 
-def pictures(n=60, seed=0):
-    """Smooth random pictures (n, 3, 16, 16) in [-1, 1] with a mean that is not 0."""
+def images(n=60, seed=0):
+    """Smooth random images (n, 3, 16, 16) in [-1, 1] with a mean that is not 0."""
     x = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(seed)).cumsum(2).cumsum(3)
     return torch.tanh(0.3 * x + 0.2)
 
@@ -33,7 +33,7 @@ def autoencoder(**kwargs) -> PatchAutoencoder:
 @pytest.mark.parametrize("kl_weight", [0.0, 0.25])
 def test_the_loss_is_the_papers(kl_weight):
     """Section 4.2, one patch at a time, in float64; the VAE's as a mean over drawn z."""
-    model, x = autoencoder(kl_weight=kl_weight), pictures(2)
+    model, x = autoencoder(kl_weight=kl_weight), images(2)
     V, U, mean = (p.detach().double() for p in (model.V, model.U, model.mean))
     epsilon = torch.randn(20_000, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     epsilon = torch.cat([epsilon, -epsilon])
@@ -49,7 +49,7 @@ def test_the_loss_is_the_papers(kl_weight):
 
 def test_a_vaes_deviation_is_the_best_for_its_decoder():
     """The loss of any other s, written out, is larger."""
-    model, x, weight = autoencoder(kl_weight=0.25).double(), pictures().double(), 0.25
+    model, x, weight = autoencoder(kl_weight=0.25).double(), images().double(), 0.25
     patches = patchify(x, (4, 4))
     latents = (patches - model.mean) @ model.V.T
     square = model.U.square().sum(0)
@@ -92,7 +92,7 @@ def principal_components(x):
 
 def test_an_ae_at_its_optimum_spans_the_pca_subspace():
     """Eckart and Young: the best linear autoencoder projects onto the leading principal components."""
-    x = pictures().double()
+    x = images().double()
     model = optimum(x)
     _, components, variance = principal_components(x)
     assert_close(model(x).loss, variance[6:].sum(), rtol=1e-4, atol=0)
@@ -101,7 +101,7 @@ def test_an_ae_at_its_optimum_spans_the_pca_subspace():
 
 def test_a_vae_at_its_optimum_has_the_principal_components_for_axes():
     """Probabilistic PCA: a component of variance v keeps (1 - w / 2v) of itself, those below w / 2 are given up."""
-    x = pictures().double()
+    x = images().double()
     _, components, variance = principal_components(x)
     weight = float(variance[3] + variance[4])  # four components are kept, with w / 2 between the fourth and the fifth
     model = optimum(x, kl_weight=weight)
@@ -122,8 +122,8 @@ def test_latents_of_a_trained_tokenizer_have_unit_variance(tmp_path):
         tokenizer = PatchTokenizer(config)
         load_into(tokenizer, tmp_path, config)
         U = tokenizer.U.clone()
-        fit_tokenizer(tokenizer, config, pictures().split(7))
-        square = tokenizer.encode(pictures()).square().mean(dim=(0, 1))
+        fit_tokenizer(tokenizer, config, images().split(7))
+        square = tokenizer.encode(images()).square().mean(dim=(0, 1))
         assert_close(square.mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
         if expected is not None:
             assert_close(square, expected, rtol=1e-4, atol=0)

@@ -1,4 +1,4 @@
-"""Runs of train_ldae.py on a tiny model and a handful of pictures."""
+"""Runs of train_ldae.py on a tiny model and a handful of images."""
 
 import json
 import os
@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 
 import train_ldae
 from ldae import LDAEForPreTraining
-from ldae.arguments import parse_arguments
-from ldae.checkpoints import Checkpoints
-from ldae.models import build_model
-from ldae.results import environment
+from ldae.options import parse_arguments
+from ldae.report.results import environment
+from ldae.training.checkpoints import Checkpoints
+from ldae.training.models import build_model
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -36,8 +36,8 @@ TOKENIZER = ("--tokenizer_type", "patch_ae", "--prediction", "latent", "--tokeni
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """22 smooth random pictures in two classes."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    """22 smooth random images in two classes."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for i in range(22):
         (root / "ab"[i % 2]).mkdir(exist_ok=True)
         coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
@@ -125,7 +125,7 @@ def test_two_processes_train_a_tokenizer_then_the_ldae_and_probe_as_one(folder, 
     a, b = (json.loads((tmp_path / name / "results/probe-data.json").read_text()) for name in ("two", "one"))
     assert a["data"] == b["data"]
     for part in ("protocols", "floor"):
-        for name in ("knn", "linear-fast"):  # a picture of 22 may change sides by rounding
+        for name in ("knn", "linear-fast"):  # an image of 22 may change sides by rounding
             assert a[part][name]["accuracy"] == pytest.approx(b[part][name]["accuracy"], abs=100 / 22 + 1e-6)
 
 
@@ -176,16 +176,16 @@ def test_golden_losses(folder, tmp_path):
 def test_the_folder_of_a_run(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "data/train")
     shutil.copytree(folder, tmp_path / "data/val")
-    output = train(tmp_path / "data", tmp_path / "run", "--probe", "--knn_steps", "4", "--picture_steps", "3")
+    output = train(tmp_path / "data", tmp_path / "run", "--probe", "--knn_steps", "4", "--image_steps", "3")
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "modeling_ldae.py", "README.md",
-                 "configuration_ldae.py", "denoised.png", "filters.png", "spectrum.png", "pictures/step-00000003.png",
+                 "configuration_ldae.py", "denoised.png", "filters.png", "spectrum.png", "images/step-00000003.png",
                  "results/train.json"):  # fmt: skip
         assert (output / name).is_file(), name
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [
         "checkpoint-00000004", "checkpoint-00000006"
     ]  # fmt: skip
     result = json.loads((output / "results/train.json").read_text())
-    assert (result["steps"], result["pictures_seen"], result["data"]["num_pictures"]) == (6, 24, 22)
+    assert (result["steps"], result["images_seen"], result["data"]["num_images"]) == (6, 24, 22)
     probe = json.loads((output / "results/probe-data.json").read_text())
     assert set(probe["protocols"]) == {"knn", "linear-fast"} == set(probe["floor"]) - {"description"}
     # the result is the averaged model, with the tokenizer that PCA gave
@@ -225,7 +225,7 @@ def test_a_stream_is_all_that_is_read(folder, tmp_path, monkeypatch):
     assert len(losses(output)) == 6
 
 
-def test_online_probes_see_some_pictures(folder, tmp_path, monkeypatch):
+def test_online_probes_see_some_images(folder, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "data/train")
     shutil.copytree(folder, tmp_path / "data/val")
     made, real = [], train_ldae.Subject
@@ -235,7 +235,7 @@ def test_online_probes_see_some_pictures(folder, tmp_path, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(train_ldae, "Subject", subject)
-    monkeypatch.setattr(train_ldae, "KNN_PICTURES", 8)
+    monkeypatch.setattr(train_ldae, "KNN_IMAGES", 8)
     train(tmp_path / "data", tmp_path / "run", "--knn_steps", "2", "--probe")
     assert [(len(s.train), len(s.validation)) for s in made] == [(8, 8)] * 3 + [(22, 22)]
     assert made[0].train is made[1].train  # decoded once
@@ -250,7 +250,7 @@ def test_nothing_is_trained_for_a_run_that_will_be_refused(folder, tmp_path, mon
     (tmp_path / "full/file").touch()
     with pytest.raises(FileExistsError, match=r"output_dir .*full.* is not empty"):
         train(folder, tmp_path / "full", *ae)
-    monkeypatch.setattr("ldae.runs.get_token", lambda: None)
+    monkeypatch.setattr("ldae.training.run.get_token", lambda: None)
     with pytest.raises(ValueError, match="push_to_hub needs an access token"):
         train(folder, tmp_path / "new", *ae, "--push_to_hub")
     flat = tmp_path / "flat"
@@ -353,14 +353,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, monkeypatch):
     assert len(losses(tmp_path / "run")) == 3
 
 
-def test_unreadable_pictures_are_named_and_skipped_or_refused(folder, tmp_path, capsys):
+def test_unreadable_images_are_named_and_skipped_or_refused(folder, tmp_path, capsys):
     data = shutil.copytree(folder, tmp_path / "data")
     (data / "a/broken.png").write_bytes((data / "a/00.png").read_bytes()[:60])
     output = train(data, tmp_path / "run")
-    bad = json.loads((output / "results/train.json").read_text())["data"]["bad_pictures"]
+    bad = json.loads((output / "results/train.json").read_text())["data"]["bad_images"]
     assert len(bad) == 1
     assert "broken.png" in bad[0]
-    assert "Unreadable pictures, skipped: 1;" in capsys.readouterr().out
+    assert "Unreadable images, skipped: 1;" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"on_bad_image error.*broken\.png"):
         train(data, tmp_path / "strict", "--on_bad_image", "error")
 
@@ -396,7 +396,7 @@ def test_a_run_never_replaces_another_unasked(folder, tmp_path, capsys):
     ],
 )
 def test_bad_options_are_refused_before_any_work(folder, tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr("ldae.runs.get_token", lambda: None)
+    monkeypatch.setattr("ldae.training.run.get_token", lambda: None)
     with pytest.raises((ValueError, OSError), match=message):
         train(folder, tmp_path / "run", *options.split())
     assert not (tmp_path / "run").exists()

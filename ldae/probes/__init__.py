@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..results import commit
-from .attentive import Attentive, AttentiveEfficient
-from .few_shot import FewShot
-from .finetune import FineTune
-from .knn import Knn
-from .linear import Linear
-from .linear_fast import LinearFast
-from .protocol import Protocol, Subject
-from .retrieval import Retrieval
+from ldae.probes.attentive import Attentive, AttentiveEfficient
+from ldae.probes.few_shot import FewShot
+from ldae.probes.finetune import FineTune
+from ldae.probes.knn import Knn
+from ldae.probes.linear import Linear
+from ldae.probes.linear_fast import LinearFast
+from ldae.probes.protocol import Protocol, Subject
+from ldae.probes.retrieval import Retrieval
+from ldae.report.results import commit
 
 PROTOCOLS: dict[str, type[Protocol]] = {
     protocol.name: protocol
@@ -39,7 +39,7 @@ def probe(
         on_protocol: called on the main process after each protocol with the result so far, so that nothing is lost.
 
     Returns:
-        What `ldae.results.save_result` writes, without the environment: "kind", "model", "identity", "data", "protocols",
+        What `ldae.report.results.save_result` writes, without the environment: "kind", "model", "identity", "data", "protocols",
         "floor", "seed". None on other processes than the main one.
     """
     fresh = (

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..arguments import option
-from ..data import mix_seed
-from ..encoders import evaluating
-from ..features import Features
-from ..optimization import learning_rate, parameter_groups
-from .heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
-from .protocol import Protocol, Subject, score
+from ldae.data.images import mix_seed
+from ldae.features.encoders import evaluating
+from ldae.features.extraction import Features
+from ldae.options import option
+from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
+from ldae.probes.protocol import Protocol, Subject, score
+from ldae.training.optimization import learning_rate, parameter_groups
 
 WARMUP = 0.1  # part of the steps
 
@@ -24,7 +24,7 @@ WARMUP = 0.1  # part of the steps
 class AttentiveHead(nn.Module, ABC):
     """Attention of learned queries over tokens (B, N, E), then a linear classifier: logits (B, classes).
 
-    Queries do not depend on the picture. So keys and values need not be computed for every token: q . (K x) = (K^T q) . x,
+    Queries do not depend on the image. So keys and values need not be computed for every token: q . (K x) = (K^T q) . x,
     and sum_n a_n V x_n = V sum_n a_n x_n. That is exact, not an approximation.
     """
 
@@ -121,7 +121,7 @@ class AttentiveHeads(nn.Module):
 
 
 class AttentiveProtocol(Protocol):
-    """Trains a head on the tokens of centre crops by AdamW; the rate is chosen on held-out training pictures.
+    """Trains a head on the tokens of centre crops by AdamW; the rate is chosen on held-out training images.
 
     The options of a subclass have its name before them: two protocols cannot share a field of the command line.
     """
@@ -148,28 +148,28 @@ class AttentiveProtocol(Protocol):
     @torch.no_grad()
     def prepare(self, subject: Subject):
         """Refuses tokens that are too many to keep."""
-        picture = torch.zeros(1, subject.encoder.num_channels, *subject.encoder.image_hw, device=subject.device)
+        image = torch.zeros(1, subject.encoder.num_channels, *subject.encoder.image_hw, device=subject.device)
         with evaluating(subject.encoder):
-            _, num_tokens, width = subject.encoder(picture).shape
+            _, num_tokens, width = subject.encoder(image).shape
         self.check_memory(len(subject.train) + len(subject.validation), num_tokens, width)
 
-    def check_memory(self, num_pictures: int, num_tokens: int, width: int):
+    def check_memory(self, num_images: int, num_tokens: int, width: int):
         """
         Raises:
-            ValueError: if tokens (num_pictures, num_tokens, width) take more than the option allows.
+            ValueError: if tokens (num_images, num_tokens, width) take more than the option allows.
         """
-        gib, limit = num_pictures * num_tokens * width * 2 / 2**30, self._option("max_gib")
+        gib, limit = num_images * num_tokens * width * 2 / 2**30, self._option("max_gib")
         if gib > limit:
             raise ValueError(
-                f"{self.name} keeps every token in memory: {num_pictures} pictures x {num_tokens} tokens x {width} x 2 "
+                f"{self.name} keeps every token in memory: {num_images} images x {num_tokens} tokens x {width} x 2 "
                 f"bytes = {gib:.1f} GiB, more than the {limit:g} GiB of --{self.prefix}_max_gib; raise it where the "
-                f"machine has as much, take fewer pictures, or leave {self.name} out of --protocols"
+                f"machine has as much, take fewer images, or leave {self.name} out of --protocols"
             )
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         """
         Raises:
-            ValueError: if there are fewer than 3 training pictures, or the features come without tokens.
+            ValueError: if there are fewer than 3 training images, or the features come without tokens.
         """
         train, validation = subject.features("train"), subject.features("validation")
         if train is None or validation is None:
@@ -185,8 +185,8 @@ class AttentiveProtocol(Protocol):
         predictions = heads.predict(validation.tokens, batch_size)[0]
         return {**score(predictions, validation.labels), "settings": chosen}
 
-    def _train(self, subject: Subject, train: Features, pictures: torch.Tensor, rates: list[float]) -> AttentiveHeads:
-        """A head for each rate, from the same initial values and by the same batches, learned from `pictures` (n,)."""
+    def _train(self, subject: Subject, train: Features, images: torch.Tensor, rates: list[float]) -> AttentiveHeads:
+        """A head for each rate, from the same initial values and by the same batches, learned from `images` (n,)."""
         width, epochs = train.tokens.shape[2], self._option("epochs")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subject.seed)
@@ -200,7 +200,7 @@ class AttentiveProtocol(Protocol):
         optimizer = torch.optim.AdamW(groups, lr=0.0)
         for epoch in tqdm(range(epochs), self.name, leave=False, disable=None):
             generator = torch.Generator().manual_seed(mix_seed(subject.seed, epoch))
-            order = pictures[torch.randperm(len(pictures), generator=generator)]
+            order = images[torch.randperm(len(images), generator=generator)]
             parts = batches(order, self._option("batch_size"))
             for i, part in enumerate(parts):
                 for group in optimizer.param_groups:
@@ -225,15 +225,15 @@ class Attentive(AttentiveProtocol):
     attentive_epochs: int = option(20, "attentive: epochs.")
     attentive_rates: list[float] = option([3e-3, 1e-2, 3e-2, 0.1], "attentive: learning rates to choose from.")
     attentive_weight_decay: float = option(0.05, "attentive: weight decay of matrices.")
-    attentive_batch_size: int = option(256, "attentive: pictures in a batch.")
-    attentive_max_gib: float = option(16.0, "attentive: the most memory that the tokens of all pictures may take.")
+    attentive_batch_size: int = option(256, "attentive: images in a batch.")
+    attentive_max_gib: float = option(16.0, "attentive: the most memory that the tokens of all images may take.")
 
     @property
     def description(self) -> str:
         return (
             "multi-head attention of one learned query over the patches' features after BatchNorm without affine, then a "
             f"linear layer, {self.attentive_epochs} epochs of AdamW, no augmentation, learning rate chosen on held-out "
-            "training pictures"
+            "training images"
         )
 
     def head(self, width: int, num_classes: int) -> AttentiveHead:
@@ -256,9 +256,9 @@ class AttentiveEfficient(AttentiveProtocol):
         [3e-3, 1e-2, 3e-2, 0.1], "attentive-efficient: learning rates to choose from."
     )
     attentive_efficient_weight_decay: float = option(0.05, "attentive-efficient: weight decay of matrices.")
-    attentive_efficient_batch_size: int = option(256, "attentive-efficient: pictures in a batch.")
+    attentive_efficient_batch_size: int = option(256, "attentive-efficient: images in a batch.")
     attentive_efficient_max_gib: float = option(
-        16.0, "attentive-efficient: the most memory that the tokens of all pictures may take."
+        16.0, "attentive-efficient: the most memory that the tokens of all images may take."
     )
 
     @property
@@ -266,7 +266,7 @@ class AttentiveEfficient(AttentiveProtocol):
         return (
             f"efficient probing: {self.attentive_efficient_queries} learned queries on the patches' features after "
             f"BatchNorm without affine, then a linear layer, {self.attentive_efficient_epochs} epochs of AdamW, no "
-            "augmentation, learning rate chosen on held-out training pictures"
+            "augmentation, learning rate chosen on held-out training images"
         )
 
     def check(self):

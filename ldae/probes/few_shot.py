@@ -1,39 +1,39 @@
-"""How much an encoder tells from a few labelled pictures: logistic regression on random draws of some of each class."""
+"""How much an encoder tells from a few labelled images: logistic regression on random draws of some of each class."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..arguments import option
-from ..data import mix_seed
-from .linear_fast import batch_norm, logistic_regression, predict
-from .protocol import Protocol, Subject, score
+from ldae.data.images import mix_seed
+from ldae.options import option
+from ldae.probes.linear_fast import batch_norm, logistic_regression, predict
+from ldae.probes.protocol import Protocol, Subject, score
 
 ITERATIONS = 200  # of L-BFGS at most: with the default l2, accuracies no longer change after 100
 
 
 @dataclass
 class FewShot(Protocol):
-    """`linear-fast` on a few training pictures of each class, drawn at random several times.
+    """`linear-fast` on a few training images of each class, drawn at random several times.
 
     BatchNorm has the statistics of all training features (these need no labels), and l2 is fixed: there is nothing left to
     choose on. The result's figures are those of the largest number of shots, "shots" holds those of each: "accuracy" is
     the mean over the draws, "deviation" that of one draw, "standard_error" that of the mean. With one draw the deviation is
-    None and the standard error is the binomial one, of the validation pictures.
+    None and the standard error is the binomial one, of the validation images.
     """
 
     name = "few-shot"
     title = "Few-shot"
-    few_shot_shots: list[int] = option([1, 5, 10], "few-shot: labelled pictures of each class.")
-    few_shot_draws: int = option(20, "few-shot: random draws of these pictures.")
+    few_shot_shots: list[int] = option([1, 5, 10], "few-shot: labelled images of each class.")
+    few_shot_draws: int = option(20, "few-shot: random draws of these images.")
     few_shot_l2: float = option(1e-1, "few-shot: L2 strength of the logistic regression.")
 
     @property
     def description(self) -> str:
         shots = ", ".join(map(str, sorted(set(self.few_shot_shots))))
         return (
-            f"logistic regression (L-BFGS, L2 strength {self.few_shot_l2:g}) on average-pooled features of {shots} pictures "
+            f"logistic regression (L-BFGS, L2 strength {self.few_shot_l2:g}) on average-pooled features of {shots} images "
             f"of each class after BatchNorm without affine, mean of {self.few_shot_draws} random draws"
         )
 
@@ -53,7 +53,7 @@ class FewShot(Protocol):
         fewest = min(int((train.labels == number).sum()) for number in classes)
         if max(self.few_shot_shots) > fewest:
             raise ValueError(
-                f"--few_shot_shots must be at most {fewest}, the training pictures of the smallest class, "
+                f"--few_shot_shots must be at most {fewest}, the training images of the smallest class, "
                 f"got {max(self.few_shot_shots)}"
             )
         features = train.features.to(subject.device)
@@ -75,7 +75,7 @@ class FewShot(Protocol):
 
 
 def draw(labels: torch.Tensor, classes: torch.Tensor, shots: int, seed: int) -> torch.Tensor:
-    """Indices (len(classes) * shots,) of random pictures, `shots` of each class, without repetition."""
+    """Indices (len(classes) * shots,) of random images, `shots` of each class, without repetition."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     return torch.cat([order[labels[order] == number][:shots] for number in classes])
 

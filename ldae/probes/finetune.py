@@ -18,21 +18,20 @@ from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from ldae.data.images import ImageDataset, StepSampler, mix_seed, to_pixel_values, training_loader
+from ldae.features.encoders import Encoder, evaluating
+from ldae.features.extraction import shared_features
+from ldae.hub.folder import save_hub_folder
+from ldae.options import option
+from ldae.probes.protocol import Protocol, Subject, score
+from ldae.training.optimization import layer_decay_groups, learning_rate
 from modeling_ldae import LDAEForImageClassification
-
-from ..arguments import option
-from ..data import Pictures, StepSampler, mix_seed, to_pixel_values, training_loader
-from ..encoders import Encoder, evaluating
-from ..features import shared_features
-from ..hub import save_hub_folder
-from ..optimization import layer_decay_groups, learning_rate
-from .protocol import Protocol, Subject, score
 
 GREY = 127  # fills what an operation leaves empty
 
 
 class Classifier(nn.Module):
-    """Pictures (B, C, H, W) in [-1, 1] -> logits (B, num_classes)."""
+    """Images (B, C, H, W) in [-1, 1] -> logits (B, num_classes)."""
 
     def __init__(self, encoder: Encoder, num_classes: int):
         super().__init__()
@@ -52,8 +51,8 @@ class Classifier(nn.Module):
 class FineTune(Protocol):
     """Fine-tuning as in the paper's appendix and, where that is silent, MAE's (label smoothing, warm-up, erasing).
 
-    Pictures are random resized crops (at least 0.08 of the area), half of them mirrored, then RandAugment, then mixup or
-    cutmix, one of them for each batch. Validation pictures are seen once, after the last step, by the averaged weights, so
+    Images are random resized crops (at least 0.08 of the area), half of them mirrored, then RandAugment, then mixup or
+    cutmix, one of them for each batch. Validation images are seen once, after the last step, by the averaged weights, so
     they choose nothing. Stochastic depth drops whole blocks, where timm drops each of a block's two branches by itself.
 
     RandAugment is timm's `rand-m9`: two operations, each done with probability 0.5, at `magnitude` tenths of their range;
@@ -66,11 +65,11 @@ class FineTune(Protocol):
 
     name = "finetune"
     title = "Fine-tuning"
-    finetune_epochs: int = option(100, "finetune: passes over the training pictures.")
+    finetune_epochs: int = option(100, "finetune: passes over the training images.")
     finetune_warmup_epochs: int = option(5, "finetune: epochs of linear warm-up, at most a tenth of the run.")
-    finetune_batch_size: int = option(64, "finetune: pictures in a step of all processes (paper: 1024).")
+    finetune_batch_size: int = option(64, "finetune: images in a step of all processes (paper: 1024).")
     finetune_base_learning_rate: float = option(
-        1e-3, "finetune: peak rate for 256 pictures in a step (paper: 4e-3 for 1024)."
+        1e-3, "finetune: peak rate for 256 images in a step (paper: 4e-3 for 1024)."
     )
     finetune_weight_decay: float = option(0.05, "finetune: AdamW's weight decay.")
     finetune_layer_decay: float = option(0.85, "finetune: a block's rate over the next one's (paper, ViT-L: 0.65).")
@@ -82,7 +81,7 @@ class FineTune(Protocol):
     finetune_ema_decay: float = option(
         0.9999, "finetune: decay of the averaged weights, at most (1 + step) / (10 + step); 0: none."
     )
-    finetune_erasing: float = option(0.25, "finetune: how often a random part of a picture is made grey (MAE).")
+    finetune_erasing: float = option(0.25, "finetune: how often a random part of an image is made grey (MAE).")
     finetune_max_grad_norm: float = option(0.0, "finetune: longer gradients are cut to this; 0: never.")
     finetune_output_dir: str | None = option(
         None, "finetune: new folder for the fine-tuned l-DAE, an image classifier in Hub form."
@@ -133,9 +132,9 @@ class FineTune(Protocol):
         if features is None:
             return None
         features.bad += settings.pop("bad")
-        subject.known[self.name] = features  # so that the result names the unreadable pictures
+        subject.known[self.name] = features  # so that the result names the unreadable images
         if not len(features):
-            raise ValueError("a probe needs validation pictures, got none that can be read")
+            raise ValueError("a probe needs validation images, got none that can be read")
         with torch.no_grad():
             predictions = classifier.head(features.features.to(subject.device)).argmax(dim=1)
         if saves:
@@ -143,7 +142,7 @@ class FineTune(Protocol):
         return {**score(predictions, features.labels), "settings": settings}
 
     def prepare(self, subject: Subject):
-        """Refuses what this encoder, these pictures and this number of processes rule out."""
+        """Refuses what this encoder, these images and this number of processes rule out."""
         processes = 1 if subject.accelerator is None else subject.accelerator.num_processes
         channels = subject.encoder.num_channels
         if self.finetune_batch_size % processes:
@@ -152,29 +151,29 @@ class FineTune(Protocol):
             )
         if self.finetune_randaugment and channels not in (1, 3):
             raise ValueError(
-                f"RandAugment takes pictures of 1 or 3 channels, got {channels}: pass --finetune_randaugment 0"
+                f"RandAugment takes images of 1 or 3 channels, got {channels}: pass --finetune_randaugment 0"
             )
         if self._folder is not None and subject.encoder.config.model_type != "ldae":
             raise ValueError(
                 f"--finetune_output_dir saves an l-DAE as image classifier, got a {subject.encoder.config.model_type}"
             )
         if subject.train.labels is None or subject.train.labels.min() < 0:
-            raise ValueError("the training pictures have no labels; fine-tuning needs them")
+            raise ValueError("the training images have no labels; fine-tuning needs them")
 
-    def _pictures(self, subject: Subject) -> Pictures:
+    def _images(self, subject: Subject) -> ImageDataset:
         encoder = subject.encoder
-        pictures = Pictures(
+        images = ImageDataset(
             subject.train.examples, encoder.image_hw, encoder.num_channels, "random_resized", True, subject.seed, 0.08
         )
-        transforms = [pictures.augment]
+        transforms = [images.augment]
         if magnitude := self.finetune_randaugment:  # 11 bins, since timm counts in tenths
             bilinear = v2.InterpolationMode.BILINEAR
             operation = v2.RandAugment(1, magnitude, num_magnitude_bins=11, interpolation=bilinear, fill=GREY)
             transforms += 2 * [v2.RandomApply([operation], p=0.5)]
         if self.finetune_erasing:
             transforms.append(v2.RandomErasing(self.finetune_erasing, scale=(0.02, 1 / 3), value=GREY))
-        pictures.augment = v2.Compose(transforms)
-        return pictures
+        images.augment = v2.Compose(transforms)
+        return images
 
     def _mix(self, num_classes: int):
         """pixel_values (B, C, H, W), labels (B,) -> the same mixed, labels (B, num_classes) where any mixing is on."""
@@ -185,8 +184,8 @@ class FineTune(Protocol):
     def _train(self, classifier: Classifier, subject: Subject, accelerator: Accelerator) -> dict[str, Any]:
         """Trains in place, to the averaged weights; {"steps", "loss", "bad"}."""
         device, seed = subject.device, subject.seed
-        pictures, mix = self._pictures(subject), self._mix(subject.num_classes)
-        steps = math.ceil(self.finetune_epochs * len(pictures) / self.finetune_batch_size)
+        images, mix = self._images(subject), self._mix(subject.num_classes)
+        steps = math.ceil(self.finetune_epochs * len(images) / self.finetune_batch_size)
         peak = self.finetune_base_learning_rate * self.finetune_batch_size / 256
         warmup = min(self.finetune_warmup_epochs / self.finetune_epochs, 0.1)
         freeze_unused(classifier)
@@ -198,7 +197,7 @@ class FineTune(Protocol):
         model, optimizer = accelerator.prepare(classifier, torch.optim.AdamW(groups, lr=peak, fused=True))
         ema = EMAModel(model.parameters(), self.finetune_ema_decay) if self.finetune_ema_decay else None
         rank, world = accelerator.process_index, accelerator.num_processes
-        sampler = StepSampler(pictures, 0, steps, self.finetune_batch_size // world, rank=rank, world=world)
+        sampler = StepSampler(images, 0, steps, self.finetune_batch_size // world, rank=rank, world=world)
         batches = training_loader(sampler, subject.num_workers)
         mean, bad = None, set()
         model.train()
@@ -248,7 +247,7 @@ def freeze_unused(classifier: Classifier):
 
 
 def drop_blocks(blocks: list[nn.Module], rate: float):
-    """Stochastic depth in training: block i of L is skipped, for each picture by itself, with probability rate i / (L - 1).
+    """Stochastic depth in training: block i of L is skipped, for each image by itself, with probability rate i / (L - 1).
 
     A block whose output has another shape than its input is never skipped.
     """

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..arguments import option
-from ..data import to_pixel_values
-from ..features import Features
-from .protocol import Protocol, Subject, score
+from ldae.data.images import to_pixel_values
+from ldae.features.extraction import Features
+from ldae.options import option
+from ldae.probes.protocol import Protocol, Subject, score
 
 
 @dataclass
 class Knn(Protocol):
     """Weighted k-nearest-neighbour vote by cosine similarity s, each neighbour with weight exp(s / temperature).
 
-    The protocol of InstDisc (Wu et al., 2018, section 3.4) and DINO; k is at most the number of training pictures.
+    The protocol of InstDisc (Wu et al., 2018, section 3.4) and DINO; k is at most the number of training images.
     """
 
     name = "knn"
@@ -70,17 +70,17 @@ def knn_predictions(
 
 
 @torch.no_grad()
-def nearest_pictures(subject: Subject, count: int = 8, k: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Some validation pictures (count, C, H, W), their nearest training pictures (count, k, C, H, W), the nearest first, in
+def nearest_images(subject: Subject, count: int = 8, k: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Some validation images (count, C, H, W), their nearest training images (count, k, C, H, W), the nearest first, in
     [-1, 1], and whether these are of their class (count, k). On the main process."""
     train, validation = subject.features("train"), subject.features("validation")
     some = torch.linspace(0, len(validation) - 1, min(count, len(validation))).long()
     queries, keys = (nn.functional.normalize(x) for x in (validation.features[some], train.features))
     neighbours = (queries @ keys.T).topk(min(k, len(train))).indices
 
-    def pictures(of, indices):
+    def images(of, indices):
         return to_pixel_values(torch.stack([of[0, int(i)]["pixel_values"] for i in indices]))
 
-    nearest = [pictures(subject.train, train.indices[row]) for row in neighbours]
+    nearest = [images(subject.train, train.indices[row]) for row in neighbours]
     same_class = train.labels[neighbours] == validation.labels[some][:, None]
-    return pictures(subject.validation, validation.indices[some]), torch.stack(nearest), same_class
+    return images(subject.validation, validation.indices[some]), torch.stack(nearest), same_class

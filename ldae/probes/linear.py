@@ -7,18 +7,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..arguments import option
-from ..data import mix_seed
-from ..optimization import learning_rate
-from .heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
-from .protocol import Protocol, Subject, score
+from ldae.data.images import mix_seed
+from ldae.options import option
+from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
+from ldae.probes.protocol import Protocol, Subject, score
+from ldae.training.optimization import learning_rate
 
-RATES = {  # per 256 pictures; MAE's is 0.1 with LARS
+RATES = {  # per 256 images; MAE's is 0.1 with LARS
     "sgd": [3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0],
     "lars": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0],
     "adamw": [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0],
 }
-PAPER_STEPS = 90 * 1_281_167 // 16384  # 90 epochs of ImageNet by 16384 pictures
+PAPER_STEPS = 90 * 1_281_167 // 16384  # 90 epochs of ImageNet by 16384 images
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Linear(Protocol):
 
     Average-pooled features -> BatchNorm without affine -> linear layer; random resized crops and flips, a cosine after a
     linear warm-up, no weight decay; centre crops in the test. Unlike there, the rate is the one of a grid that is best on
-    the centre crops of a random 20 % of the training pictures, learned from the others; what counts is then learned from
-    all of them. All of it is one pass over the epochs: a head for each rate learns without the held-out pictures, another
+    the centre crops of a random 20 % of the training images, learned from the others; what counts is then learned from
+    all of them. All of it is one pass over the epochs: a head for each rate learns without the held-out images, another
     with them.
     """
 
@@ -38,18 +38,18 @@ class Linear(Protocol):
     linear_warmup_epochs: float = option(10, "linear: epochs of warm-up, at most a ninth of all.")
     linear_batch_size: int | None = option(
         None,
-        f"linear: pictures in a batch; by default as many as make the paper's {PAPER_STEPS} steps, 16384 of ImageNet.",
+        f"linear: images in a batch; by default as many as make the paper's {PAPER_STEPS} steps, 16384 of ImageNet.",
     )
     linear_optimizer: Literal["sgd", "lars", "adamw"] = option("sgd", "linear: sgd, lars (MAE's, needs timm) or adamw.")
     linear_rates: list[float] = option(
-        [], f"linear: learning rates per 256 pictures to choose from; by default {RATES}, by optimizer."
+        [], f"linear: learning rates per 256 images to choose from; by default {RATES}, by optimizer."
     )
     linear_momentum: float = option(0.9, "linear: momentum of sgd and lars.")
     linear_weight_decay: float = option(0.0, "linear: weight decay.")
     linear_views: int = option(
         0,
-        "linear: random crops of each picture, which the epochs take in turn; 0: another one in every epoch, as in the "
-        "paper. An approximation: the encoder sees the pictures this often instead of once per epoch.",
+        "linear: random crops of each image, which the epochs take in turn; 0: another one in every epoch, as in the "
+        "paper. An approximation: the encoder sees the images this often instead of once per epoch.",
     )
 
     @property
@@ -57,7 +57,7 @@ class Linear(Protocol):
         views = f"{self.linear_views} random crops" if self.linear_views else "another random crop in every epoch"
         return (
             f"linear layer on average-pooled features after BatchNorm without affine, {self.linear_epochs} epochs of "
-            f"{self.linear_optimizer}, {views}, learning rate chosen on held-out training pictures"
+            f"{self.linear_optimizer}, {views}, learning rate chosen on held-out training images"
         )
 
     def check(self):
@@ -82,7 +82,7 @@ class Linear(Protocol):
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         """
         Raises:
-            ValueError: if there are fewer than 3 training pictures, or a random crop can be read where the centre crop
+            ValueError: if there are fewer than 3 training images, or a random crop can be read where the centre crop
                 cannot.
         """
         train, validation = subject.features("train"), subject.features("validation")
@@ -96,7 +96,7 @@ class Linear(Protocol):
             if view is None:
                 continue
             if not torch.equal(view.labels, train.labels):
-                raise ValueError("linear: the random crops are not of the pictures of which there are centre crops")
+                raise ValueError("linear: the random crops are not of the images of which there are centre crops")
             features, labels = view.features.to(subject.device), view.labels.to(subject.device)
             generator = torch.Generator().manual_seed(mix_seed(subject.seed, epoch))
             order = torch.randperm(len(train), generator=generator)
@@ -135,7 +135,7 @@ class Linear(Protocol):
     def _epoch(
         self, heads: "Heads", features: torch.Tensor, labels: torch.Tensor, parts: list[torch.Tensor], epoch: int
     ):
-        """One epoch on features (n, E) and labels (n,); each of `parts` numbers the pictures of a batch."""
+        """One epoch on features (n, E) and labels (n,); each of `parts` numbers the images of a batch."""
         warmup = min(self.linear_warmup_epochs / self.linear_epochs, 1 / 9)
         for i, part in enumerate(parts):
             progress = (epoch + i / len(parts)) / self.linear_epochs

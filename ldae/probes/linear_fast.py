@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..arguments import option
-from .protocol import Protocol, Subject, held_out_mask, score
+from ldae.options import option
+from ldae.probes.protocol import Protocol, Subject, held_out_mask, score
 
 BATCH_NORM_EPS = 1e-5
 
@@ -33,7 +33,7 @@ class LinearFast(Protocol):
     def description(self) -> str:
         return (
             "logistic regression (L-BFGS) on average-pooled features after BatchNorm without affine, no augmentation, "
-            "L2 strength chosen on held-out training pictures"
+            "L2 strength chosen on held-out training images"
         )
 
     def check(self):
@@ -47,7 +47,7 @@ class LinearFast(Protocol):
         if train is None or validation is None:
             return None
         if len(train) < 2:
-            raise ValueError(f"a linear probe needs at least 2 training pictures, got {len(train)}")
+            raise ValueError(f"a linear probe needs at least 2 training images, got {len(train)}")
         features, labels = train.features.to(subject.device), train.labels.to(subject.device)
         normalise = batch_norm(features)
         features, num_classes = normalise(features), subject.num_classes

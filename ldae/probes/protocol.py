@@ -12,17 +12,17 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 
-from ..data import Pictures
-from ..encoders import Encoder
-from ..features import Features, cached_features
-from ..metrics import Accuracy
+from ldae.data.images import ImageDataset
+from ldae.features.encoders import Encoder
+from ldae.features.extraction import Features, cached_features
+from ldae.probes.metrics import Accuracy
 
-HELD_OUT = 0.2  # part of the training pictures on which rates and strengths are chosen
+HELD_OUT = 0.2  # part of the training images on which rates and strengths are chosen
 
 
 @dataclass
 class Subject:
-    """An encoder and the labelled pictures on which protocols measure it.
+    """An encoder and the labelled images on which protocols measure it.
 
     Args:
         train, validation: centre crops.
@@ -31,8 +31,8 @@ class Subject:
     """
 
     encoder: Encoder
-    train: Pictures
-    validation: Pictures
+    train: ImageDataset
+    validation: ImageDataset
     accelerator: Accelerator | None = None  # None: this process alone
     seed: int = 0
     batch_size: int = 256
@@ -56,12 +56,12 @@ class Subject:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the pictures of both splits."""
+        """Of the images of both splits."""
         return f"{self.train.fingerprint()}-{self.validation.fingerprint()}"
 
     @cached_property
     def identity(self) -> str:
-        """A digest of the encoder, the pictures and the seed: figures of equal identity belong together."""
+        """A digest of the encoder, the images and the seed: figures of equal identity belong together."""
         return hashlib.sha256(f"{self.encoder.digest()} {self.fingerprint} {self.seed}".encode()).hexdigest()[:32]
 
     @cached_property
@@ -69,7 +69,7 @@ class Subject:
         return 1 + int(max(self.train.labels.max(), self.validation.labels.max()))
 
     def data(self, name: str) -> dict[str, Any]:
-        """What results say of the pictures; `name` is what they call them."""
+        """What results say of the images; `name` is what they call them."""
         return {
             "name": name,
             "fingerprint": self.fingerprint,
@@ -83,20 +83,20 @@ class Subject:
         """Features of the centre crops of "train" or "validation"; on the main process, None on others.
 
         Raises:
-            ValueError: if no picture can be read, one has no label, or a feature is not finite.
+            ValueError: if no image can be read, one has no label, or a feature is not finite.
         """
         if split not in self.known:
             self.known[split] = self._extract(getattr(self, split), split, tokens=self.tokens, folder=self.cache)
         return self.known[split]
 
     def view(self, number: int, keep: bool = True) -> Features | None:
-        """Features of random resized crops, half of them mirrored, of the training pictures: another crop for each number."""
+        """Features of random resized crops, half of them mirrored, of the training images: another crop for each number."""
         if ("view", number) in self.known:
             return self.known["view", number]
-        pictures = Pictures(
+        images = ImageDataset(
             self.train.examples, self.encoder.image_hw, self.train.num_channels, "random_resized", True, self.seed, 0.08
         )
-        features = self._extract(pictures, "train", view=number, folder=self.cache if keep else None)
+        features = self._extract(images, "train", view=number, folder=self.cache if keep else None)
         if keep:
             self.known["view", number] = features
         return features
@@ -107,10 +107,10 @@ class Subject:
             if features is not None:
                 features.tokens = None
 
-    def _extract(self, pictures: Pictures, split: str, **kwargs) -> Features | None:
+    def _extract(self, images: ImageDataset, split: str, **kwargs) -> Features | None:
         features = cached_features(
             self.encoder,
-            pictures,
+            images,
             self.accelerator,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
@@ -120,9 +120,9 @@ class Subject:
             name = {"train": "training"}.get(split, split)
             if not len(features):
                 first = f"; the first is {features.bad[0]}" if features.bad else ""
-                raise ValueError(f"a probe needs {name} pictures, got none that can be read{first}")
+                raise ValueError(f"a probe needs {name} images, got none that can be read{first}")
             if features.labels.min() < 0:
-                raise ValueError(f"the {name} pictures have no labels; a probe needs them")
+                raise ValueError(f"the {name} images have no labels; a probe needs them")
             if not torch.isfinite(features.features).all():
                 raise ValueError(f"the {name} features are not all finite")
         return features
@@ -133,7 +133,7 @@ class Protocol(ABC):
     """A way to measure an encoder. A subclass's fields are its options, `name` is what results and --protocols call it.
 
     `measure` gives {"accuracy" (or what `metric` names), "standard_error"} in percent, whatever else is to be written,
-    "settings" for what it chose, and "predictions" (n,) of the readable validation pictures where there are any; on other
+    "settings" for what it chose, and "predictions" (n,) of the readable validation images where there are any; on other
     processes than the main one it gives None.
     """
 
@@ -155,7 +155,7 @@ class Protocol(ABC):
         """
 
     def prepare(self, subject: Subject):
-        """Refuses, before any pass over the pictures, a subject that cannot be measured.
+        """Refuses, before any pass over the images, a subject that cannot be measured.
 
         Raises:
             ValueError: saying why and what to do.
@@ -189,7 +189,7 @@ def score(predictions: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
 
 
 def held_out_mask(n: int, seed: int) -> torch.Tensor:
-    """(n,) bool, true for the random 20 % of training pictures, at least one, on which choices are made."""
+    """(n,) bool, true for the random 20 % of training images, at least one, on which choices are made."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     mask = torch.zeros(n, dtype=torch.bool)
     mask[order[: max(1, round(HELD_OUT * n))]] = True

@@ -1,4 +1,4 @@
-"""Image retrieval: whether pictures of a query's class come first among the training pictures. Nothing is trained."""
+"""Image retrieval: whether images of a query's class come first among the training images. Nothing is trained."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,29 +7,29 @@ import torch
 from torch import nn
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
 
-from ..arguments import option
-from ..features import Features
-from .protocol import Protocol, Subject
+from ldae.features.extraction import Features
+from ldae.options import option
+from ldae.probes.protocol import Protocol, Subject
 
 
 @dataclass
 class Retrieval(Protocol):
-    """Every validation picture queries the training pictures, ranked by cosine similarity.
+    """Every validation image queries the training images, ranked by cosine similarity.
 
     "map" is the mean over the queries of the average precision over the whole ranking, "recall" at k the part of queries
-    with a picture of their class among the k nearest (the convention of image retrieval). A query whose class has no
-    training picture counts as 0 in both. Standard errors: the deviation over the n queries / sqrt(n).
+    with an image of their class among the k nearest (the convention of image retrieval). A query whose class has no
+    training image counts as 0 in both. Standard errors: the deviation over the n queries / sqrt(n).
     """
 
     name = "retrieval"
     title = "Retrieval (mAP)"
     metric = "map"
-    retrieval_k: list[int] = option([1, 5, 10], "retrieval: recall is given at these numbers of nearest pictures.")
+    retrieval_k: list[int] = option([1, 5, 10], "retrieval: recall is given at these numbers of nearest images.")
 
     @property
     def description(self) -> str:
         return (
-            "mean average precision of the training pictures ranked by cosine similarity to each validation picture, "
+            "mean average precision of the training images ranked by cosine similarity to each validation image, "
             "on average-pooled features"
         )
 

@@ -84,7 +84,7 @@ class LDAEModelTest(ModelTesterMixin, PipelineTesterMixin, unittest.TestCase):
             self.assertIsInstance(model.get_input_embeddings(), torch.nn.Module)
             self.assertIsNone(model.get_output_embeddings())
 
-    @unittest.skip("a picture model takes no inputs_embeds")
+    @unittest.skip("an image model takes no inputs_embeds")
     def test_inputs_embeds(self):
         pass
 

@@ -1,4 +1,4 @@
-"""What upstream's pipeline mixin drives: a feature-extraction pipeline on small random pictures."""
+"""What upstream's pipeline mixin drives: a feature-extraction pipeline on small random images."""
 
 import unittest
 
@@ -12,8 +12,8 @@ class ImageFeatureExtractionPipelineTests(unittest.TestCase):
 
     def get_test_pipeline(self, model, tokenizer=None, image_processor=None, dtype="float32", **kwargs):
         pixels = np.random.RandomState(0).randint(0, 255, (2, 40, 30, 3), dtype="uint8")
-        pictures = [Image.fromarray(picture) for picture in pixels]
-        return self.pipeline_class(model=model, image_processor=image_processor, dtype=dtype), pictures
+        images = [Image.fromarray(image) for image in pixels]
+        return self.pipeline_class(model=model, image_processor=image_processor, dtype=dtype), images
 
     def run_pipeline_test(self, pipe, examples):
         self.assertEqual(len(pipe(examples[0])), 1)

@@ -1,0 +1,359 @@
+"""Walks the road from DiT to l-DAE (paper, tables 1 to 3): trains and probes its rungs, measures, tabulates and draws them.
+
+python -m experiments.ablation.run recipes/ablation64.yaml --output_dir runs/ablation --dry_run # what would be run, and the cost
+python -m experiments.ablation.run recipes/ablation64.yaml --output_dir runs/ablation --seeds 0 1 --workers 2 -- --epochs 10
+python -m experiments.ablation.run --output_dir runs/ablation --report docs/ablation.md --also runs/crops # from the results files
+
+--generate 50000 adds the distance of generated images to real ones, --sweep what l-DAE reaches by timestep and block.
+Rungs that are done are not run again, one that was stopped goes on. Options after `--` are train_ldae.py's, for all rungs.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from statistics import mean
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from configuration_ldae import LDAEConfig
+from experiments.ablation.report import END, tables, write
+from experiments.ablation.rungs import RUNGS, Rung, as_arguments, folder_name, options, rung_of, tokenizer_of
+from ldae.data.images import load_examples, why_not_probed
+from ldae.options import DataArguments, names_given, parse_arguments
+from ldae.report.results import load_results
+
+# What `--` cannot give: what rungs change, and what the ablation says itself.
+OWN = {
+    *(name for rung in RUNGS.values() for name in rung.change),
+    "num_classes",
+    "output_dir",
+    "seed",
+    "resume",
+    "overwrite",
+    "tokenizer",
+    "tokenizer_only",
+    "init_from",
+    "probe",
+    "no_probe",
+}
+
+Job = tuple[Path, Rung, int]  # folder, rung and seed
+
+
+@dataclass(frozen=True)
+class Road:
+    """What is to be run: rungs of a recipe with `extra` options, each with several seeds, `workers` side by side.
+
+    Args:
+        config, data: of the recipe with `extra`; rungs' latent dimensions and image sizes are parts of the former's.
+        lpips: whether the first two rungs' tokenizer is trained with it.
+        autoencoder: what is taken for that tokenizer instead of training it: folder or Hub id of an `AutoencoderKL`.
+        generate: images that each rung with an FID in the paper generates, to measure their distance to the training
+            images; 0: none.
+        encoder: folder or Hub id, on whose features that is; None: Inception's.
+        sweep: whether l-DAE is measured by timestep and block, with the first seed.
+    """
+
+    recipe: str
+    output_dir: Path
+    rungs: list[Rung]
+    seeds: list[int]
+    workers: int
+    config: LDAEConfig
+    data: DataArguments
+    extra: list[str]
+    lpips: bool = True
+    autoencoder: str | None = None
+    generate: int = 0
+    encoder: str | None = None
+    sweep: bool = False
+
+    def jobs(self) -> list[Job]:
+        """The runs that are not done."""
+        return [job for job in self._every() if not finished(job[0])]
+
+    def _every(self) -> list[Job]:
+        return [(self.output_dir / folder_name(r.name, seed), r, seed) for seed in self.seeds for r in self.rungs]
+
+    def measurements(self) -> list[tuple[Path, list[str]]]:
+        """What is to be measured of runs beside their probe and is not yet: their folders, and the command lines."""
+        found = []
+        names = ("data", "train_split", "validation_split", "image_column", "label_column")
+        data = {name: value for name in names if (value := getattr(self.data, name)) is not None}
+        for folder, rung, seed in self._every():
+            if self.generate and rung.fid is not None and not (folder / "results/generation.json").is_file():
+                given = {"data": self.data.data, "split": self.data.train_split, "num_images": self.generate}
+                given |= {} if self.encoder is None else {"encoder": self.encoder}
+                found.append((folder, ["ldae.generation.pipeline", *as_arguments({"output_dir": folder, **given})]))
+            swept = any(folder.glob("results/sweep-*.json"))
+            if self.sweep and not swept and (rung.name, seed) == (END, self.seeds[0]):
+                found.append((folder, ["probe_ldae", *as_arguments({**data, "seed": seed}), "--sweep"]))
+        return [(folder, [sys.executable, "-m", *command, "--model", str(folder)]) for folder, command in found]
+
+    def tokenizer(self, rung: Rung, seed: int) -> Path | str | None:
+        """The folder of the tokenizer that a rung needs trained, or the autoencoder that is given; None: it needs none."""
+        name = tokenizer_of(rung, self.lpips)
+        if name == "dit" and self.autoencoder is not None:
+            return self.autoencoder
+        return None if name is None else self.output_dir / "tokenizers" / folder_name(name, seed)
+
+    def tokenizer_jobs(self) -> list[Job]:
+        """The tokenizers that rungs need and that are not trained, each once, as the rung that names it trains it."""
+        needed = {self.tokenizer(rung, seed): (tokenizer_of(rung, self.lpips), seed) for _, rung, seed in self.jobs()}
+        return [
+            (folder, RUNGS[name], seed)
+            for folder, (name, seed) in needed.items()
+            if isinstance(folder, Path) and not _trained(folder)
+        ]
+
+    def command(self, folder: Path, rung: Rung, seed: int, *more: str | Path) -> list[str]:
+        """The command line of one training."""
+        command = [sys.executable, "-m", "train_ldae", self.recipe, "--output_dir", folder, "--seed", seed, "--resume"]
+        command += ["--probe", "--report_to", "none", *more]
+        command += [] if seed == self.seeds[0] else ["--no_floor"]  # all seeds of a rung have about the same floor
+        return [*map(str, command), *self.extra, *as_arguments(options(rung, self.config, self.lpips))]
+
+    def run(self) -> list[str]:
+        """Trains and probes what is not done, tokenizers first, each once for all rungs that share it; then measures.
+
+        Returns:
+            The runs that failed, tokenizers among them, as paths below `output_dir`; their logs say why.
+        """
+        slots: Queue[int] = Queue()
+        for slot in range(self.workers):
+            slots.put(slot)
+
+        def execute(folder: Path, command: list[str]) -> str | None:
+            slot, name = slots.get(), str(folder.relative_to(self.output_dir))
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with Path(f"{folder}.log").open("a") as log:
+                    environment = _environment(slot, self.workers)
+                    done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                return None if done.returncode == 0 else name
+            finally:
+                slots.put(slot)
+
+        def train_tokenizer(folder: Path, rung: Rung, seed: int) -> str | None:
+            return execute(folder, self.command(folder, rung, seed, "--tokenizer_only"))
+
+        def train_rung(folder: Path, rung: Rung, seed: int) -> str | None:
+            tokenizer = self.tokenizer(rung, seed)
+            if isinstance(tokenizer, Path) and not _trained(tokenizer):
+                return f"{folder.name} (its tokenizer failed)"
+            given = [] if tokenizer is None else ["--tokenizer", tokenizer]
+            return execute(folder, self.command(folder, rung, seed, *given))
+
+        def measure(folder: Path, command: list[str]) -> str | None:
+            return execute(folder, command) if finished(folder) else None  # its run has failed, and is named
+
+        stages = (train_tokenizer, self.tokenizer_jobs()), (train_rung, self.jobs()), (measure, self.measurements())
+        failed, pool = [], ThreadPoolExecutor(self.workers)
+        with tqdm(total=sum(len(jobs) for _, jobs in stages), desc="runs") as bar:
+            try:
+                for work, jobs in stages:
+                    for future in [pool.submit(work, *job) for job in jobs]:
+                        failed.append(future.result())
+                        bar.update()
+            finally:  # after Ctrl-C, which the trainings get too, no other is started
+                pool.shutdown(cancel_futures=True)
+        return [name for name in failed if name]
+
+    def plan(self) -> str:
+        """What would be run, as lines of text, each with its change; the cost from all runs below `output_dir` that are done."""
+        lines = []
+        for rung in self.rungs:
+            done = sum(finished(self.output_dir / folder_name(rung.name, seed)) for seed in self.seeds)
+            paper = "–" if rung.paper is None else f"{rung.paper:.1f}"
+            before = {} if rung.before is None else options(RUNGS[rung.before], self.config, self.lpips)
+            given = options(rung, self.config, self.lpips)
+            changed = " ".join(as_arguments({k: v for k, v in given.items() if before.get(k) != v}))
+            lines.append(f"{rung.name:<20} {done}/{len(self.seeds)} done  paper {paper:>4}  {rung.what}: {changed}")
+        for what, folder, jobs in (("tokenizers", "tokenizers/*", self.tokenizer_jobs()), ("runs", "*", self.jobs())):
+            if jobs or what == "runs":
+                lines.append(f"{len(jobs)} {what} to do, {self.workers} at a time: {self._cost(folder, jobs)}")
+        if measurements := self.measurements():
+            lines.append(f"{len(measurements)} measurements to do after them, of which the cost is not known")
+        return "\n".join(lines)
+
+    def _cost(self, pattern: str, jobs: list[Job]) -> str:
+        """From what is done, by the kind of tokenizer where one of the kind is."""
+        seconds: dict[str, list[float]] = {}
+        for path in self.output_dir.glob(f"{pattern}-seed*"):
+            if _trained(path) and (name := rung_of(path.name)) is not None:
+                taken = sum(map(_seconds, load_results(path)))
+                seconds.setdefault(options(RUNGS[name])["tokenizer_type"], []).append(taken)
+        every = [taken for kind in seconds.values() for taken in kind]
+        if not every:
+            return "unknown until one is done"
+        ends = [0.0] * self.workers
+        for _, rung, _ in jobs:  # the worker that is free first takes the next
+            expected = mean(seconds.get(options(rung)["tokenizer_type"], every))
+            ends[ends.index(min(ends))] += expected
+        minutes = max(ends) / 60
+        cost = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
+        return f"{cost}, from {len(every)} that are done"
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run was trained and probed to its end."""
+    return any(folder.glob("results/probe-*.json"))
+
+
+def _trained(folder: Path) -> bool:
+    return (folder / "results" / "train.json").is_file()
+
+
+def _environment(slot: int, workers: int) -> dict[str, str]:
+    """A share of the cores, and a GPU of its own where there are several."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // workers))}
+    if (count := torch.cuda.device_count()) > 1:
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % count]
+    return environment
+
+
+def _seconds(result: dict[str, Any]) -> float:
+    """What a training, or the protocols of a probe, took."""
+    if result["kind"] == "probe":
+        measured = [*result["protocols"].values(), *result["floor"].values()]
+        return sum(figures["seconds"] for figures in measured if isinstance(figures, dict))
+    return result["seconds"] if result["kind"] == "train" else 0.0
+
+
+def main(argv: list[str] | None = None):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    extra = argv[argv.index("--") + 1 :] if "--" in argv else []
+    parser = argparse.ArgumentParser(
+        "experiments.ablation.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", help="of train_ldae.py: the options that all rungs share")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("runs/ablation"),
+        help="holds a folder for each run (default: runs/ablation)",
+    )
+    parser.add_argument(
+        "--rungs",
+        nargs="+",
+        choices=[*RUNGS, "all"],
+        metavar="RUNG",
+        help=f"all, or some of {', '.join(RUNGS)}; by default the road without its side branches",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1], help="with which each rung is run (default: 0 1)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=max(1, torch.cuda.device_count()),
+        help="runs side by side (default: one for each GPU, or one)",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="only say what would be run, and what it costs, once some of it is done"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="only write the tables of what is done to this .md file, the figures to a folder of its name",
+    )
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="with --report: other ablations, on other images, for the claims that this one has not run",
+    )
+    parser.add_argument(
+        "--without_lpips",
+        action="store_true",
+        help="train the first two rungs' tokenizer without LPIPS, where its weights cannot be had",
+    )
+    parser.add_argument(
+        "--autoencoder",
+        metavar="FOLDER_OR_ID",
+        help="a trained AutoencoderKL with LPIPS and GAN, such as Stable Diffusion's, for the first two rungs' tokenizer",
+    )
+    parser.add_argument(
+        "--generate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also generate N images by each rung that has an FID in the paper (there 50,000), and measure their distance "
+        "to the training images",
+    )
+    parser.add_argument(
+        "--encoder",
+        metavar="FOLDER_OR_ID",
+        help="on whose features --generate measures, such as a run of the ablation itself (default: Inception's, for the FID)",
+    )
+    parser.add_argument(
+        "--sweep", action="store_true", help="also measure l-dae by timestep and block, with the first seed"
+    )
+    given = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
+    if given.report:
+        print(*write(given.output_dir, given.report, given.also), sep="\n")
+        return
+    if given.also:
+        parser.error("--also is for --report: give both")
+    if given.recipe is None:
+        parser.error("a recipe is needed, such as recipes/ablation64.yaml")
+    if given.workers < 1:
+        parser.error(f"--workers must be at least 1, got {given.workers}")
+    if given.generate < 0 or given.generate == 1:
+        parser.error(f"--generate must be 0 or at least 2, got {given.generate}")
+    if given.encoder and not given.generate:
+        parser.error("--encoder is whose features --generate measures on: give both")
+    if given.autoencoder and given.without_lpips:
+        parser.error("--autoencoder brings its losses with it, --without_lpips trains another: give one of the two")
+    if own := OWN & names_given(extra):
+        parser.error(f"rungs, or the ablation itself, decide {', '.join(sorted(own))}: leave them out after --")
+    rungs = [rung for rung in RUNGS.values() if not rung.side]
+    if given.rungs is not None:
+        rungs = list(RUNGS.values()) if "all" in given.rungs else [RUNGS[name] for name in dict.fromkeys(given.rungs)]
+    model_args, data_args, _ = parse_arguments([given.recipe, *extra])  # refuses what train_ldae.py refuses
+    if model_args.num_classes:
+        parser.error("rungs decide whether there are classes: leave num_classes out of the recipe")
+    road = Road(
+        recipe=given.recipe,
+        output_dir=given.output_dir,
+        rungs=rungs,
+        seeds=list(dict.fromkeys(given.seeds)),
+        workers=given.workers,
+        config=model_args.config(),
+        data=data_args,
+        extra=extra,
+        lpips=not given.without_lpips,
+        autoencoder=given.autoencoder,
+        generate=given.generate,
+        encoder=given.encoder,
+        sweep=given.sweep,
+    )
+    print(road.plan())
+    if given.dry_run:
+        return
+    if data_args.streaming:
+        parser.error("rungs are probed, which --streaming cannot be: leave it out")
+    columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
+    splits = [load_examples(data_args.data, s, **columns) for s in (data_args.train_split, data_args.validation_split)]
+    if (reason := why_not_probed(*splits)) is not None:
+        parser.error(f"rungs are probed, which data {data_args.data!r} cannot be: {reason}")
+    failed = road.run()
+    if any(finished(path) for path in given.output_dir.glob("*-seed*")):
+        print(*tables(given.output_dir).values(), sep="\n\n")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; their logs in {given.output_dir} say why")
+
+
+if __name__ == "__main__":
+    main()

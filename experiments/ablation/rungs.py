@@ -1,0 +1,162 @@
+"""The road from DiT to l-DAE (paper, tables 1 to 3, figure 5): each rung a change to the one before."""
+
+import re
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from configuration_ldae import LDAEConfig
+from ldae.tokenizers.autoencoders import TRAINED
+
+FIRST = {
+    "tokenizer_type": "conv_vae",
+    "latent_dim": "16/768",  # of a patch's numbers
+    "tokenizer_perceptual_weight": 1.0,
+    "tokenizer_adversarial_weight": 0.5,
+    "class_conditional": True,
+    "input_space": "latent",
+    "prediction": "noise",
+    "noise_schedule": "ddpm",
+}
+# table 2: for a tokenizer's rung on the road, the paper's accuracies by latent dimension
+TABLE2 = {
+    "linear-gamma2": {8: 54.5, 16: 63.4, 32: 62.8, 64: 57.0, 128: 48.1},
+    "patch-vae": {8: 58.3, 16: 64.9, 32: 64.8, 64: 56.8},
+    "patch-ae": {8: 59.9, 16: 64.7, 32: 64.6, 64: 59.9},
+    "patch-pca": {8: 56.0, 16: 63.4, 32: 65.1, 64: 60.0, 128: 53.9},
+}
+ON_ROAD = {"linear-gamma2": 16, "patch-vae": 16, "patch-ae": 16, "patch-pca": 32}  # the dimension that the road goes by
+PIXELS = {768: 1, 192: 2, 48: 4, 12: 8}  # figure 5: dimension, and the part of its size to which an image is shrunk
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the road: options of train_ldae.py that change what the rung `before` it does.
+
+    Args:
+        paper: the paper's linear accuracy on ImageNet, in %; None where it gives none.
+        fid: the paper's FID-50K of what it generates.
+        side: whether the road goes on without it.
+        sign: of the change in accuracy that the paper claims without a figure; 0: none.
+    """
+
+    name: str
+    what: str
+    change: dict[str, Any]
+    paper: float | None = None
+    before: str | None = None
+    fid: float | None = None
+    side: bool = False
+    sign: int | None = None
+
+    @property
+    def claim(self) -> float | None:
+        """The paper's change in accuracy, in points, or its sign; None where it claims nothing."""
+        if self.sign is not None:
+            return float(self.sign)
+        before = RUNGS[self.before].paper if self.before else None
+        return None if before is None or self.paper is None else round(self.paper - before, 1)
+
+
+def _road() -> list[Rung]:
+    first = "DiT: convolutional VAE with LPIPS and GAN, classes, DDPM's noise and prediction"
+    steps = [
+        Rung("dit", first, FIRST, 57.5, fid=11.6),
+        Rung("no-classes", "no class conditioning", {"class_conditional": False}, 62.5, fid=30.9),
+        Rung("no-perceptual", "tokenizer without LPIPS", {"tokenizer_perceptual_weight": 0.0}, 58.4, fid=54.3),
+        Rung("no-adversarial", "tokenizer without the GAN", {"tokenizer_adversarial_weight": 0.0}, 59.0, fid=75.6),
+        Rung("linear-gamma2", "γ² falls linearly", {"noise_schedule": "linear_gamma2"}, 63.4, fid=93.2),
+        Rung("patch-vae", "patch-wise VAE", {"tokenizer_type": "patch_vae"}, 64.9),
+        Rung("patch-ae", "patch-wise AE", {"tokenizer_type": "patch_ae"}, 64.7),
+        Rung("patch-pca", "patch-wise PCA, d = 32", {"tokenizer_type": "pca", "latent_dim": "32/768"}, 65.1),
+        Rung("clean-latent", "predict the clean latent, λ = γ²", {"prediction": "latent"}, 62.4),
+        Rung("no-input-scaling", "γ = 1, σ linear to √2, λ = 1/(1 + σ²)", {"noise_schedule": "linear_sigma"}, 63.6),
+        Rung("image-input", "image input by inverse PCA", {"input_space": "image"}, 63.6),
+        Rung("image-output", "image output by inverse PCA", {"prediction": "projected_image"}, 63.9),
+        Rung("l-dae", "predict the original image", {"prediction": "image"}, 64.5),
+    ]
+    return [steps[0], *(replace(rung, before=before.name) for before, rung in pairwise(steps))]
+
+
+def _branches() -> list[Rung]:
+    """Side branches of the end point, and what figure 5 and table 2 have beside the road."""
+    pixels = {"tokenizer_type": "pixels", "latent_dim": "768/768"}
+    branches = [
+        Rung("one-level", "one noise level", {"noise_schedule": "single_sigma"}, 61.5, "l-dae"),
+        Rung("predict-noise", "noise prediction again (footnote 4)", {"prediction": "noise"}, None, "l-dae", sign=0),
+        Rung("random-crop", "random crops", {"crop": "random"}, 65.0, "l-dae"),
+        Rung("classical-dae", "noise on pixels: the classical DAE", pixels, 23.6, "l-dae"),
+        Rung("pixels-d768", "noise on pixels", pixels, 23.6, "patch-pca"),
+    ]
+    for d, before, sign in ((48, 768, 1), (192, 48, -1), (12, 48, -1)):  # the paper: best at 48
+        change = {"latent_dim": f"{d}/768", "shrink": PIXELS[d]}
+        what = f"noise on pixels, images 1/{PIXELS[d]} as large"
+        branches.append(Rung(f"pixels-d{d}", what, change, None, f"pixels-d{before}", sign=sign))
+    for before, row in TABLE2.items():
+        for d in sorted(row.keys() - {ON_ROAD[before]}):
+            branches.append(Rung(at_dimension(before, d), f"d = {d}", {"latent_dim": f"{d}/768"}, row[d], before))
+    return [replace(rung, side=True) for rung in branches]
+
+
+def at_dimension(rung: str, d: int) -> str:
+    """The name of the rung of table 2 that has the tokenizer of a rung of the road, and d latent dimensions."""
+    return rung if d == ON_ROAD[rung] else f"{rung.replace('linear-gamma2', 'conv-vae')}-d{d}"
+
+
+RUNGS: dict[str, Rung] = {rung.name: rung for rung in _road() + _branches()}
+
+
+def options(rung: Rung, recipe: LDAEConfig | None = None, lpips: bool = True) -> dict[str, Any]:
+    """All options of train_ldae.py by which a rung differs from a recipe, by default that of `LDAEConfig`.
+
+    A latent dimension is the paper's part of a patch's numbers, in a convolutional VAE a multiple of 4: on small patches some
+    rungs of table 2 coincide. A rung that shrinks the images shrinks their patches too: tokens stay as many. Without `lpips`
+    the first two rungs leave it out, as the third does.
+    """
+    recipe, chain = recipe or LDAEConfig(), [rung]
+    while chain[-1].before is not None:
+        chain.append(RUNGS[chain[-1].before])
+    merged = {name: value for link in reversed(chain) for name, value in link.change.items()}
+    part, whole = map(int, merged["latent_dim"].split("/"))
+    unit = 4 if merged["tokenizer_type"] == "conv_vae" else 1
+    merged["latent_dim"] = unit * max(1, round(part * recipe.patch_dim / whole / unit))
+    if (shrink := merged.pop("shrink", 1)) > 1:
+        for name, (height, width) in (("image_size", recipe.image_hw), ("patch_size", recipe.patch_hw)):
+            if height % shrink or width % shrink:
+                raise ValueError(f"{rung.name} needs a {name} divisible by {shrink}, got {height}x{width}")
+            merged[name] = [height // shrink, width // shrink]
+    if not lpips:
+        merged["tokenizer_perceptual_weight"] = 0.0
+    return merged
+
+
+def as_arguments(given: dict[str, Any]) -> list[str]:
+    """`options` as a command line of train_ldae.py."""
+    parts = []
+    for name, value in given.items():
+        parts += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return parts
+
+
+def tokenizer_of(rung: Rung, lpips: bool = True) -> str | None:
+    """The first rung whose trained tokenizer is this rung's too, which gives it its name; None: it trains none."""
+    wanted = _tokenizer_options(options(rung, lpips=lpips))
+    if wanted["tokenizer_type"] not in TRAINED:
+        return None
+    return next(name for name, other in RUNGS.items() if _tokenizer_options(options(other)) == wanted)
+
+
+def _tokenizer_options(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that a rung's tokenizer depends on; the seed is another."""
+    return {k: v for k, v in given.items() if k.startswith("tokenizer") or k == "latent_dim"}
+
+
+def folder_name(rung: str, seed: int) -> str:
+    """What a run's folder is called."""
+    return f"{rung}-seed{seed}"
+
+
+def rung_of(folder: str) -> str | None:
+    """The rung of a folder of that name; None for other folders."""
+    match = re.fullmatch(r"(.+)-seed\d+", folder)
+    return match[1] if match and match[1] in RUNGS else None

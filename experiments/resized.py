@@ -1,0 +1,61 @@
+"""Writes the centre crops of a data set at one size, losslessly, so that many short runs need not decode it anew.
+
+python -m experiments.resized frgfm/imagenette:320px runs/imagenette-64 --size 64
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import datasets
+from torchvision.transforms.v2.functional import to_pil_image
+from tqdm import tqdm
+
+from ldae.data.images import ImageDataset, load_examples
+
+
+def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("train", "validation")):
+    """Writes `target`/data/SPLIT.parquet, images as PNG; those that cannot be read are left out and named.
+
+    Raises:
+        FileExistsError: if `target` holds something.
+        ValueError: without one of the splits, or without labels.
+    """
+    if any(target.glob("*")):
+        raise FileExistsError(f"{str(target)!r} is not empty; give another folder")
+    found = {split: load_examples(source, split) for split in splits}
+    for split, examples in found.items():
+        if examples is None or "label" not in examples.features:
+            raise ValueError(f"{source!r} needs a {split} split with labels")
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was stopped
+    (unfinished / "data").mkdir(parents=True)
+    for split, examples in found.items():
+        images = ImageDataset(examples, (size, size))
+        items = [images[0, i] for i in tqdm(range(len(images)), desc=split, unit=" images")]
+        good = [item for item in items if "error" not in item]
+        for item in items:
+            if "error" in item:
+                print(f"Skipping {item['name']}: {item['error']}")
+        columns = {
+            "image": [to_pil_image(item["pixel_values"]) for item in good],
+            "label": [item["label"] for item in good],
+        }
+        features = datasets.Features(image=datasets.Image(), label=examples.features["label"])
+        datasets.Dataset.from_dict(columns, features).to_parquet(unfinished / "data" / f"{split}.parquet")
+    if target.exists():
+        target.rmdir()
+    unfinished.rename(target)
+
+
+def main():
+    parser = argparse.ArgumentParser("experiments.resized", description=__doc__.split("\n")[0])
+    parser.add_argument("source", help="folder or Hub id, as train_ldae.py's --data")
+    parser.add_argument("target", type=Path, help="folder of the new data set")
+    parser.add_argument("--size", type=int, required=True, help="side in pixels")
+    options = parser.parse_args()
+    resize(options.source, options.target, options.size)
+
+
+if __name__ == "__main__":
+    main()

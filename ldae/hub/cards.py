@@ -1,0 +1,228 @@
+"""Model cards, made from a Hub folder's `config.json` and `results/*.json` alone; no figure in them is typed.
+
+python -m ldae.hub.cards FOLDER [--repo_id org/name] [--output model_cards/NAME/README.md]
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from configuration_ldae import pair
+from ldae.data.images import PIL_MODES
+from ldae.probes import PROTOCOLS, Result, format_figure
+
+# Images that a run may leave in its folder, and what they show.
+IMAGES = {
+    "denoised.png": "ImageDataset, what the encoder sees of them under noise, and what the decoder predicts",
+    "spectrum.png": "Variance of the patches along every principal component",
+    "filters.png": "The leading principal components of the patches: the axes of the latent space",
+}
+
+
+INTRODUCTION = """\
+A vision transformer that learned visual features without labels by l-DAE, the latent denoising autoencoder of
+[Deconstructing Denoising Diffusion Models for Self-Supervised Learning](https://arxiv.org/abs/2401.14404): noise is
+added to images in a linear latent space of their patches, the noisy latent is turned back into an image, and the
+network predicts the original image. The encoder's output on clean images is the representation.
+"""
+
+PEER = """\
+{architecture} of transformers, trained by l-DAE's training script on the same terms, to be compared with it.
+"""
+
+USE = """\
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, pipeline
+
+extract = pipeline("image-feature-extraction", model="{model_id}", trust_remote_code=True)
+features = extract("image.jpg", pool=True)  # {hidden_size} numbers: the mean over the patches
+
+processor = AutoImageProcessor.from_pretrained("{model_id}")
+model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True)
+outputs = model(**processor(Image.open("image.jpg").convert("{mode}"), return_tensors="pt"))
+outputs.last_hidden_state  # a vector for each patch
+outputs.pooler_output  # their mean
+```
+
+The same folder serves `AutoModelForPreTraining` (with the decoder and the loss), `AutoModelForImageClassification` (for
+fine-tuning) and `AutoBackbone` (feature maps for detection and segmentation).
+"""
+
+LIMITS = """\
+- The features are for further training or for comparing images: the model names nothing and describes nothing.
+- It knows the kind of images it was trained on, with whatever bias they hold; on others it is unmeasured. It has not
+  been examined for any use that concerns people.
+- It takes images of {height} × {width} pixels in [-1, 1], which the image processor sees to; for other sizes, multiples
+  of the patch, pass `interpolate_pos_encoding=True`.
+- The reconstruction is a means of training, not a generator of images.
+"""
+
+CITATION = """\
+```bibtex
+@article{chen2024deconstructing,
+  title   = {Deconstructing Denoising Diffusion Models for Self-Supervised Learning},
+  author  = {Chen, Xinlei and Liu, Zhuang and Xie, Saining and He, Kaiming},
+  journal = {arXiv preprint arXiv:2401.14404},
+  year    = {2024}
+}
+```
+"""
+
+
+def write_card(folder: str | Path, repo_id: str | None = None, output: str | Path | None = None) -> Path:
+    """Writes the model card of a Hub folder and returns its path.
+
+    Args:
+        folder: a folder as `save_hub_folder` makes it, with files of its training and probes in `results/`.
+        repo_id: the model's name on the Hub, for the card's examples; by default the folder's name.
+        output: where the card goes, with its images and results beside it; by default `README.md` in the folder.
+
+    Raises:
+        FileNotFoundError: if `folder` holds no `config.json`.
+    """
+    folder = Path(folder)
+    output = folder / "README.md" if output is None else Path(output)
+    config = json.loads((folder / "config.json").read_text())
+    results = {path: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
+    training = next((result for result in results.values() if result.get("kind") == "train"), None)
+    probes = {path.relative_to(folder): result for path, result in results.items() if result.get("kind") == "probe"}
+    images = [name for name in IMAGES if (folder / name).is_file()]
+
+    model_id = repo_id or folder.resolve().name
+    is_ldae = config["model_type"] == "ldae"
+    height, width = pair(config["image_size"])
+    parts = {
+        f"# {model_id.split('/')[-1]}": INTRODUCTION
+        if is_ldae
+        else PEER.format(architecture=config["architectures"][0]),
+        "": "\n".join(f"![{IMAGES[name]}]({name})\n\n*{IMAGES[name]}.*\n" for name in images),
+        "## Use": is_ldae
+        and USE.format(
+            model_id=model_id, hidden_size=config["hidden_size"], mode=PIL_MODES.get(config["num_channels"], "RGB")
+        ),
+        "## Results": _results(probes),
+        "## Model": is_ldae and _model(config),
+        "## Training": training and _training(training),
+        "## Limits": is_ldae and LIMITS.format(height=height, width=width),
+        "## Citation": is_ldae and CITATION,
+    }
+    text = "\n".join(f"{title}\n\n{part}".lstrip() for title, part in parts.items() if part)
+    card = ModelCard(f"---\n{_metadata(model_id, is_ldae, training, probes).to_yaml()}\n---\n\n{text}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    card.save(output)
+    if output.parent.resolve() != folder.resolve():
+        for path in [*map(Path, images), *(path.relative_to(folder) for path in results)]:
+            (output.parent / path).parent.mkdir(exist_ok=True)
+            shutil.copy(folder / path, output.parent / path)
+    return output
+
+
+def _metadata(model_id: str, is_ldae: bool, training: Result | None, probes: dict[Path, Result]) -> ModelCardData:
+    evaluations = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=probe["data"]["name"],
+            dataset_name=probe["data"]["name"],
+            dataset_split="validation",
+            metric_type=PROTOCOLS[name].metric,
+            metric_name=f"{PROTOCOLS[name].title}: {PROTOCOLS[name].metric} (%), seed {probe['seed']}",
+            metric_value=figures[PROTOCOLS[name].metric],
+        )
+        for probe in probes.values()
+        for name, figures in probe["protocols"].items()
+    ]
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["vision", "self-supervised-learning"]
+        + (["ldae", "denoising-autoencoder", "arxiv:2401.14404"] if is_ldae else []),
+        datasets=[training["data"]["hub_id"]] if training and training["data"].get("hub_id") else None,
+        metrics=["accuracy"] if evaluations else None,
+        model_name=model_id.split("/")[-1],
+        eval_results=evaluations or None,
+    )
+
+
+def _results(probes: dict[Path, Result]) -> str:
+    if not probes:
+        return "This model has not been evaluated yet.\n"
+    rows, notes = [], []
+    for path, probe in probes.items():
+        data, floor = probe["data"], probe["floor"]
+        for name, figures in probe["protocols"].items():
+            title = PROTOCOLS[name].title
+            rows.append(
+                f"| {title} | {format_figure(name, figures)} | {format_figure(name, floor.get(name))} | {data['name']} "
+                f"| {probe['seed']} | [{path.name}]({path.as_posix()}) |\n"
+            )
+            notes.append(f"- {title}: {figures['description']}\n")
+        notes.append(f"- Floor: {floor.get('description', 'not measured here')}\n")
+        notes.append(
+            f"- {data['name']} (fingerprint `{data['fingerprint']}`): {data['num_train']:,} training and "
+            f"{data['num_validation']:,} validation images of {data['num_classes']} classes\n"
+        )
+    return (
+        "In percent, on validation images, ± one standard error. The floor is what the same network reaches\n"
+        "untrained; only the difference was learned.\n\n"
+        "| Protocol | This model | Floor | Data | Seed | File |\n|---|---|---|---|---|---|\n"
+        + "".join(rows) + "\n" + "".join(dict.fromkeys(notes))
+    )  # fmt: skip
+
+
+def _model(config: dict[str, Any]) -> str:
+    (height, width), (p, q) = pair(config["image_size"]), pair(config["patch_size"])
+    patch_dim = config["num_channels"] * p * q
+    facts = {
+        "Input": f"{height} × {width} pixels, {config['num_channels']} channels, patches of {p} × {q}",
+        "Encoder": f"{config['num_hidden_layers']} blocks of width {config['hidden_size']}, "
+        f"{config['num_attention_heads']} heads, no class token",
+        "Decoder": f"{config['decoder_num_hidden_layers']} blocks of the same width",
+        "Latent space": f"{config['latent_dim']} of a patch's {patch_dim} dimensions (`{config['tokenizer_type']}`), "
+        f"scaling `{config['latent_scaling']}`",
+        "Noise": f"`{config['noise_schedule']}` over {config['num_train_timesteps']} timesteps; "
+        f"features at t = {config['feature_timestep']}",
+    }
+    return _facts(facts)
+
+
+def _training(result: Result) -> str:
+    data, hardware = result["data"], result["hardware"]
+    number = f"{data['num_images']:,} images" if data["num_images"] else "streamed"
+    labels = "with labels" if result.get("uses_labels") else "no labels"
+    epochs = f", {result['epochs']:.1f} epochs" if result["epochs"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    facts = {
+        "Data": f"{data['name']}, {number}, {labels} (fingerprint `{data['fingerprint']}`)",
+        "Seen": f"{result['images_seen']:,} images in {result['steps']:,} steps{epochs}",
+        "Final loss": f"{result['loss']:.4f}",
+        "Seed": result["seed"],
+        "Time": f"{result['seconds'] / 3600:.2f} hours, ended {result['date']}",
+        "Hardware": ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['threads']} thread(s)",
+        "Code": f"commit `{result['commit']}`",
+        "Versions": versions,
+    }
+    options = yaml.safe_dump(result["arguments"], sort_keys=True)
+    return f"{_facts(facts)}\n<details><summary>All options</summary>\n\n```yaml\n{options}```\n\n</details>\n"
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in facts.items())
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Writes the model card of a Hub folder from its own files.")
+    parser.add_argument("folder", type=Path, help="the Hub folder")
+    parser.add_argument("--repo_id", help="the model's name on the Hub (default: the folder's name)")
+    parser.add_argument("--output", type=Path, help="where the card goes (default: README.md in the folder)")
+    print(write_card(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

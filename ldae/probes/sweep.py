@@ -1,0 +1,195 @@
+"""Where an encoder's best features are (paper, appendix A): accuracy by block and, for l-DAE, by t, clean and noisy."""
+
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ldae.data.images import mix_seed
+from ldae.features.encoders import Encoder
+from ldae.features.extraction import Features, shared_features
+from ldae.probes import Knn, LinearFast, Protocol, Result, Subject, format_figure
+from modeling_ldae import LDAEDecoder, LDAEForPreTraining, NoiseSchedule
+
+TIMESTEPS = (0, 10, 20, 40, 80)
+
+Known = dict[str, Features | None]  # of "train" and "validation"; None on other processes than the main one
+
+
+def load_decoder(encoder: Encoder) -> LDAEDecoder | None:
+    """The decoder in the folder or Hub repository of an l-DAE that `load_encoder` loaded; None if there is none."""
+    if encoder.config.model_type != "ldae":
+        return None
+    folder = Path(encoder.name).expanduser()
+    name = str(folder) if folder.is_dir() else encoder.name
+    model, loaded = LDAEForPreTraining.from_pretrained(name, output_loading_info=True)
+    if any(key.startswith("decoder.") for key in loaded["missing_keys"]):
+        return None
+    return model.decoder.to(encoder.device)
+
+
+def sweep(
+    subject: Subject,
+    decoder: LDAEDecoder | None = None,
+    timesteps: Sequence[int] = TIMESTEPS,
+    protocols: Sequence[Protocol] = (Knn(), LinearFast()),
+    data_name: str = "data",
+) -> Result | None:
+    """Measures the mean of the tokens that come out of every block, and of an l-DAE's encoder at every t.
+
+    At every t the encoder is told t and sees the clean image, or x_t: the noise of an image is the same at all t.
+    Blocks are those of the clean image at `config.feature_timestep`, taken before the final LayerNorm that t's features
+    and the floor's have.
+
+    Args:
+        decoder: what `load_decoder` gives; its blocks follow the encoder's.
+        timesteps: of an l-DAE; other encoders have none.
+
+    Returns:
+        What `save_result` writes, without the environment: "kind", "model", "identity", "data", "depth" (a row
+        for each block), "timesteps" (two rows for each t), "floor" (the untrained encoder's usual output), "seed",
+        "seconds". None on other processes than the main one.
+
+    Raises:
+        ValueError: for a t outside [0, T), features that are not finite, or as `Subject.features` does.
+    """
+    start, encoder = time.perf_counter(), subject.encoder
+    if encoder.config.model_type != "ldae":
+        timesteps = ()
+    elif outside := [t for t in timesteps if not 0 <= t < encoder.config.num_train_timesteps]:
+        raise ValueError(f"timesteps must be in [0, {encoder.config.num_train_timesteps}), got {outside[0]}")
+
+    # first, because it refuses images without labels
+    fresh = replace(subject, encoder=encoder.untrained(subject.seed), tokens=False, known={}, predictions={})
+    floor = {"description": "the same network with fresh weights, at its usual output", **_measure(fresh, protocols)}
+
+    def measure(known: Known) -> Result:
+        bar.update()
+        return _measure(replace(subject, tokens=False, known=known, predictions={}), protocols)
+
+    num_blocks = {"encoder": len(encoder.blocks), "decoder": 0 if decoder is None else len(decoder.layers)}
+    places = [(part, i + 1) for part, count in num_blocks.items() for i in range(count)]
+    total = len(places) + 2 * len(timesteps)
+    bar = tqdm(total=total, desc="sweep", unit=" rows", disable=None if subject.is_main_process else True, leave=False)
+    blocks = _features(subject, lambda x: block_features(encoder, x, decoder))
+    depth = [
+        {"block": block, "part": part, "protocols": measure(_row(blocks, i))} for i, (part, block) in enumerate(places)
+    ]
+    by_timestep = []
+    for t in timesteps:
+        for noisy in (False, True):
+            if t == encoder.config.feature_timestep and not noisy:
+                known = _row(blocks, len(places))
+            else:
+                represent = TimestepFeatures(encoder, t, noisy, subject.seed)
+                known = _features(subject, represent)
+            by_timestep.append({"t": t, "noisy": noisy, "protocols": measure(known)})
+    bar.close()
+    if not subject.is_main_process:
+        return None
+    bad = {name for features in (*blocks.values(), *fresh.known.values()) for name in features.bad}
+    return {
+        "kind": "sweep",
+        "model": encoder.name,
+        "identity": subject.identity,
+        "data": {**subject.data(data_name), "unreadable": sorted(bad)},
+        "depth": depth,
+        "timesteps": by_timestep,
+        "floor": floor,
+        "seed": subject.seed,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def format_sweep(result: Result) -> str:
+    """The figures of a sweep as lines of text."""
+    rows = [(f"{row['part']} block {row['block']}", row["protocols"]) for row in result["depth"]]
+    for row in result["timesteps"]:
+        rows.append((f"t = {row['t']}, {'noisy' if row['noisy'] else 'clean'}", row["protocols"]))
+    names = list(rows[0][1])
+    lines = [f"{'in %':<20}" + "".join(f"{name:>18}" for name in names)]
+    for title, figures in [("untrained floor", result["floor"]), *rows]:
+        cells = (format_figure(name, figures[name]) for name in names)
+        lines.append(f"{title:<20}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------------- features
+
+
+def block_features(encoder: Encoder, pixel_values: torch.Tensor, decoder: LDAEDecoder | None = None) -> torch.Tensor:
+    """(B, K, E): the mean of the tokens after each of K blocks; of an l-DAE (B, K + 1, E), its usual output the last."""
+    if encoder.config.model_type != "ldae":
+        return torch.stack([hidden.float().mean(dim=1) for hidden in encoder.depths(pixel_values)], dim=1)
+    model = encoder.model
+    outputs = model(pixel_values, output_hidden_states=True, return_dict=True)
+    hiddens, hidden = [*outputs.hidden_states[1:]], outputs.last_hidden_state  # without the embeddings
+    if decoder is not None:
+        t = torch.full((1,), model.config.feature_timestep, device=pixel_values.device)
+        conditioning = model.condition(t)
+        for layer in decoder.layers:
+            hidden = layer(hidden, conditioning)
+            hiddens.append(hidden)
+    return torch.stack([hidden.float().mean(dim=1) for hidden in (*hiddens, outputs.last_hidden_state)], dim=1)
+
+
+class TimestepFeatures:
+    """Pixel values (B, C, H, W) -> (B, E), the mean of the tokens of an l-DAE that is told t.
+
+    With `noisy` it sees z_t, or its x_t, as in `LDAEForPreTraining.forward`, with noise drawn from (seed, the image) alone.
+    """
+
+    def __init__(self, encoder: Encoder, t: int, noisy: bool, seed: int = 0):
+        self.model, self.noisy, self.seed = encoder.model, noisy, seed
+        self.timesteps = torch.full((1,), t, device=encoder.device)
+        self.schedule = NoiseSchedule(encoder.config).to(encoder.device)
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        latents = self.noisy_latents(pixel_values) if self.noisy else None
+        return self.model(pixel_values, self.timesteps, latents=latents).last_hidden_state.float().mean(dim=1)
+
+    def noisy_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """z_t (B, N, d) of clean images (B, C, H, W)."""
+        latents = self.model.tokenizer.encode(pixel_values)
+        noise = torch.stack([image_noise(image, latents.shape[1:], self.seed) for image in pixel_values])
+        return self.schedule.add_noise(latents, noise, self.timesteps)
+
+
+def image_noise(pixel_values: torch.Tensor, shape: Sequence[int], seed: int) -> torch.Tensor:
+    """Standard normal noise for one image (C, H, W), which batches, processes and the order of images do not change."""
+    content = zlib.crc32(pixel_values.cpu().contiguous().numpy())
+    generator = torch.Generator().manual_seed(mix_seed(seed, content))
+    return torch.randn(*shape, generator=generator).to(pixel_values.device)
+
+
+def _features(subject: Subject, represent: Callable[[torch.Tensor], torch.Tensor]) -> Known:
+    known = {}
+    for split in ("train", "validation"):
+        features = shared_features(
+            subject.encoder,
+            getattr(subject, split),
+            subject.accelerator,
+            subject.batch_size,
+            num_workers=subject.num_workers,
+            represent=represent,
+        )
+        if features is not None and not torch.isfinite(features.features).all():
+            raise ValueError(f"the {split} features are not all finite")
+        known[split] = features
+    return known
+
+
+def _row(known: Known, i: int) -> Known:
+    """Features (n, E) of the i-th of several representations (n, K, E)."""
+    return {
+        split: None if features is None else replace(features, features=features.features[:, i].contiguous())
+        for split, features in known.items()
+    }
+
+
+def _measure(subject: Subject, protocols: Sequence[Protocol]) -> Result:
+    return {protocol.name: protocol(subject) for protocol in protocols}

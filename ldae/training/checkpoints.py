@@ -1,0 +1,125 @@
+"""Checkpoints of a run: model, averaged weights and optimizer as safetensors, the rest as JSON; written whole or not at all.
+
+The order of images, the crops and the noise depend on (seed, step) alone, so no state of a random generator is kept.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import state_dict as dcp
+
+FULL = dcp.StateDictOptions(full_state_dict=True)  # whole tensors, gathered from shards, on every process
+SAVED = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)  # the same, on the first process's CPU only
+
+
+@contextmanager
+def averaged_weights(model: torch.nn.Module, ema: EMAModel | None) -> Iterator[None]:
+    """Inside, the model holds its averaged weights (where there are any)."""
+    if ema is None:
+        yield
+        return
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    try:
+        yield
+    finally:
+        ema.restore(model.parameters())
+
+
+def full_state(
+    model: torch.nn.Module, ema: EMAModel | None = None, options: dcp.StateDictOptions = SAVED
+) -> dict[str, torch.Tensor]:
+    """The model's (averaged) weights and buffers, gathered from all processes, where `options` say."""
+    with averaged_weights(model, ema):
+        # clones: the gathered tensors may be the model's own
+        return {name: value.clone() for name, value in dcp.get_model_state_dict(model, options=options).items()}
+
+
+class Checkpoints:
+    """The checkpoints in a folder: `checkpoint-00000500` and so on, the newest `keep` of them."""
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        self.folder, self.keep = Path(folder), keep
+
+    def last(self) -> Path | None:
+        """The newest whole checkpoint."""
+        return max(self.folder.glob("checkpoint-*"), default=None)
+
+    def stop(self, step: int, loss: float, names: list[str]):
+        """Ends a run whose loss is no number.
+
+        Raises:
+            FloatingPointError: naming the step, its images and the checkpoint to go on from.
+        """
+        last = self.last()
+        good = (
+            f"The last good checkpoint, {last}, is whole; --resume goes on from it."
+            if last
+            else "There is no checkpoint yet."
+        )
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step}, on a batch of {', '.join(names)}. {good} "
+            "A lower --base_learning_rate or --max_grad_norm often helps."
+        )
+
+    def save(self, accelerator: Accelerator, model, optimizer, ema: EMAModel | None, state: dict[str, Any]) -> Path:
+        """Writes a checkpoint under another name, renames it when it is whole, and removes the oldest.
+
+        Args:
+            state: what else the run needs, JSON: at least "step".
+        """
+        files = {"model": full_state(model)}
+        if ema is not None:
+            files["ema"] = full_state(model, ema)
+        moments = dcp.get_optimizer_state_dict(model, optimizer.optimizer, options=SAVED).get("state", {})
+        files["optimizer"] = {f"{name}/{key}": v.clone() for name, of in moments.items() for key, v in of.items()}
+        final = self.folder / f"checkpoint-{state['step']:08d}"
+        if accelerator.is_main_process:
+            partial = self.folder / ".partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for name, tensors in files.items():
+                save_file(tensors, partial / f"{name}.safetensors")
+            (partial / "state.json").write_text(json.dumps(state, indent=2))
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for old in sorted(self.folder.glob("checkpoint-*"))[: -self.keep]:
+                shutil.rmtree(old)
+        accelerator.wait_for_everyone()
+        return final
+
+    @staticmethod
+    def load(checkpoint: Path, model, optimizer, ema: EMAModel | None):
+        """Puts a checkpoint's tensors back into model, optimizer and averaged weights."""
+        if ema is not None:
+            dcp.set_model_state_dict(model, load_file(checkpoint / "ema.safetensors"), options=FULL)
+            ema.shadow_params = [parameter.detach().clone() for parameter in model.parameters()]
+            ema.optimization_step = read_state(checkpoint)["step"]
+        dcp.set_model_state_dict(model, load_file(checkpoint / "model.safetensors"), options=FULL)
+        state = dcp.get_optimizer_state_dict(model, optimizer.optimizer, options=FULL)
+        for name, value in load_file(checkpoint / "optimizer.safetensors").items():
+            parameter, key = name.split("/")
+            state["state"][parameter][key] = value
+        dcp.set_optimizer_state_dict(model, optimizer.optimizer, state, options=FULL)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What `Checkpoints.save` was given as `state`."""
+    return json.loads((checkpoint / "state.json").read_text())
+
+
+def refuse_changes(was: dict[str, Any], given: dict[str, Any]):
+    """Refuses, by a ValueError, to go on with a run by other options; those that one of the two does not know are its own."""
+    changed = [
+        f"{name} was {was[name]!r}, is {value!r}" for name, value in given.items() if was.get(name, value) != value
+    ]
+    if changed:
+        raise ValueError(f"--resume must go on with the run's own options, but {'; '.join(changed)}")

@@ -1,0 +1,247 @@
+"""Plots: files of the expected size, with the expected colours in the expected places."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldae import LDAEConfig, LDAEForPreTraining
+from ldae.report import figures as plots
+from ldae.tokenizers.pca import fit_tokenizer
+
+
+def read(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def colours(*values, channels: int = 3, size: tuple[int, int] = (8, 6)) -> torch.Tensor:
+    """One image of each value, constant."""
+    return torch.stack([torch.full((channels, *size), float(value)) for value in values])
+
+
+@pytest.fixture(scope="module")
+def model() -> LDAEForPreTraining:
+    torch.manual_seed(0)
+    config = LDAEConfig(image_size=16, patch_size=4, latent_dim=8, hidden_size=16, num_hidden_layers=1,
+                        num_attention_heads=2)  # fmt: skip
+    model = LDAEForPreTraining(config)
+    fit_tokenizer(model.ldae.tokenizer, config, [torch.rand(20, 3, 16, 16).cumsum(3) / 8 - 1])
+    return model
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_grid_shows_every_image_in_its_place(tmp_path, channels):
+    clean = colours(-1, 1, channels=channels)
+    if channels == 4:
+        clean[:, 3] = 1  # opaque
+    noisy, denoised = clean * 0.5, clean * 2
+    if channels == 4:
+        noisy[:, 3] = 1
+    grid = read(plots.denoising_grid(clean, noisy, denoised, tmp_path / "new" / "grid.png"))
+    height, width = 8 * 24, 6 * 24  # enlarged to 192 pixels
+    assert grid.shape == (16 + 26 + 2 * (height + 8) + 8, 16 + 3 * (width + 8) + 8, 3)
+    top, left = 16 + 26, 16
+    expected = [[0, 64, 0], [255, 191, 255]]  # clamped on the right
+    for i, row in enumerate(expected):
+        for j, value in enumerate(row):
+            y, x = top + i * (height + 8), left + j * (width + 8)
+            assert np.abs(grid[y : y + height, x : x + width] - value).max() <= 1
+    assert (grid[top + height : top + height + 8] == 255).all()  # white between the rows
+    assert (grid[:top] < 128).any()  # titles
+
+
+def test_grid_repeats_pixels_exactly_and_writes_sigmas(tmp_path):
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    plain = read(plots.denoising_grid(x, x, x, tmp_path / "plain.png"))
+    grid = read(plots.denoising_grid(x, x, x, tmp_path / "grid.png", [0.5]))
+    added = grid.shape[1] - plain.shape[1]
+    assert added > 0
+    assert (grid[42:, :added] < 128).any()  # the label
+    levels = ((x[0].permute(1, 2, 0) + 1) * 127.5).round().numpy().repeat(3, 0).repeat(3, 1)
+    assert (grid[42 : 42 + 192, 16 + added : 16 + added + 192] == levels).all()
+
+
+def test_transparent_images_are_shown_on_white(tmp_path):
+    x = colours(-1, channels=4)  # black, wholly transparent
+    assert (read(plots.denoising_grid(x, x, x, tmp_path / "grid.png"))[42:] == 255).all()
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path, model):
+    x = colours(0)
+    with pytest.raises(ValueError, match="same shape"):
+        plots.denoising_grid(x, x, x[:, :1], tmp_path / "grid.png")
+    with pytest.raises(ValueError, match=r"sigmas .* 1 images, got 2"):
+        plots.denoising_grid(x, x, x, tmp_path / "grid.png", [1, 2])
+    with pytest.raises(ValueError, match=r"1, 3 or 4 channels .*got 2"):
+        plots.denoising_grid(*[colours(0, channels=2)] * 3, tmp_path / "grid.png")
+    with pytest.raises(ValueError, match="not fitted"):
+        plots.spectrum(LDAEForPreTraining(model.config).ldae.tokenizer, tmp_path / "spectrum.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_save_denoising_restores_the_mode_and_repeats_itself(tmp_path, model, training):
+    x = torch.rand(3, 3, 16, 16) * 2 - 1
+    model.train(training)
+    state, seen = torch.get_rng_state(), []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append((module.training, output)))
+    first, again, other = (plots.save_denoising(model, x, tmp_path / f"{i}.png", seed=i // 2) for i in range(3))
+    handle.remove()
+    assert model.training is training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [mode for mode, _ in seen] == [False] * 3
+    assert seen[0][1].timesteps.tolist() == [332, 665, 999]
+    assert not seen[0][1].reconstruction.requires_grad
+    assert first.read_bytes() == again.read_bytes() != other.read_bytes()
+
+
+def test_save_denoising_restores_the_mode_after_an_error(tmp_path, model):
+    model.train()
+    with pytest.raises(ValueError, match="pixel_values"):
+        plots.save_denoising(model, torch.zeros(1, 3, 5, 5), tmp_path / "grid.png")
+    assert model.training
+
+
+def test_filters_are_symmetric_about_grey(tmp_path, model):
+    tokenizer = model.ldae.tokenizer
+    sheet = read(plots.filters(tokenizer, (4, 4), 3, tmp_path / "filters.png"))
+    side = 4 * 16  # each enlarged to 64 pixels, 3 x 3 places for 8 components
+    assert sheet.shape == (8 + 3 * (side + 4) + 4, 8 + 3 * (side + 4) + 4, 3)
+    for i in range(8):
+        y, x = (8 + k * (side + 4) for k in divmod(i, 3))
+        shown = sheet[y : y + side : 16, x : x + side : 16] - 127.5
+        component = tokenizer.V[i].reshape(3, 4, 4).permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(shown, 127.5 * component / np.abs(component).max(), atol=0.51)
+    assert read(plots.filters(tokenizer, (4, 4), 3, tmp_path / "two.png", count=1)).shape == (80, 80, 3)
+
+
+def test_tokenizers_filters_stand_side_by_side(tmp_path, model):
+    fewer = copy.deepcopy(model.ldae.tokenizer)
+    fewer.V = fewer.V[:4]
+    tokenizers = {"all": model.ldae.tokenizer, "fewer": fewer}
+    sheet = read(plots.compared_filters(tokenizers, (4, 4), 3, tmp_path / "both.png"))
+    alone = read(plots.filters(fewer, (4, 4), 3, tmp_path / "alone.png"))
+    side = len(alone)  # both show as many as the one with fewer has
+    assert sheet.shape == (16 + 26 + side + 16, 16 + 2 * (side + 8) + 8, 3)
+    for column in range(2):
+        x = 16 + column * (side + 8)
+        np.testing.assert_array_equal(sheet[42 : 42 + side, x : x + side], alone)
+
+
+def test_noise_spaces_are_what_each_model_sees(tmp_path, model):
+    pixel_values = torch.rand(2, 3, 16, 16) * 2 - 1
+    sheet = read(plots.noise_spaces({"latent": model}, pixel_values, tmp_path / "noise.png", timestep=700, seed=3))
+    generator = torch.Generator().manual_seed(3)
+    noisy = model(pixel_values, timesteps=torch.tensor([700, 700]), generator=generator).noisy_pixel_values
+    for column, images in enumerate((pixel_values, noisy)):
+        for row in range(2):
+            y, x = 42 + row * 200, 16 + column * 200
+            shown = sheet[y : y + 192 : 12, x : x + 192 : 12] / 127.5 - 1
+            expected = images[row].detach().clamp(-1, 1).permute(1, 2, 0)
+            np.testing.assert_allclose(shown, expected, atol=0.51 / 127.5)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The matplotlib figures that are written instead of files."""
+    drawn = []
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, path, **options: drawn.append(figure))
+    return drawn
+
+
+def test_schedules_are_drawn_by_their_formulas(tmp_path, figures):
+    plots.schedules(tmp_path / "schedules.png")
+    kept, ratio = ({line.get_label(): line.get_ydata() for line in axes.lines} for axes in figures[0].axes)
+    betas = np.linspace(1e-4, 0.02, 1000)
+    np.testing.assert_allclose(kept["DDPM: β linear"], np.cumprod(1 - betas), rtol=1e-4)
+    np.testing.assert_allclose(kept["γ² linear"], np.arange(999, -1, -1) / 1000, atol=1e-12)
+    np.testing.assert_allclose(ratio["γ = 1, σ linear to √2"], np.linspace(0, 2**0.5, 1000))
+    np.testing.assert_allclose(ratio["γ = 1, σ = √(1/3)"], 3**-0.5)
+
+
+def test_dimensions_and_road_show_their_figures(tmp_path, figures):
+    here = {"PCA": {8: (41.0, 1.0), 32: (43.0, 0.5)}, "pixels": {12: (40.0, 1.0)}, "not run": {}}
+    plots.dimensions({"PCA": {8: 56.0, 32: 65.1}}, here, tmp_path / "dimensions.png")
+    paper, ours = figures[0].axes
+    (line,) = paper.lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([8, 32], [56.0, 65.1])
+    labels = [text.get_text() for text in ours.get_legend().get_texts()]
+    assert labels == ["PCA", "pixels"]
+    assert ours.containers[0].lines[0].get_color() == line.get_color()  # a tokenizer has one colour in both
+    plots.road([("a", 60.0, (50.0, 1.0), 30.0), ("b", None, (55.0, 1.0), None)], tmp_path / "road.png")
+    heights = [
+        [bar.get_height() for bar in bars]
+        for bars in figures[1].axes[0].containers
+        if len(bars) and hasattr(bars[0], "get_height")
+    ]
+    assert heights == [[60.0], [50.0, 55.0]]
+    (floor,) = [lines for lines in figures[1].axes[0].collections if lines.get_label() == "untrained"]
+    assert [segment[:, 1].tolist() for segment in floor.get_segments()] == [[30.0, 30.0]]
+    with pytest.raises(ValueError, match="without rungs"):
+        plots.road([], tmp_path / "road.png")
+
+
+def test_spectrum_is_a_image_with_the_curve_and_the_mark(tmp_path, model):
+    figure = read(plots.spectrum(model.ldae.tokenizer, tmp_path / "spectrum.png"))
+    assert figure.shape == (510, 1350, 3)
+    for colour in (plots.BLUE, plots.RED):
+        exact = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (figure == exact).all(axis=-1).any()
+
+
+def test_confusion_matrix_shows_percent_of_the_rows(tmp_path, figures):
+    labels, predictions = torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([0, 0, 1, 1, 0, 2])
+    path = plots.confusion_matrix(predictions, labels, ["a", "b", "c", "unseen"], tmp_path / "new" / "matrix.png")
+    assert path == tmp_path / "new" / "matrix.png"
+    axes = figures[0].axes[0]
+    (image,) = axes.get_images()
+    third = 100 / 3
+    expected = [[2 * third, third, 0, 0], [0, 100, 0, 0], [50, 0, 50, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(image.get_array(), expected)
+    assert [text.get_text() for text in axes.texts] == ["67", "33", "100", "50", "50"]
+    assert [text.get_position() for text in axes.texts] == [(0, 0), (1, 0), (1, 1), (0, 2), (2, 2)]  # column, row
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b", "c", "unseen"]
+    for count, numbered, named in ((50, True, True), (51, False, True), (101, False, False)):
+        classes = torch.arange(count)
+        plots.confusion_matrix(classes, classes, list(map(str, range(count))), path)
+        axes = figures[-1].axes[0]
+        assert (bool(axes.texts), bool(axes.get_yticklabels())) == (numbered, named)
+
+
+def test_confusion_matrix_is_a_image(tmp_path):
+    sheet = read(plots.confusion_matrix(torch.tensor([0, 1]), torch.tensor([0, 1]), ["a", "b"], tmp_path / "m.png"))
+    assert ((sheet[..., 2] > 90) & (sheet[..., 0] < 20)).any()  # the dark blue of 100 %
+
+
+def test_neighbours_are_framed_by_class(tmp_path):
+    queries, nearest = colours(-1, 1), torch.stack([colours(-0.5, 0.5), colours(0, 2)])
+    same_class = torch.tensor([[True, False], [False, True]])
+    sheet = read(plots.neighbours(queries, nearest, same_class, tmp_path / "new" / "neighbours.png"))
+    height, width, frame = 8 * 12, 6 * 12, 5  # enlarged to 96 pixels
+    outer = height + 2 * frame, width + 2 * frame
+    assert sheet.shape == (16 + 26 + 2 * (outer[0] + 8) + 8, 16 + 3 * (outer[1] + 8) + 8, 3)
+    exact = {x: [int(x[i : i + 2], 16) for i in (1, 3, 5)] for x in (plots.GREEN, plots.RED)}
+    frames = [["white", plots.GREEN, plots.RED], ["white", plots.RED, plots.GREEN]]
+    levels = [[0, 64, 191], [255, 128, 255]]
+    for i in range(2):
+        for j in range(3):
+            y, x = 42 + i * (outer[0] + 8), 16 + j * (outer[1] + 8)
+            cell = sheet[y : y + outer[0], x : x + outer[1]]
+            assert np.abs(cell[frame:-frame, frame:-frame] - levels[i][j]).max() <= 1
+            colour = exact.get(frames[i][j], [255] * 3)
+            for edge in (cell[:frame], cell[-frame:], cell[:, :frame], cell[:, -frame:]):
+                assert (edge == colour).all()
+
+
+def test_what_a_probe_cannot_have_found_is_refused(tmp_path):
+    classes = torch.tensor([0, 2])
+    with pytest.raises(ValueError, match="as many, got 2 and 1"):
+        plots.confusion_matrix(classes, classes[:1], ["a", "b", "c"], tmp_path / "matrix.png")
+    with pytest.raises(ValueError, match=r"predictions must be in \[0, 2\), .*got 0 to 2"):
+        plots.confusion_matrix(classes, classes, ["a", "b"], tmp_path / "matrix.png")
+    x, same_class = colours(0, 0), torch.ones(2, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"got \(2, 3, 8, 6\), \(2, 1, 3, 8, 6\), \(2, 2\)"):
+        plots.neighbours(x, x[:, None], same_class.repeat(1, 2), tmp_path / "neighbours.png")
+    assert not list(tmp_path.iterdir())
