@@ -28,6 +28,7 @@ setup(
         "torchmetrics>=1.9",
         # little is asked of these
         "numpy>=1.26",
+        "pandas>=2",
         "pillow>=11",
         "matplotlib>=3.8",
         "tensorboard>=2.16",
