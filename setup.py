@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ldae", "ldae.*"]),
-    py_modules=["configuration_ldae", "modeling_ldae", "train_ldae", "probe_ldae"],
+    py_modules=["configuration_ldae", "modeling_ldae", "schedules_ldae", "tokenizers_ldae", "train_ldae", "probe_ldae"],
     # The bounds of the first group are what this code was run with; older versions are untried.
     install_requires=[
         "torch>=2.14",

@@ -25,8 +25,8 @@ from ldae.report.results import save_result
 
 ROOT = Path(__file__).parents[1]
 MODEL_ID = "org/ldae-vit-tiny"
-FILES = {"README.md", "config.json", "configuration_ldae.py", "model.safetensors", "modeling_ldae.py",
-         "preprocessor_config.json", "results/probe.json", "results/train.json"}  # fmt: skip
+FILES = {"README.md", "config.json", "configuration_ldae.py", "model.safetensors", "modeling_ldae.py", "schedules_ldae.py",
+         "preprocessor_config.json", "tokenizers_ldae.py", "results/probe.json", "results/train.json"}  # fmt: skip
 TINY = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 TRAINING = {

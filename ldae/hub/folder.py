@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessor
 
 import configuration_ldae
 import modeling_ldae
+import schedules_ldae
+import tokenizers_ldae
 
 AUTO_MAP = {
     "AutoConfig": "configuration_ldae.LDAEConfig",
@@ -75,7 +77,7 @@ def save_hub_folder(
     model.save_pretrained(folder, state_dict=state_dict)
     image_processor(model.config).save_pretrained(folder)
     if model.config.model_type == configuration_ldae.LDAEConfig.model_type:
-        for module in (configuration_ldae, modeling_ldae):
+        for module in (configuration_ldae, modeling_ldae, schedules_ldae, tokenizers_ldae):
             shutil.copy(module.__file__, folder)
         path = folder / "config.json"  # changed here, and not on the live configuration, which the model goes on using
         config = {**json.loads(path.read_text()), "auto_map": AUTO_MAP}
