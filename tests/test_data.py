@@ -13,19 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldae.data import photos
-from ldae.data.images import (
-    EXTENSIONS,
-    ImageDataset,
-    StepSampler,
-    collate,
-    decode,
-    evaluation_loader,
-    hub_id,
-    load_examples,
-    to_pixel_values,
-    training_loader,
-    why_not_probed,
-)
+from ldae.data.images import ImageDataset, decode
+from ldae.data.order import StepSampler, collate, evaluation_loader, to_pixel_values, training_loader
+from ldae.data.sources import EXTENSIONS, hub_id, load_examples, why_not_probed
 
 RNG = np.random.default_rng(0)
 

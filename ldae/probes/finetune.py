@@ -18,7 +18,8 @@ from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset, StepSampler, mix_seed, to_pixel_values, training_loader
+from ldae.data.images import ImageDataset
+from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loader
 from ldae.features.encoders import Encoder, evaluating
 from ldae.features.extraction import shared_features
 from ldae.hub.folder import save_hub_folder

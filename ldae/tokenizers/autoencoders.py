@@ -24,7 +24,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from configuration_ldae import LDAEConfig, pair
-from ldae.data.images import count_classes, load_examples
+from ldae.data.sources import count_classes, load_examples
 from ldae.training.checkpoints import Checkpoints, read_state, refuse_changes
 from modeling_ldae import ConvTokenizer, PatchTokenizer, patchify, unpatchify
 

@@ -10,7 +10,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ldae.data.images import ImageDataset, evaluation_loader, to_pixel_values
+from ldae.data.images import ImageDataset
+from ldae.data.order import evaluation_loader, to_pixel_values
 from modeling_ldae import ConvTokenizer, LDAEForPreTraining, PatchTokenizer, patchify
 
 SCALE_PATCHES = 50_000  # that a scale is fitted to

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 
 from configuration_ldae import LDAEConfig
-from ldae.data.images import count_classes
+from ldae.data.sources import count_classes
 from ldae.tokenizers import autoencoders
 from modeling_ldae import LDAEForPreTraining
 
