@@ -1,10 +1,11 @@
-"""From encoded files to crops: `decode` reads one image, `ImageDataset` gives the crop of a (seed, epoch, index)."""
+"""From encoded files to crops: `decode` reads one image, `ImageDataset` gives the crops of a batch of (epoch, index)."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+
+from ldae.data.crops import Crop, random_bits
 
 if TYPE_CHECKING:
     import datasets
 
-CACHE_BYTES = 2 << 30  # the centre crops of a data set are decoded once and kept in memory if they fit into this
+CACHE_BYTES = 2 << 30  # the images of a data set are decoded once and kept in memory if they fit into this
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -51,9 +52,12 @@ class ImageDataset(Dataset):
     """Crops of the images of a data set.
 
     A key (epoch, index) gives {"pixel_values": uint8 (C, H, W), "label": int, "name": str, "index": int}, or
-    {"name": str, "error": str} if the image cannot be read. What a key gives depends on (seed, epoch, index) alone, and
-    not on the number of workers or processes. A key of a stream carries its example as a third part. A label of -1 means
-    that the image has none.
+    {"name": str, "error": str} if the image cannot be read. A list of keys gives a batch, see `__getitems__`. What a key
+    gives depends on (seed, epoch, index) alone, and not on the batch or the number of workers or processes. A key of a
+    stream carries its example as a third part. A label of -1 means that the image has none.
+
+    Images are decoded once and kept in memory that worker processes share, before what is drawn anew in every epoch. This
+    needs a data set of at most `CACHE_BYTES`. Images of another size than the first readable one are decoded every time.
 
     Args:
         examples: The examples that `ldae.data.sources.load_examples` returns.
@@ -65,6 +69,10 @@ class ImageDataset(Dataset):
         flip: Whether a random half of the crops is mirrored.
         seed: The seed of crops and flips.
         min_area: The smallest part of the area that "random_resized" takes. MAE pre-trains with 0.2 and probes with 0.08.
+
+    Attributes:
+        augment: A transform of one crop, uint8 (C, H, W), that follows crop and flip, or None. What it draws from torch's
+            generator depends on (seed, epoch, index) alone.
 
     Raises:
         ValueError: if the crop or the number of channels is none of these, or if there are no images.
@@ -86,28 +94,39 @@ class ImageDataset(Dataset):
         self.streaming = not hasattr(examples, "__len__")
         if not self.streaming and not len(examples):
             raise ValueError("data holds no images")
+        self.crop = Crop(tuple(image_hw), crop, flip, seed, min_area)
         self.transform = (tuple(image_hw), num_channels, crop, flip, seed, min_area)  # what caches tell apart
-        self.prepare, augment = _transforms(image_hw, crop, min_area)
-        self.augment = v2.Compose([augment or v2.Identity()] + [v2.RandomHorizontalFlip()] * flip)
-        self.random = augment is not None or flip
-        self.cache = self.cached = None
-        num_bytes = 0 if self.streaming else len(examples) * num_channels * image_hw[0] * image_hw[1]
-        if crop == "center" and not self.streaming and num_bytes <= CACHE_BYTES:
-            try:
-                self.cache = torch.empty(len(examples), num_channels, *image_hw, dtype=torch.uint8).share_memory_()
-                self.cached = torch.zeros(len(examples), dtype=torch.bool).share_memory_()
-            except RuntimeError:  # a container's /dev/shm may be small: decode every time instead
-                self.cache = self.cached = None
+        self.augment: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.cache = self.cached = None  # prepared images, uint8 (n, H, W, C), and which of them are there, bool (n,)
+        if not self.streaming and (first := self._first_prepared()) is not None:
+            shape = (len(examples), *first.shape)
+            if np.prod(shape, dtype=np.int64) <= CACHE_BYTES:
+                try:
+                    self.cache = torch.empty(shape, dtype=torch.uint8).share_memory_()
+                    self.cached = torch.zeros(len(examples), dtype=torch.bool).share_memory_()
+                except RuntimeError:  # a container's /dev/shm may be small: images are decoded every time instead
+                    self.cache = self.cached = None
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray | None:
         """The labels (n,), -1 for an image without one, or None if the data set has no labels."""
         if "label" not in (self.examples.features or {}):
             return None
         return np.array([-1 if label is None else label for label in self.examples["label"]])
+
+    @cached_property
+    def _paths(self):
+        """The paths of all images as an array of arrow."""
+        paths = self.examples.select_columns("image").flatten().select_columns("image.path").with_format("arrow")
+        return paths[:]["image.path"].combine_chunks()
+
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """Returns the names of images: their paths, or "image 7" for an image without a path."""
+        paths = self._paths.take(np.asarray(indices)).to_pylist()
+        return [path or f"image {index}" for path, index in zip(paths, indices, strict=True)]
 
     def fingerprint(self) -> str:
         """Returns a digest of the number of images, the labels and the bytes of up to 64 images.
@@ -126,53 +145,112 @@ class ImageDataset(Dataset):
         return digest.hexdigest()[:16]
 
     def __getitem__(self, key: tuple) -> dict[str, Any]:
-        epoch, index, *given = key
-        example = given[0] if given else self.examples[index]
-        image, label = example["image"] or {"bytes": b"", "path": None}, example.get("label")
-        item = {"label": -1 if label is None else int(label), "name": image["path"] or f"image {index}"}
+        batch = self.__getitems__([key])
+        if batch["bad"]:
+            (name,), _ = self.about(np.array([key[1]]), list(key[2:]) or None)
+            return {"name": name, "error": batch["bad"][0].removeprefix(f"{name}: ")}
+        return {
+            "pixel_values": batch["pixel_values"][0],
+            "label": int(batch["label"]),
+            "name": batch["name"][0],
+            "index": int(batch["index"]),
+        }
+
+    def __getitems__(self, keys: list[tuple]) -> dict[str, Any]:
+        """Makes a batch of B keys. Unreadable images are left out.
+
+        Returns:
+            {"pixel_values": uint8 (B, C, H, W), or None if no image can be read, "label": int64 (B,), "name": list of B
+            names, "index": int64 (B,), "bad": list of "name: error", one for each unreadable image}.
+        """
+        epochs, indices = np.array([key[:2] for key in keys], np.int64).T
+        examples = [key[2] for key in keys] if self.streaming else None
+        names, labels = self.about(indices, examples)
+        uniforms, flips = self.crop.draw(epochs, indices)
+        size = None if self.cache is None else tuple(self.cache.shape[1:3])
+        boxes = None if size is None else self.crop.boxes(uniforms, *size)
+        crops = np.empty((len(keys), *self.crop.image_hw, self.num_channels), np.uint8)
+        good, bad = [], []
+        for i, image in enumerate(self._prepared(indices, examples)):
+            if isinstance(image, Exception):
+                bad.append(f"{names[i]}: {type(image).__name__}: {image}")
+                continue
+            hw = image.shape[:2]
+            box = boxes[i] if hw == size else self.crop.boxes(uniforms[i : i + 1], *hw)[0]
+            crops[i] = self.crop.cut(image, box, flips[i])
+            good.append(i)
+        pixel_values = torch.from_numpy(crops if not bad else crops[good]).permute(0, 3, 1, 2).contiguous()
+        if self.augment is not None and good:
+            seeds = random_bits(~self.seed, epochs[good], indices[good], 1)[:, 0].tolist()
+            pixel_values = torch.stack([self._augmented(*pair) for pair in zip(pixel_values, seeds, strict=True)])
+        return {
+            "pixel_values": pixel_values if good else None,
+            "label": torch.from_numpy(labels[good]),
+            "name": [names[i] for i in good],
+            "index": torch.from_numpy(indices[good]),
+            "bad": bad,
+        }
+
+    def fill(self, indices: Sequence[int]) -> dict[int, str]:
+        """Decodes images into the cache.
+
+        Returns:
+            The "name: error" of each image that cannot be read, by its index.
+        """
+        bad = {}
+        for index, image in zip(indices, self._prepared(np.asarray(indices)), strict=True):
+            if isinstance(image, Exception):
+                bad[index] = f"{self.names([index])[0]}: {type(image).__name__}: {image}"
+        return bad
+
+    def about(self, indices: np.ndarray, examples: list[dict] | None) -> tuple[list[str], np.ndarray]:
+        """The names and the labels (B,) of images, from their examples in a stream."""
+        if examples is None:
+            labels = np.full(len(indices), -1) if self.labels is None else self.labels[indices]
+            return self.names(indices), labels.astype(np.int64)
+        paths = [(example["image"] or {"path": None})["path"] for example in examples]
+        names = [path or f"image {index}" for path, index in zip(paths, indices, strict=True)]
+        labels = (example.get("label") for example in examples)
+        return names, np.array([-1 if label is None else label for label in labels], np.int64)
+
+    def _prepared(self, indices: np.ndarray, examples: list[dict] | None = None) -> Iterator[np.ndarray | Exception]:
+        """Yields prepared images (H, W, C), or the exception that decoding raised; fills the cache."""
+        if examples is None:
+            known = np.zeros(len(indices), bool) if self.cached is None else self.cached.numpy()[indices]
+            unknown = indices[~known]
+            encoded = iter(self.examples[unknown.tolist()]["image"] if len(unknown) else ())
+        else:
+            known, encoded = np.zeros(len(indices), bool), (example["image"] for example in examples)
+        cache = None if self.cache is None else self.cache.numpy()
+        for index, here in zip(indices, known, strict=True):
+            if here:
+                yield cache[index]
+                continue
+            image = self._prepare(next(encoded))
+            if cache is not None and not isinstance(image, Exception) and image.shape == cache.shape[1:]:
+                cache[index] = image
+                self.cached[index] = True
+            yield image
+
+    def _prepare(self, encoded: dict[str, Any] | None) -> np.ndarray | Exception:
         try:
-            pixel_values = self._prepared(image, index)
+            image = self.crop.prepare(decode(encoded or {"bytes": b"", "path": None}, self.num_channels))
+            return np.asarray(image).reshape(image.height, image.width, -1)
         except Exception as error:  # hostile files make decoders fail in every way
-            return {"name": item["name"], "error": f"{type(error).__name__}: {error}"}
-        if self.random:
-            generator = torch.default_generator  # fork_rng and manual_seed visit all devices: 0.2 ms an image
-            state = generator.get_state()
-            generator.manual_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
-            try:
-                pixel_values = self.augment(pixel_values)
-            finally:
-                generator.set_state(state)
-        return {**item, "index": index, "pixel_values": pixel_values}
+            return error
 
-    def _prepared(self, image: dict[str, Any], index: int) -> torch.Tensor:
-        if self.cache is not None and self.cached[index]:
-            return self.cache[index]
-        pixel_values = F.pil_to_tensor(self.prepare(decode(image, self.num_channels)))
-        if self.cache is not None:
-            self.cache[index] = pixel_values
-            self.cached[index] = True
-        return pixel_values
+    def _first_prepared(self, tries: int = 8) -> np.ndarray | None:
+        """One of the first images that can be read, prepared: what the cache expects the others to be like."""
+        if self.crop.kind == "center":
+            return np.empty((*self.crop.image_hw, self.num_channels), np.uint8)
+        images = (self._prepare(example["image"]) for example in self.examples.select(range(min(tries, len(self)))))
+        return next((image for image in images if not isinstance(image, Exception)), None)
 
-
-def _transforms(image_hw: tuple[int, int], crop: str, min_area: float):
-    """Returns two transforms: the one of the decoded image, and the one that is drawn anew every time, or None."""
-
-    def resize(factor: float):
-        return partial(_resize_short_side, *(round(factor * side) for side in image_hw))
-
-    if crop == "center":
-        return v2.Compose([resize(1), v2.CenterCrop(image_hw)]), None
-    if crop == "random":
-        return resize(8 / 7), v2.RandomCrop(image_hw)
-    if crop == "random_resized":
-        return v2.Identity(), v2.RandomResizedCrop(image_hw, (min_area, 1), interpolation=v2.InterpolationMode.BICUBIC)
-    raise ValueError(f"crop must be 'center', 'random' or 'random_resized', got {crop!r}")
-
-
-def _resize_short_side(height: int, width: int, image: Image.Image) -> Image.Image:
-    """Resizes the image, without changing its shape, to the smallest size that covers height and width."""
-    scale = max(height / image.height, width / image.width)
-    size = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
-    if size[0] * size[1] > Image.MAX_IMAGE_PIXELS:  # a strip of 1 by 100,000 pixels, say
-        raise ValueError(f"an image of {image.width}x{image.height} is too long to resize")
-    return F.resize(image, size, v2.InterpolationMode.BICUBIC)
+    def _augmented(self, pixel_values: torch.Tensor, seed: int) -> torch.Tensor:
+        generator = torch.default_generator  # fork_rng and manual_seed visit all devices: 0.2 ms an image
+        state = generator.get_state()
+        generator.manual_seed(seed)
+        try:
+            return self.augment(pixel_values)
+        finally:
+            generator.set_state(state)

@@ -1,14 +1,16 @@
 """The order of images, which depends on (seed, step) alone, and the loaders that read them in batches."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
 
+from ldae.data.crops import BatchCutter
 from ldae.data.images import ImageDataset
 
 
@@ -82,36 +84,117 @@ def mix_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def collate(items: list[dict[str, Any]], refill: bool = False) -> dict[str, Any]:
-    """Makes a batch of an `ImageDataset`'s items.
-
-    Unreadable images are left out. With `refill`, readable images of the same batch are repeated in their place.
-
-    Returns:
-        {"pixel_values": uint8 (B, C, H, W), or None if no image can be read, "label": int64 (B,), "name": list of B names,
-        "index": int64 (B,), "bad": list of "name: error", one for each unreadable image}.
+def refill(batch: dict[str, Any]) -> dict[str, Any]:
+    """Repeats readable images of a batch in the place of its unreadable ones, so that it has the size that was asked for.
 
     Raises:
-        ValueError: if `refill` is asked for and no image of the batch can be read.
+        ValueError: if no image of the batch can be read.
     """
-    bad = [f"{item['name']}: {item['error']}" for item in items if "error" in item]
-    good = [item for item in items if "error" not in item]
-    if refill:
-        if not good:
-            raise ValueError(f"none of a batch's {len(items)} images can be read, the first is {bad[0]}")
-        good = [good[i % len(good)] for i in range(len(items))]
+    bad, readable = batch["bad"], len(batch["index"])
+    if not bad:
+        return batch
+    if not readable:
+        raise ValueError(f"none of a batch's {len(bad)} images can be read, the first is {bad[0]}")
+    rows = torch.arange(readable + len(bad)) % readable
     return {
-        "pixel_values": torch.stack([item["pixel_values"] for item in good]) if good else None,
-        "label": torch.tensor([item["label"] for item in good], dtype=torch.long),
-        "name": [item["name"] for item in good],
-        "index": torch.tensor([item["index"] for item in good], dtype=torch.long),
-        "bad": bad,
+        **batch,
+        **{name: batch[name][rows] for name in ("pixel_values", "label", "index")},
+        "name": [batch["name"][row] for row in rows],
     }
 
 
-def training_loader(sampler: StepSampler, num_workers: int = 0) -> DataLoader:
-    """Loads the batches of a run in the sampler's order, as `collate` makes them with `refill`."""
-    return _loader(sampler.images, sampler, partial(collate, refill=True), num_workers)
+def training_loader(
+    sampler: StepSampler, num_workers: int = 0, device: torch.device | None = None
+) -> Iterable[dict[str, Any]]:
+    """Loads the batches of a run in the sampler's order, as `ImageDataset` makes them, with `refill`.
+
+    Args:
+        num_workers: The number of processes that decode, crop and flip; 0 means this process.
+        device: If this is a GPU and the images fit there, they are decoded first, and a `DeviceLoader` cuts the batches on
+            the GPU. The images are the same, bit for bit.
+    """
+    images = sampler.images
+    if device is not None and device.type == "cuda" and _fits(images, device):
+        unreadable = fill_cache(images, num_workers)
+        if int(images.cached.sum()) + len(unreadable) == len(images):
+            return DeviceLoader(sampler, device, unreadable)
+    return _loader(images, sampler, refill, num_workers)
+
+
+def _fits(images: ImageDataset, device: torch.device) -> bool:
+    """Whether a `DeviceLoader` can give these images, with a quarter of the device's free memory at most."""
+    if images.cache is None or images.augment is not None:
+        return False
+    transparent = images.num_channels == 4 and images.crop.kind == "random_resized"
+    return not transparent and images.cache.numel() <= torch.cuda.mem_get_info(device)[0] // 4
+
+
+def fill_cache(images: ImageDataset, num_workers: int = 0, progress: bool = True) -> dict[int, str]:
+    """Decodes all images that are not in the cache yet, in `num_workers` processes, or on all cores if that is 0.
+
+    Returns:
+        The "name: error" of each image that cannot be read, by its index.
+    """
+    missing = torch.nonzero(~images.cached).flatten().tolist()
+    chunks = [missing[i : i + 256] for i in range(0, len(missing), 256)]
+    workers = min(num_workers or len(os.sched_getaffinity(0)), len(chunks))
+    loader = DataLoader(
+        _Filler(images), batch_sampler=chunks, collate_fn=dict, num_workers=workers if workers > 1 else 0
+    )
+    unreadable = {}
+    with tqdm(total=len(missing), desc="decoding", unit=" images", disable=not (missing and progress)) as bar:
+        for chunk, bad in zip(chunks, loader, strict=True):
+            unreadable |= bad
+            bar.update(len(chunk))
+    return unreadable
+
+
+class _Filler(Dataset):
+    """Decodes the images of a list of indices; see `ImageDataset.fill`."""
+
+    def __init__(self, images: ImageDataset):
+        self.images = images
+
+    def __getitems__(self, indices: list[int]) -> dict[int, str]:
+        return self.images.fill(indices)
+
+
+class DeviceLoader:
+    """Batches that are cut on a device from a copy of the images there: the batches of `training_loader`, bit for bit.
+
+    Args:
+        sampler: The order. Its images' cache holds all images that can be read.
+        unreadable: The "name: error" of the others, by their index.
+    """
+
+    def __init__(self, sampler: StepSampler, device: torch.device, unreadable: dict[int, str]):
+        self.sampler, self.unreadable = sampler, unreadable
+        self.cutter = BatchCutter(sampler.images.crop, sampler.images.cache.to(device))
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for keys in self.sampler:
+            yield self._batch(keys)
+
+    def _batch(self, keys: list[tuple]) -> dict[str, Any]:
+        images = self.sampler.images
+        good = [key for key in keys if key[1] not in self.unreadable] if self.unreadable else keys
+        bad = [self.unreadable[index] for _, index in keys if index in self.unreadable] if self.unreadable else []
+        if not good:
+            raise ValueError(f"none of a batch's {len(bad)} images can be read, the first is {bad[0]}")
+        epochs, indices = np.array([good[i % len(good)] for i in range(len(keys))], np.int64).T
+        uniforms, flips = images.crop.draw(epochs, indices)
+        boxes = images.crop.boxes(uniforms, *images.cache.shape[1:3])
+        names, labels = images.about(indices)
+        return {
+            "pixel_values": self.cutter(indices, boxes, flips),
+            "label": torch.from_numpy(labels),
+            "name": names,
+            "index": torch.from_numpy(indices),
+            "bad": bad,
+        }
 
 
 def evaluation_loader(
@@ -124,10 +207,10 @@ def evaluation_loader(
         view: A number that takes the place of the epoch where an image's crop and flip are drawn.
     """
     if images.streaming:
-        return _loader(images, _Chunks(images.examples, batch_size, indices), collate, num_workers)
+        return _loader(images, _Chunks(images.examples, batch_size, indices), _as_it_is, num_workers)
     indices = range(len(images)) if indices is None else indices
     batches = [[(view, int(i)) for i in indices[b : b + batch_size]] for b in range(0, len(indices), batch_size)]
-    return _loader(images, batches, collate, num_workers)
+    return _loader(images, batches, _as_it_is, num_workers)
 
 
 class _Chunks:
@@ -141,6 +224,10 @@ class _Chunks:
         keys = ((0, i, example) for i, example in islice(enumerate(self.examples), *self.part))
         while chunk := list(islice(keys, self.size)):
             yield chunk
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
 
 
 def _loader(images: ImageDataset, batch_sampler, collate_fn, num_workers: int) -> DataLoader:
