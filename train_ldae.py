@@ -15,15 +15,9 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from ldae import LDAEForPreTraining
-from ldae.data.images import (
-    ImageDataset,
-    StepSampler,
-    load_examples,
-    mix_seed,
-    to_pixel_values,
-    training_loader,
-    why_not_probed,
-)
+from ldae.data.images import ImageDataset
+from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loader
+from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import Encoder
 from ldae.hardware import has_bf16
 from ldae.hub.cards import write_card

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from benchmarks import command
-from ldae.data.images import ImageDataset, decode, load_examples
+from ldae.data.images import ImageDataset, decode
+from ldae.data.sources import load_examples
 from ldae.features.encoders import load_encoder
 from ldae.features.extraction import extract_features
 from ldae.options import option

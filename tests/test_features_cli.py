@@ -17,7 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ldae import LDAEForPreTraining, LDAEModel
-from ldae.data.images import ImageDataset, load_examples, to_pixel_values
+from ldae.data.images import ImageDataset
+from ldae.data.order import to_pixel_values
+from ldae.data.sources import load_examples
 from ldae.features import extraction
 
 ROOT = Path(__file__).resolve().parent.parent

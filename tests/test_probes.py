@@ -15,7 +15,8 @@ from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from ldae import LDAEForPreTraining
-from ldae.data.images import ImageDataset, mix_seed
+from ldae.data.images import ImageDataset
+from ldae.data.order import mix_seed
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features, extract_features
 from ldae.probes import Knn, LinearFast, Subject, format_probe, probe

@@ -14,7 +14,8 @@ import torch
 
 from configuration_ldae import LDAEConfig
 from experiments.ablation.rungs import PIXELS, RUNGS, TABLE2, Rung, at_dimension, options, rung_of
-from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.images import ImageDataset
+from ldae.data.order import to_pixel_values
 from ldae.data.photos import load_photos
 from ldae.options import RUN_DEFINING
 from ldae.probes import format_figure

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from configuration_ldae import LDAEConfig
 from experiments.ablation.report import END, tables, write
 from experiments.ablation.rungs import RUNGS, Rung, as_arguments, folder_name, options, rung_of, tokenizer_of
-from ldae.data.images import load_examples, why_not_probed
+from ldae.data.sources import load_examples, why_not_probed
 from ldae.options import DataArguments, names_given, parse_arguments
 from ldae.report.results import load_results
 

@@ -26,7 +26,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset, evaluation_loader, load_examples, to_pixel_values
+from ldae.data.images import ImageDataset
+from ldae.data.order import evaluation_loader, to_pixel_values
+from ldae.data.sources import load_examples
 from ldae.features.encoders import Encoder, evaluating, load_encoder
 from ldae.options import option, option_parser
 

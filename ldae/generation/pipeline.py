@@ -30,7 +30,8 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from experiments.ablation.rungs import RUNGS, options
-from ldae.data.images import ImageDataset, load_examples
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples
 from ldae.features.encoders import evaluating, load_encoder
 from ldae.generation.frechet import frechet_distance
 from ldae.options import option, option_parser

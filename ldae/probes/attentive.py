@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ldae.data.images import mix_seed
+from ldae.data.order import mix_seed
 from ldae.features.encoders import evaluating
 from ldae.features.extraction import Features
 from ldae.options import option

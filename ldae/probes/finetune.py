@@ -18,7 +18,8 @@ from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset, StepSampler, mix_seed, to_pixel_values, training_loader
+from ldae.data.images import ImageDataset
+from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loader
 from ldae.features.encoders import Encoder, evaluating
 from ldae.features.extraction import shared_features
 from ldae.hub.folder import save_hub_folder
@@ -165,14 +166,14 @@ class FineTune(Protocol):
         images = ImageDataset(
             subject.train.examples, encoder.image_hw, encoder.num_channels, "random_resized", True, subject.seed, 0.08
         )
-        transforms = [images.augment]
+        transforms = []
         if magnitude := self.finetune_randaugment:  # 11 bins, since timm counts in tenths
             bilinear = v2.InterpolationMode.BILINEAR
             operation = v2.RandAugment(1, magnitude, num_magnitude_bins=11, interpolation=bilinear, fill=GREY)
             transforms += 2 * [v2.RandomApply([operation], p=0.5)]
         if self.finetune_erasing:
             transforms.append(v2.RandomErasing(self.finetune_erasing, scale=(0.02, 1 / 3), value=GREY))
-        images.augment = v2.Compose(transforms)
+        images.augment = v2.Compose(transforms) if transforms else None
         return images
 
     def _mix(self, num_classes: int):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldae.data.images import to_pixel_values
+from ldae.data.order import to_pixel_values
 from ldae.features.extraction import Features
 from ldae.options import option
 from ldae.probes.protocol import Protocol, Subject, score

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ldae.data.images import mix_seed
+from ldae.data.order import mix_seed
 from ldae.options import option
 from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
 from ldae.probes.protocol import Protocol, Subject, score

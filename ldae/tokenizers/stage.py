@@ -5,7 +5,7 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 
-from ldae.data.images import count_classes, load_examples
+from ldae.data.sources import count_classes, load_examples
 from ldae.tokenizers import TRAINED, build
 from ldae.training.checkpoints import Checkpoints, read_state, refuse_changes
 

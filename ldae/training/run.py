@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from huggingface_hub import get_token
 
-from ldae.data.images import ImageDataset, StepSampler, hub_id, to_pixel_values, training_loader
+from ldae.data.images import ImageDataset
+from ldae.data.order import StepSampler, to_pixel_values, training_loader
+from ldae.data.sources import hub_id
 from ldae.hub.folder import save_hub_folder
 from ldae.report import figures
 from ldae.report.results import save_result, short_name
