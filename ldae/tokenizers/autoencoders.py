@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 
 from configuration_ldae import LDAEConfig, pair
 from ldae.data.images import count_classes, load_examples
-from ldae.training.checkpoints import Checkpoints, read_state, refuse_changes
+from ldae.training.checkpoints import Checkpoints, read_state, validate_unchanged
 from modeling_ldae import ConvTokenizer, PatchTokenizer, patchify, unpatchify
 
 TRAINED = ("patch_ae", "patch_vae", "conv_vae")  # tokenizer types
@@ -417,7 +417,7 @@ def stage(model_args, data_args, train_args):
     if train_args.resume and last is not None:  # before its tokenizer is trained on, or another one
         given = {name: value for name, value in vars(train_args).items() if name.startswith("tokenizer_")}
         given |= {} if train_args.tokenizer_only else {"tokenizer": str(Path(folder).expanduser())}
-        refuse_changes(read_state(last)["options"], given)
+        validate_unchanged(read_state(last)["options"], given)
     if data_args.streaming:
         raise ValueError(
             "--streaming reads no stream to its end, which a tokenizer's training does: give --tokenizer FOLDER"

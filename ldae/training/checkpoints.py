@@ -116,8 +116,15 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text())
 
 
-def refuse_changes(was: dict[str, Any], given: dict[str, Any]):
-    """Refuses, by a ValueError, to go on with a run by other options; those that one of the two does not know are its own."""
+def validate_unchanged(was: dict[str, Any], given: dict[str, Any]):
+    """Refuses to resume a run with other options.
+
+    Args:
+        was, given: the run's options and those of the command line. An option that only one of them has is not compared.
+
+    Raises:
+        ValueError: naming the options that differ.
+    """
     changed = [
         f"{name} was {was[name]!r}, is {value!r}" for name, value in given.items() if was.get(name, value) != value
     ]
