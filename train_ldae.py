@@ -56,18 +56,18 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             unreadable image with --on_bad_image error, and for --resume with other options than the run's.
         FloatingPointError: if a loss is not finite; the last checkpoint is whole.
     """
-    run = Run(model_args, data_args, train_args, model)
-    run.model.train()
-    for batches in run.batches():
-        train_step(run, batches)
-        if run.probes.splits and run.is_due(train_args.knn_steps):
-            run.probes.knn(run.snapshot(), run.state["step"])
-        if run.is_due(train_args.image_steps):
-            draw_images(run)
-        if run.is_due(train_args.checkpointing_steps) and run.progress < 1:
-            run.save_checkpoint()
-    run.save_checkpoint()
-    finish(run)
+    with Run(model_args, data_args, train_args, model) as run:
+        run.model.train()
+        for batches in run.batches():
+            train_step(run, batches)
+            if run.probes.splits and run.is_due(train_args.knn_steps):
+                run.probes.knn(run.snapshot(), run.state["step"])
+            if run.is_due(train_args.image_steps):
+                draw_images(run)
+            if run.is_due(train_args.checkpointing_steps) and run.progress < 1:
+                run.save_checkpoint()
+        run.save_checkpoint()
+        finish(run)
     return run.output_dir
 
 

@@ -1,9 +1,15 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process holds."""
 
+import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"  # file in a folder that is held
 
 
 @contextmanager
@@ -25,6 +31,32 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         _remove(partial)
+
+
+@contextmanager
+def hold_folder(folder: str | Path) -> Iterator[None]:
+    """A context in which no other process, nor another call in this one, can hold the folder.
+
+    The operating system lets go of the lock when its process ends, however it ends, so a file that is left behind locks nothing.
+
+    Raises:
+        FileExistsError: if the folder is held, naming the process that holds it.
+    """
+    path = Path(folder) / LOCK
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = path.read_text() if path.exists() else ""
+        raise FileExistsError(
+            f"{str(folder)!r} is in use by {holder or 'another process'}; wait until it ends, or choose another --output_dir"
+        ) from None
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _remove(path: Path):

@@ -29,6 +29,7 @@ NOT_PUBLISHED = (
     "images/*",
     "logs/*",
     "losses.jsonl",
+    ".lock",
     "*.tmp",
     "*.log",
     "*tfevents*",

@@ -80,7 +80,7 @@ class Recorder:
         )  # torch.tensor would wait for the GPU
         figures = self.accelerator.reduce(torch.stack([*(loss.float() for loss in losses), norm, seconds]), "mean")
         arrived = None
-        if self.lag:
+        if figures.is_cuda:
             figures, arrived = figures.to("cpu", non_blocking=True), torch.cuda.Event()
             arrived.record()
         self.waiting.append(Step(self.state["step"], learning_rate, names, figures.cpu(), arrived))

@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
 
 from ldae.data.images import ImageDataset, StepSampler, load_examples, mix_seed, to_pixel_values, training_loader
+from ldae.files import LOCK, hold_folder
 from ldae.hardware import has_bf16
 from ldae.options import RUN_DEFINING
 from ldae.tokenizers.pca import explained_variance, fit_to_images
@@ -36,7 +38,8 @@ def validate(train_args):
         FileExistsError: if output_dir holds another run's results.
         ValueError: if the run is to be uploaded and there is no access token.
     """
-    if any(Path(train_args.output_dir).expanduser().glob("*")) and not (train_args.resume or train_args.overwrite):
+    found = {path.name for path in Path(train_args.output_dir).expanduser().glob("*")} - {LOCK}
+    if found and not (train_args.resume or train_args.overwrite):
         raise FileExistsError(
             f"output_dir {train_args.output_dir!r} is not empty; pass --resume to go on with its run, --overwrite to replace "
             "it, or another --output_dir"
@@ -50,6 +53,8 @@ class Run:
 
     `state` is what a checkpoint holds beside tensors: the number of the last "step", the run's "seconds", its "loss" (a running
     mean), the unreadable images ("bad_images"), its "options" and "images_per_step".
+
+    A run is a context that holds its folder, so that no other run writes to it.
 
     Args:
         model_args, data_args, train_args: as `ldae.options.parse_arguments` gives them.
@@ -65,14 +70,21 @@ class Run:
         self.model_args, self.data_args, self.train_args = model_args, data_args, train_args
         self.output_dir = Path(train_args.output_dir).expanduser()
         self.checkpoints = Checkpoints(self.output_dir / "checkpoints", train_args.keep_checkpoints)
-        last = self.checkpoints.last() if train_args.resume else None
         self.accelerator = _accelerator(train_args, self.output_dir)
         self._build(model)
-        self._make_folder(fresh=last is None)
-        self.state = self._started() if last is None else self._resumed(last)
-        if (bad_images := self.state["bad_images"]) and data_args.on_bad_image == "error":
-            raise ValueError(f"unreadable images (--on_bad_image error): {'; '.join(bad_images[:5])}")
-        self._prepare(last)
+        with ExitStack() as held:
+            last = self._make_folder(held)
+            self.state = self._started() if last is None else self._resumed(last)
+            if (bad_images := self.state["bad_images"]) and data_args.on_bad_image == "error":
+                raise ValueError(f"unreadable images (--on_bad_image error): {'; '.join(bad_images[:5])}")
+            self._prepare(last)
+            self._held = held.pop_all()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception):
+        self._held.close()
 
     # ------------------------------------------------------------------------------------------------- before the first step
 
@@ -112,16 +124,24 @@ class Run:
             max_steps = math.ceil(train_args.epochs * len(self.images) / self.images_per_step)
         return Length(max_steps, train_args.max_minutes)
 
-    def _make_folder(self, fresh: bool):
-        """Makes the run's folder; with --overwrite, a fresh run removes what another run wrote there, and nothing else."""
+    def _make_folder(self, held: ExitStack) -> Path | None:
+        """Makes the run's folder and holds it; returns the checkpoint to resume from.
+
+        With --overwrite, a fresh run removes what another run wrote there, and nothing else.
+        """
+        train_args, is_main_process = self.train_args, self.accelerator.is_main_process
         with self.accelerator.main_process_first():
-            if self.train_args.overwrite and fresh and self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            if is_main_process:
+                held.enter_context(hold_folder(self.output_dir))
+            last = self.checkpoints.last() if train_args.resume else None
+            if train_args.overwrite and last is None and is_main_process:
                 for name in ("checkpoints", "results", "images", "logs", "losses.jsonl"):
                     path = self.output_dir / name
                     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        if self.train_args.resume and fresh:
+        if train_args.resume and last is None:
             self.accelerator.print(f"There is no checkpoint in {self.checkpoints.folder}: starting afresh.")
+        return last
 
     def _options(self) -> dict[str, Any]:
         """The options that a resumed run must not change."""
@@ -162,6 +182,7 @@ class Run:
             parameter_groups(model, train_args.weight_decay),
             lr=self.peak_learning_rate,
             betas=(train_args.adam_beta1, train_args.adam_beta2),
+            fused=accelerator.device.type == "cuda",  # on a CPU it would round otherwise
         )
         if train_args.torch_compile:
             compile_blocks(model)
