@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -20,12 +21,14 @@ from safetensors.torch import load_file
 
 import train_ldae
 from ldae import LDAEForPreTraining
+from ldae.data.images import mix_seed
 from ldae.options import parse_arguments
 from ldae.report.results import environment
 from ldae.training import probing
 from ldae.training.checkpoints import Checkpoints
 from ldae.training.models import build_model
 from ldae.training.recorder import Recorder
+from ldae.training.run import Run
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -135,9 +138,13 @@ def test_two_processes_train_a_tokenizer_then_the_ldae_and_probe_as_one(folder, 
 @pytest.mark.compile
 def test_a_compiled_run_loses_what_an_eager_one_does(folder, tmp_path):
     """After a tokenizer, which is not compiled."""
-    options = TOKENIZER
+    options = (*TOKENIZER, "--num_hidden_layers", "3", "--decoder_num_hidden_layers", "2")
     train(folder, tmp_path / "eager", *options)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     compiled = train(folder, tmp_path / "compiled", *options, "--torch_compile")
+    # five blocks share what one compiles; encoder and decoder may each be compiled once
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
     assert losses(compiled) == pytest.approx(losses(tmp_path / "eager"), rel=1e-3)
     LDAEForPreTraining.from_pretrained(compiled)
 
@@ -407,6 +414,52 @@ def test_figures_that_are_read_a_step_later_are_the_same(folder, tmp_path, monke
     same_run(tmp_path / "at-once", tmp_path / "later")
     a, b = (json.loads((tmp_path / name / "results/train.json").read_text()) for name in ("at-once", "later"))
     assert (a["loss"], a["steps"]) == (b["loss"], b["steps"])
+
+
+def test_two_runs_in_one_folder(folder, tmp_path, monkeypatch):
+    """The second is refused before it changes anything, also where it would overwrite or resume; the first goes on."""
+    second, real = [], Run.save_checkpoint
+
+    def save_checkpoint(run):
+        real(run)
+        if not second:
+            before = sorted((tmp_path / "run").rglob("*"))
+            for option in ("--resume", "--overwrite"):
+                with pytest.raises(FileExistsError, match=rf"run' is in use by process {os.getpid()} on") as error:
+                    train(folder, tmp_path / "run", option)
+                second.append(error)
+            assert sorted((tmp_path / "run").rglob("*")) == before
+
+    monkeypatch.setattr(Run, "save_checkpoint", save_checkpoint)
+    train(folder, tmp_path / "run")
+    assert len(second) == 2
+    assert len(losses(tmp_path / "run")) == 6
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_a_lock_that_was_left_behind_locks_nothing(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").write_text("process 1 on another machine")
+    assert len(losses(train(folder, tmp_path / "run"))) == 6
+
+
+def test_every_process_takes_its_part_of_all_noise(folder, tmp_path):
+    """Whatever tensors a model's noise holds."""
+    options = ["--data", str(folder), "--output_dir", str(tmp_path / "run"), *" ".join(TINY).split()]
+    with Run(*parse_arguments(options)) as run:
+        images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+        run.sample_noise = lambda size, generator: {
+            "noise": torch.rand(size, 5, generator=generator), "keep": torch.arange(2 * size).view(size, 2)
+        }  # fmt: skip
+        run.images_per_batch = 12  # of three processes
+        parts = []
+        for index in range(3):
+            run.accelerator = SimpleNamespace(process_index=index, device=torch.device("cpu"))
+            parts.append(run.inputs({"pixel_values": images}, micro_step=0))
+        generator = torch.Generator().manual_seed(mix_seed(0, 0, 0))
+        assert torch.equal(torch.cat([part["noise"] for part in parts]), torch.rand(12, 5, generator=generator))
+        assert torch.equal(torch.cat([part["keep"] for part in parts]), torch.arange(24).view(12, 2))
+        assert all(torch.equal(part["pixel_values"], -torch.ones(4, 3, 16, 16)) for part in parts)
 
 
 def test_unreadable_images_are_named_and_skipped_or_refused(folder, tmp_path, capsys):
