@@ -27,6 +27,7 @@ setup(
         "safetensors>=0.8",
         "torchmetrics>=1.9",
         # little is asked of these
+        "filelock>=3.16",
         "numpy>=1.26",
         "pillow>=11",
         "matplotlib>=3.8",

@@ -31,6 +31,7 @@ NOT_PUBLISHED = (
     "images/*",
     "logs/*",
     "losses.jsonl",
+    ".lock",
     "*.tmp",
     "*.log",
     "*tfevents*",

@@ -7,7 +7,7 @@ from accelerate.utils import set_seed
 
 from ldae.data.sources import count_classes, load_examples
 from ldae.tokenizers import TRAINED, build
-from ldae.training.checkpoints import Checkpoints, read_state, refuse_changes
+from ldae.training.checkpoints import Checkpoints, read_state, validate_unchanged
 
 
 def stage(model_args, data_args, train_args):
@@ -28,7 +28,7 @@ def stage(model_args, data_args, train_args):
     if train_args.resume and last is not None:  # before its tokenizer is trained on, or another one
         given = {name: value for name, value in vars(train_args).items() if name.startswith("tokenizer_")}
         given |= {} if train_args.tokenizer_only else {"tokenizer": str(Path(folder).expanduser())}
-        refuse_changes(read_state(last)["options"], given)
+        validate_unchanged(read_state(last)["options"], given)
     if data_args.streaming:
         raise ValueError(
             "--streaming reads no stream to its end, which a tokenizer's training does: give --tokenizer FOLDER"
