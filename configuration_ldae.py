@@ -25,6 +25,9 @@ SIZES: dict[str, dict[str, int]] = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
 
+# Tokenizer types that are trained by gradients before the l-DAE; PCA is fitted and pixels need nothing.
+TRAINED = ("patch_ae", "patch_vae", "conv_vae")
+
 
 @strict
 class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):

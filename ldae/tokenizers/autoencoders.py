@@ -23,12 +23,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from configuration_ldae import LDAEConfig, pair
+from configuration_ldae import TRAINED, LDAEConfig, pair
 from ldae.data.images import count_classes, load_examples
 from ldae.training.checkpoints import Checkpoints, read_state, refuse_changes
 from modeling_ldae import ConvTokenizer, PatchTokenizer, patchify, unpatchify
-
-TRAINED = ("patch_ae", "patch_vae", "conv_vae")  # tokenizer types
 
 # ------------------------------------------------------------------------------------------------------- patch-wise, linear
 
