@@ -37,7 +37,7 @@ def _model_arguments() -> type:
     for name, default, text in re.findall(documented, LDAEConfig.__doc__, re.MULTILINE):
         default = "that of model_size" if name in SIZES["tiny"] else default
         text = f"{text} (default: {default})" if default else text
-        texts[name] = " ".join(text.split()).replace("`", "").replace("%", "%%")
+        texts[name] = " ".join(text.split()).replace("`", "")
     size = option("tiny", "Named size of the encoder; the decoder is as large.", group=MODEL)
     options = [("model_size", Literal[tuple(SIZES)], size)]
     for name, annotation in LDAEConfig.__annotations__.items():

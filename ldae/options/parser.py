@@ -139,9 +139,9 @@ def _argument(f: Field, domain: Domain) -> dict[str, Any]:
     notes = [domain.bounds] if domain.bounds else []
     if default not in (None, MISSING, []):  # of these, the help itself says what is taken
         shown = " ".join(map(str, default)) if domain.many else str(default)
-        notes.append(f"default: {shown}".replace("%", "%%"))
+        notes.append(f"default: {shown}")
     text = f.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
-    argument: dict[str, Any] = {"help": text, "type": _converter(domain)}
+    argument: dict[str, Any] = {"help": text.replace("%", "%%"), "type": _converter(domain)}
     if f.default is MISSING and f.default_factory is MISSING:
         argument["required"] = True
     if domain.type is bool and not domain.many:
