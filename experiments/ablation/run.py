@@ -117,7 +117,7 @@ class Road:
         """The command line of one training."""
         command = [sys.executable, "-m", "train_ldae", self.recipe, "--output_dir", folder, "--seed", seed, "--resume"]
         command += ["--probe", "--report_to", "none", *more]
-        command += [] if seed == self.seeds[0] else ["--no_floor"]  # all seeds of a rung have about the same floor
+        command += [] if seed == self.seeds[0] else ["--no_baseline"]  # all seeds of a rung have about the same
         return [*map(str, command), *self.extra, *as_arguments(options(rung, self.config, self.lpips))]
 
     def run(self) -> list[str]:

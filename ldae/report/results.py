@@ -3,13 +3,13 @@
 import datetime
 import json
 import platform
-import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
 from ldae.hardware import hardware
+from ldae.names import short_name as short_name
 
 PACKAGES = (
     "torch",
@@ -64,12 +64,6 @@ def open_losses(path: Path, step: int) -> TextIO:
     ]  # a kill may tear the last
     path.write_text("".join(line + "\n" for line in kept))
     return path.open("a", buffering=1)
-
-
-def short_name(name: str) -> str:
-    """A data set's or model's name as part of a file name: a folder's own name, or the Hub id."""
-    name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
 
 
 def commit() -> str | None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from ldae.data.sources import count_classes, load_examples
-from ldae.tokenizers import TRAINED, build
+from ldae.tokenizers import build
 from ldae.training.checkpoints import Checkpoints, read_state, validate_unchanged
+from tokenizers_ldae import TRAINED
 
 
 def stage(model_args, data_args, train_args):
@@ -16,7 +17,9 @@ def stage(model_args, data_args, train_args):
     Raises:
         ValueError: for options of the l-DAE that its own training would refuse, after the tokenizer's.
     """
-    needed = not (train_args.init_from or train_args.tokenizer) and model_args.config().tokenizer_type in TRAINED
+    needed = (
+        not (train_args.init_from or train_args.tokenizer) and model_args.config().tokenizer_class.trainer is not None
+    )
     if train_args.tokenizer_only and not needed:
         raise ValueError(
             f"tokenizer_only needs tokenizer_type {', '.join(TRAINED)}, and neither --init_from nor --tokenizer"

@@ -35,7 +35,7 @@ def finish(run: Run):
         _draw(run, model)
         save_result(output_dir / "results" / "train.json", _result(run, model), replaces)
     if run.probes.splits and train_args.probe:
-        probed = run.probes.measure(model, train_args.floor, name)
+        probed = run.probes.measure(model, train_args.baseline, name)
     if is_main_process:
         if probed is not None:
             save_result(output_dir / "results" / f"probe-{name}.json", probed, replaces)
