@@ -1,6 +1,7 @@
 """Options of the training script: dataclasses for HfArgumentParser, which a YAML recipe fills before the command line."""
 
 import argparse
+import copy
 import dataclasses
 import json
 import re
@@ -28,11 +29,16 @@ LENGTHS = {"epochs", "max_steps", "max_minutes"}  # of a run: one that is given 
 DEFAULT_RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "photos.yaml"
 
 
-def option(default: Any, text: str):
-    """A field of a dataclass that HfArgumentParser makes an option of the command line, with its help."""
+def option(default: Any, text: str, **bounds: float):
+    """A field of a dataclass that `option_parser` makes an option of the command line, with its help and bounds.
+
+    Args:
+        bounds: `minimum`, `maximum`, `above` or `below`, which `ldae.bounds.validate` reads.
+    """
+    metadata = {"help": text, **bounds}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -210,9 +216,19 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
+class _Parser(HfArgumentParser):
+    """Keeps from argparse what an option says of itself beside its help."""
+
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field):
+        field = copy.copy(field)
+        field.metadata = {"help": field.metadata["help"]}
+        HfArgumentParser._parse_dataclass_field(parser, field)
+
+
 def option_parser(*types: type, description: str) -> HfArgumentParser:
     """A parser of dataclasses whose --help names the defaults."""
-    return HfArgumentParser(types, description=description, formatter_class=_Help, allow_abbrev=False)
+    return _Parser(types, description=description, formatter_class=_Help, allow_abbrev=False)
 
 
 ModelArguments = _model_arguments()
