@@ -250,7 +250,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         arguments = {"model_size": model_args.model_size, **args}
         write_run(trained, images, output_dir, state, per_step, arguments, uses_labels)
     if splits and train_args.probe:
-        probed = probe(subject(trained), floor=train_args.floor, data_name=name)
+        probed = probe(subject(trained), baseline=train_args.floor, data_name=name)
     if accelerator.is_main_process:
         if probed is not None:
             save_result(output_dir / "results" / f"probe-{name}.json", probed, replaces)

@@ -156,20 +156,24 @@ def cached_features(
     """`shared_features`, read from `folder` where the same encoder has seen the same images in the same way before.
 
     Args:
-        folder: of safetensors files, pooled features only (tokens are never kept on disk); None: none.
+        folder: of safetensors files, pooled features only; None: nothing is read or kept. Features of patches are never
+            kept: with `tokens`, what is read from the folder comes without them, and what is computed comes with them.
     """
-    path, found = None, [False]
-    alone = accelerator is None
-    if folder is not None and not kwargs.get("tokens") and (alone or accelerator.is_main_process):
+    path = None
+    if folder is not None and (accelerator is None or accelerator.is_main_process):
         key = hashlib.sha256(f"{encoder.digest()} {images.fingerprint()} {images.transform} {view}".encode())
         path = folder / f"{key.hexdigest()[:32]}.safetensors"
-        found = [path.exists()]
-    if (found if alone else broadcast_object_list(found))[0]:
+    if decided_by_main(path is not None and path.exists(), accelerator):
         return None if path is None else _read(path)
     features = shared_features(encoder, images, accelerator, view=view, **kwargs)
     if path is not None:
         _write(features, path)
     return features
+
+
+def decided_by_main(decision: bool, accelerator: Accelerator | None) -> bool:
+    """The decision of the main process, on every process."""
+    return decision if accelerator is None else broadcast_object_list([decision])[0]
 
 
 def _read(path: Path) -> Features:

@@ -8,11 +8,13 @@ import torch
 from ldae.data.images import mix_seed
 from ldae.options import option
 from ldae.probes.linear_fast import batch_norm, logistic_regression, predict
-from ldae.probes.protocol import Protocol, Subject, score
+from ldae.probes.protocol import Protocol, register_protocol, score
+from ldae.probes.subject import Subject
 
 ITERATIONS = 200  # of L-BFGS at most: with the default l2, accuracies no longer change after 100
 
 
+@register_protocol
 @dataclass
 class FewShot(Protocol):
     """`linear-fast` on a few training images of each class, drawn at random several times.
@@ -25,9 +27,10 @@ class FewShot(Protocol):
 
     name = "few-shot"
     title = "Few-shot"
-    few_shot_shots: list[int] = option([1, 5, 10], "few-shot: labelled images of each class.")
-    few_shot_draws: int = option(20, "few-shot: random draws of these images.")
-    few_shot_l2: float = option(1e-1, "few-shot: L2 strength of the logistic regression.")
+    position = 6
+    few_shot_shots: list[int] = option([1, 5, 10], "few-shot: labelled images of each class.", minimum=1)
+    few_shot_draws: int = option(20, "few-shot: random draws of these images.", minimum=1)
+    few_shot_l2: float = option(1e-1, "few-shot: L2 strength of the logistic regression.", minimum=0)
 
     @property
     def description(self) -> str:
@@ -36,14 +39,6 @@ class FewShot(Protocol):
             f"logistic regression (L-BFGS, L2 strength {self.few_shot_l2:g}) on average-pooled features of {shots} images "
             f"of each class after BatchNorm without affine, mean of {self.few_shot_draws} random draws"
         )
-
-    def check(self):
-        if not self.few_shot_shots or min(self.few_shot_shots) < 1:
-            raise ValueError(f"--few_shot_shots must be numbers of at least 1, got {self.few_shot_shots}")
-        if self.few_shot_draws < 1:
-            raise ValueError(f"--few_shot_draws must be at least 1, got {self.few_shot_draws}")
-        if not self.few_shot_l2 >= 0:
-            raise ValueError(f"--few_shot_l2 must be at least 0, got {self.few_shot_l2}")
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         train, validation = subject.features("train"), subject.features("validation")

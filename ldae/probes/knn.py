@@ -9,9 +9,11 @@ from torch import nn
 from ldae.data.images import to_pixel_values
 from ldae.features.extraction import Features
 from ldae.options import option
-from ldae.probes.protocol import Protocol, Subject, score
+from ldae.probes.protocol import Protocol, register_protocol, score
+from ldae.probes.subject import Subject
 
 
+@register_protocol
 @dataclass
 class Knn(Protocol):
     """Weighted k-nearest-neighbour vote by cosine similarity s, each neighbour with weight exp(s / temperature).
@@ -21,9 +23,10 @@ class Knn(Protocol):
 
     name = "knn"
     title = "k-NN"
-    knn_k: int = option(20, "knn: neighbours that vote.")
+    position = 0
+    knn_k: int = option(20, "knn: neighbours that vote.", minimum=1)
     knn_temperature: float = option(
-        0.07, "knn: the weight of a neighbour of cosine similarity s is exp(s / temperature)."
+        0.07, "knn: the weight of a neighbour of cosine similarity s is exp(s / temperature).", above=0
     )
 
     @property
@@ -32,11 +35,6 @@ class Knn(Protocol):
             f"weighted {self.knn_k}-NN by cosine similarity, temperature {self.knn_temperature:g}, on average-pooled "
             "features"
         )
-
-    def check(self):
-        for name in ("knn_k", "knn_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} must be greater than 0, got {getattr(self, name)}")
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         train, validation = subject.features("train"), subject.features("validation")

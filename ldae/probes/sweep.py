@@ -12,7 +12,11 @@ from tqdm import tqdm
 from ldae.data.images import mix_seed
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features, shared_features
-from ldae.probes import Knn, LinearFast, Protocol, Result, Subject, format_figure
+from ldae.probes.knn import Knn
+from ldae.probes.linear_fast import LinearFast
+from ldae.probes.measure import Result, format_figure
+from ldae.probes.protocol import Protocol
+from ldae.probes.subject import Subject
 from modeling_ldae import LDAEDecoder, LDAEForPreTraining, NoiseSchedule
 
 TIMESTEPS = (0, 10, 20, 40, 80)
