@@ -30,6 +30,7 @@ from ldae.probes import (
     format_probe,
     probe,
 )  # fmt: skip
+from ldae.probes.baselines import TITLES
 from ldae.probes.knn import nearest_images
 from ldae.probes.sweep import format_sweep, load_decoder, sweep
 from ldae.report import figures
@@ -52,7 +53,9 @@ class ProbeArguments:
     image_column: str | None = option(None, "Column of the images; by default the first that holds images.")
     label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
     protocols: list[str] = option(list(DEFAULT_PROTOCOLS), f"What to measure, of {', '.join(PROTOCOLS)}.")
-    baseline: bool = option(True, "Measure the untrained baseline beside the encoder.")
+    baseline: bool = option(
+        True, "Measure the untrained baseline beside the encoder, with a random ViT and a thumbnail of the image."
+    )
     sweep: bool = option(
         False,
         "Also measure by depth and by t, clean and noisy (paper, appendix A), with a plot; by knn and linear-fast, or the one "
@@ -144,8 +147,8 @@ def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], over
         if measured is None:
             continue
         if overwrite:
-            for part in ("protocols", "floor"):
-                earlier[part].pop(protocol.name, None)
+            for part in ("protocols", *TITLES):
+                earlier.get(part, {}).pop(protocol.name, None)
         elif changed := [name for name, value in asked.items() if measured["settings"][name] != value]:
             raise FileExistsError(
                 f"{path} holds {protocol.name} with another --{changed[0]}; choose another --output_dir or pass --overwrite"

@@ -9,7 +9,7 @@ from ldae.probes.finetune import FineTune
 from ldae.probes.knn import Knn
 from ldae.probes.linear import Linear
 from ldae.probes.linear_fast import LinearFast
-from ldae.probes.measure import Result, format_figure, format_probe, probe
+from ldae.probes.measure import Result, best_baseline, format_figure, format_probe, probe
 from ldae.probes.predictions import pack, unpack
 from ldae.probes.protocol import PROTOCOLS, Protocol, register_protocol
 from ldae.probes.retrieval import Retrieval
@@ -28,6 +28,6 @@ discover()
 
 __all__ = [
     "DEFAULT_PROTOCOLS", "PROTOCOLS", "Attentive", "AttentiveEfficient", "FewShot", "FineTune", "Knn", "Linear", "LinearFast",
-    "Protocol", "Result", "Retrieval", "Subject", "discover", "format_figure", "format_probe", "pack", "probe",
+    "Protocol", "Result", "Retrieval", "Subject", "best_baseline", "discover", "format_figure", "format_probe", "pack", "probe",
     "register_protocol", "unpack",
 ]  # fmt: skip

@@ -20,9 +20,10 @@ class FewShot(Protocol):
     """`linear-fast` on a few training images of each class, drawn at random several times.
 
     BatchNorm has the statistics of all training features (these need no labels), and l2 is fixed: there is nothing left to
-    choose on. The result's figures are those of the largest number of shots, "shots" holds those of each: "accuracy" is
-    the mean over the draws, "deviation" that of one draw, "standard_error" that of the mean. With one draw the deviation is
-    None and the standard error is the binomial one, of the validation images.
+    choose on. The result's figures are those of the largest number of shots, "shots" holds those of each: "accuracies" are
+    those of the draws, which depend on the seed and the labels alone and so are paired between encoders, "accuracy" is
+    their mean, "deviation" that of one draw, "standard_error" that of the mean. With one draw the deviation is None and the
+    standard error is the binomial one, of the validation images.
     """
 
     name = "few-shot"
@@ -77,11 +78,7 @@ def draw(labels: torch.Tensor, classes: torch.Tensor, shots: int, seed: int) -> 
 
 def _mean(scores: list[dict[str, Any]]) -> dict[str, Any]:
     accuracies = torch.tensor([score["accuracy"] for score in scores], dtype=torch.float64)
-    if len(scores) == 1:
-        return {"accuracy": float(accuracies), "standard_error": scores[0]["standard_error"], "deviation": None}
-    deviation = float(accuracies.std())
-    return {
-        "accuracy": float(accuracies.mean()),
-        "standard_error": deviation / len(scores) ** 0.5,
-        "deviation": deviation,
-    }
+    deviation = float(accuracies.std()) if len(scores) > 1 else None
+    error = scores[0]["standard_error"] if deviation is None else deviation / len(scores) ** 0.5
+    figures = {"accuracy": float(accuracies.mean()), "standard_error": error, "deviation": deviation}
+    return {**figures, "accuracies": accuracies.tolist()}

@@ -1,9 +1,9 @@
-"""Measures an encoder by several protocols, each beside its untrained baseline."""
+"""Measures an encoder by several protocols, each beside its baselines."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
+from ldae.probes.baselines import TITLES, baselines
 from ldae.probes.knn import Knn
 from ldae.probes.linear_fast import LinearFast
 from ldae.probes.predictions import pack
@@ -22,22 +22,20 @@ def probe(
     earlier: Result | None = None,
     on_protocol: Callable[[Result], None] | None = None,
 ) -> Result | None:
-    """Measures an encoder by each protocol and, beside it, the untrained baseline: the same network with fresh weights.
+    """Measures an encoder by each protocol and, beside it, its `baselines`.
 
     Args:
-        baseline: whether the untrained baseline is measured too.
+        baseline: whether the baselines are measured too.
         data_name: what the result calls the images.
         earlier: a result of the same subject; what it holds is not measured again.
         on_protocol: called on the main process after each protocol with the result so far, so that nothing is lost.
 
     Returns:
         What `ldae.report.results.save_result` writes, without the environment: "kind", "model", "identity", "data", "protocols",
-        "floor" (the untrained baseline), "seed". "data" has the packed "labels" of the readable validation images, beside
-        which the "predictions" of each protocol that classifies allow paired tests. None on other processes than the main one.
+        "seed", and the baselines by their keys ("floor" is the untrained one). "data" holds the packed "labels" of the
+        readable validation images; with them, the "predictions" of each protocol that classifies allow paired tests. None on
+        other processes than the main one.
     """
-    fresh = None
-    if baseline:
-        fresh = replace(subject, encoder=subject.encoder.untrained(subject.seed), known={}, predictions={})
     result = earlier or {
         "kind": "probe",
         "model": subject.encoder.name,
@@ -47,24 +45,27 @@ def probe(
         "floor": {},
         "seed": subject.seed,
     }
-    if fresh is not None:
-        same = " and the same tokenizer" if subject.encoder.config.model_type == "ldae" else ""
-        result["floor"]["description"] = "the same network with fresh weights" + same
     for protocol in protocols:
         protocol.prepare(subject)
-    for part, measured in (("protocols", subject), ("floor", fresh)):
-        for protocol in protocols if measured is not None else ():
-            if protocol.name in result[part]:
+
+    def measure(part: Result, measured: Subject, by: Sequence[Protocol]):
+        for protocol in by:
+            if protocol.name in part:
                 continue
             figures = protocol(measured)
             if not subject.is_main_process:
                 continue
-            result[part][protocol.name] = {**figures, "commit": commit()}  # several runs may share a file
+            part[protocol.name] = {**figures, "commit": commit()}  # several runs may share a file
             _describe_images(result["data"], subject)
             if on_protocol is not None:
                 on_protocol(result)
-        if measured is not None:
-            measured.drop_tokens()  # those of encoder and baseline together may not fit
+        measured.drop_tokens()  # those of the encoder and a baseline together may not fit
+
+    measure(result["protocols"], subject, protocols)
+    for beside in baselines(subject, protocols) if baseline else ():
+        part = result.setdefault(beside.key, {})
+        part["description"] = beside.description
+        measure(part, beside.subject, beside.protocols)
     return result if subject.is_main_process else None
 
 
@@ -84,9 +85,16 @@ def format_figure(name: str, figures: Result | None) -> str:
 
 
 def format_probe(result: Result) -> str:
-    """The figures of a probe as lines of text, the untrained baseline beside the encoder."""
-    lines = [f"{'in %':<20}{'untrained':>18}{'encoder':>18}"]
+    """The figures of a probe as lines of text: the best baseline of each protocol, the encoder, and which baseline it is."""
+    lines = [f"{'in %':<20}{'best baseline':>18}{'encoder':>18}"]
     for name, figures in result["protocols"].items():
-        floor = format_figure(name, result["floor"].get(name))
-        lines.append(f"{name:<20}{floor:>18}{format_figure(name, figures):>18}")
+        key, baseline = best_baseline(result, name) or (None, None)
+        line = f"{name:<20}{format_figure(name, baseline):>18}{format_figure(name, figures):>18}"
+        lines.append(f"{line}   ({TITLES[key]})" if key else line)
     return "\n".join(lines)
+
+
+def best_baseline(result: Result, name: str) -> tuple[str, Result] | None:
+    """The key and the figures of the baseline with the highest main figure by the protocol `name`; None: none was measured."""
+    measured = {key: result[key][name] for key in TITLES if name in result.get(key, {})}
+    return max(measured.items(), key=lambda item: item[1][PROTOCOLS[name].metric], default=None)

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
 from ldae import LDAEForPreTraining
 from ldae.data.images import mix_seed
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features, extract_features
-from ldae.probes import Knn, LinearFast, Subject, format_probe, probe, unpack
+from ldae.probes import Knn, LinearFast, Subject, best_baseline, format_probe, probe, unpack
 from ldae.probes.few_shot import FewShot, draw
-from ldae.probes.knn import knn_predictions
+from ldae.probes.knn import knn_predictions, standardised
 from ldae.probes.linear_fast import batch_norm, logistic_regression, predict
 from ldae.probes.metrics import Accuracy
 from ldae.probes.protocol import held_out_mask
@@ -156,6 +157,23 @@ def test_k_is_at_most_the_number_of_training_images():
     assert accuracy(train, validation, knn_k=20) == accuracy(train, validation, knn_k=5)
 
 
+def test_standardised_features_equal_scikit_learns():
+    train, validation = blobs(200, 1), blobs(300, 2)
+    for part in (train, validation):
+        part.features[:, 3] = 7  # a constant feature has no deviation
+    scaler = StandardScaler().fit(train.features.double())
+    scaled = [
+        Features(torch.tensor(scaler.transform(part.features.double())).float(), part.labels)
+        for part in (train, validation)
+    ]
+    got = standardised(train.features, validation.features)
+    for features, expected in zip(got, scaled, strict=True):
+        torch.testing.assert_close(features, expected.features, atol=1e-4, rtol=1e-4)
+    result = measure(Knn(), train, validation)
+    assert result["accuracy_standardised"] == pytest.approx(accuracy(*scaled))
+    assert result["accuracy_standardised"] > result["accuracy"] + 2  # the scales of blobs hide most of their features
+
+
 # --------------------------------------------------------------------------------------------------------- linear-fast
 
 
@@ -257,6 +275,7 @@ def test_few_shot_by_hand():
         assert got["accuracy"] == pytest.approx(np.mean(accuracies), abs=0.2)
         assert got["deviation"] == pytest.approx(np.std(accuracies, ddof=1), abs=0.2)
         assert got["standard_error"] == pytest.approx(got["deviation"] / 3**0.5)
+        assert got["accuracies"] == pytest.approx(accuracies, abs=0.4)  # one image of 300 on the boundary
     assert result["accuracy"] == result["shots"]["5"]["accuracy"] > result["shots"]["1"]["accuracy"]
     assert result["standard_error"] == result["shots"]["5"]["standard_error"]
     assert {**result, "seconds": 0} == {**measure(few_shot, train, validation), "seconds": 0}
@@ -372,7 +391,13 @@ def test_probe_gives_the_encoder_beside_its_baseline(labelled_images, tiny_model
                 key: value for key, value in expected.items() if key != "seconds"
             }
     assert "fresh weights and the same tokenizer" in result["floor"]["description"]
-    assert seen == [["knn"], *3 * [["knn", "linear-fast"]]]  # the encoder's figures, then the floor's
+    assert seen == [["knn"], *7 * [["knn", "linear-fast"]]]  # the encoder's figures, then those of three baselines
+    labels = unpack(data["labels"])
+    for part in ("protocols", "floor", "random_vit", "thumbnail"):
+        for protocol in protocols:
+            figures = result[part][protocol.name]
+            right = unpack(figures["predictions"]) == labels
+            assert (len(right), 100 * right.mean()) == (6, pytest.approx(figures["accuracy"]))
     assert subject.predictions["knn"].shape == (6,)
 
 
@@ -390,12 +415,21 @@ def test_probe_without_baseline(labelled_images, tiny_model):
     subject = Subject(Encoder(tiny_model()), labelled_images, labelled_images)
     result = probe(subject, [Knn(knn_k=3)], baseline=False)
     assert result["floor"] == {}
-    assert "–" in format_probe(result)
+    assert not {"random_vit", "thumbnail"} & result.keys()
+    assert format_probe(result).splitlines()[1].split()[:2] == ["knn", "–"]
 
 
-def test_format_probe():
-    figures = {"accuracy": 61.25, "standard_error": 0.64}
-    lines = format_probe({"protocols": {"knn": figures}, "floor": {"knn": {**figures, "accuracy": 30.0}}}).splitlines()
-    assert len(lines) == 2
-    assert lines[1].split("  ")[0] == "knn"
-    assert lines[1].index("30.0 ± 0.6") < lines[1].index("61.2 ± 0.6")
+def test_the_best_baseline_stands_beside_the_encoder():
+    def figures(accuracy):
+        return {"accuracy": accuracy, "standard_error": 0.64}
+
+    parts = {"floor": {"knn": figures(30.0)}, "thumbnail": {"description": "pixels", "knn": figures(40.0)}}
+    result = {"protocols": {"knn": figures(61.25), "linear": figures(70.0)}, **parts}
+    assert best_baseline(result, "knn") == ("thumbnail", figures(40.0))
+    assert best_baseline(result, "linear") is None
+    _, knn, linear = format_probe(result).splitlines()
+    assert knn.split("  ")[0] == "knn"
+    assert knn.index("40.0 ± 0.6") < knn.index("61.2 ± 0.6") < knn.index("(thumbnail)")
+    assert linear.split() == ["linear", "–", "70.0", "±", "0.6"]
+    del result["thumbnail"]  # files of earlier runs have the untrained baseline alone
+    assert best_baseline(result, "knn") == ("floor", figures(30.0))
