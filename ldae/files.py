@@ -1,11 +1,13 @@
 """Files that are written whole or not at all, and folders that one process holds."""
 
+import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -31,6 +33,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         _remove(partial)
+
+
+def write_json(path: str | Path, content: dict[str, Any]):
+    """Writes indented JSON, whole or not at all."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ldae.files import LOCK, atomic_write, hold_folder
 ROOT = Path(__file__).parent.parent
 
 
-def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
+def test_a_file_is_atomic_write_or_stays_as_it_was(tmp_path):
     path = tmp_path / "new/file.txt"
     with atomic_write(path) as partial:
         partial.write_text("first")
@@ -34,7 +34,7 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
 
 
-def test_a_folder_is_written_whole_and_what_a_killed_process_left_is_removed(tmp_path):
+def test_a_folder_is_atomic_write_and_what_a_killed_process_left_is_removed(tmp_path):
     path = tmp_path / "folder"
     with atomic_write(path) as partial:
         pass_on = partial

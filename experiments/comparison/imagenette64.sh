@@ -25,7 +25,7 @@ measure() { # run, where the results go, options
   cp "$runs/$1"/results/*.json "experiments/results/$2/"
 }
 
-baseline() { # run, floor or no_floor, module or script, options
+baseline() { # run, baseline or no_baseline, module or script, options
   wanted "$1" || return 0
   train "$1" "${@:3}"
   measure "$1" "imagenette64/$1/results" "--$2" --protocols "${protocols[@]}" "${short[@]}"
@@ -37,17 +37,17 @@ latent() { # run, options
   measure "$1" "latents64/$1/results"
 }
 
-# README: l-DAE beside its baselines. An untrained ViT is the floor of all ViTs.
-baseline vitmae floor "-m experiments.baselines.vit_mae"
-baseline moco_v3 no_floor "-m experiments.baselines.moco_v3" --per_device_batch_size 128 --base_learning_rate 2e-3
-baseline supervised no_floor "-m experiments.baselines.supervised" --crop random_resized
-baseline pixels no_floor train_ldae.py --tokenizer_type pixels --latent_dim 192 --latent_scaling global
-baseline ldae-d16-component floor train_ldae.py --latent_dim 16 --latent_scaling component
+# README: l-DAE beside its baselines. An untrained ViT is the untrained baseline of all ViTs.
+baseline vitmae baseline "-m experiments.baselines.vit_mae"
+baseline moco_v3 no_baseline "-m experiments.baselines.moco_v3" --per_device_batch_size 128 --base_learning_rate 2e-3
+baseline supervised no_baseline "-m experiments.baselines.supervised" --crop random_resized
+baseline pixels no_baseline train_ldae.py --tokenizer_type pixels --latent_dim 192 --latent_scaling global
+baseline ldae-d16-component baseline train_ldae.py --latent_dim 16 --latent_scaling component
 
 # docs/probes.md: every protocol on one encoder, and the linear probe with ten times the steps
 if wanted ldae-d16-component; then
   measure ldae-d16-component probes64/all/results --protocols "${protocols[@]}" "${short[@]}" --sweep
-  taskset -c "${CORE:-0}" python probe_ldae.py --model "$runs/ldae-d16-component" --data "$data" --no_floor \
+  taskset -c "${CORE:-0}" python probe_ldae.py --model "$runs/ldae-d16-component" --data "$data" --no_baseline \
     --protocols linear --linear_views 3 --linear_epochs 900 --linear_batch_size 121 \
     --output_dir experiments/results/probes64/linear-900/results
 fi

@@ -56,13 +56,13 @@ class RunProbes:
             self.accelerator.log({"knn_accuracy": result["accuracy"]}, step)
         self.accelerator.wait_for_everyone()
 
-    def measure(self, model: torch.nn.Module, floor: bool, data_name: str) -> dict[str, Any] | None:
+    def measure(self, model: torch.nn.Module, baseline: bool, data_name: str) -> dict[str, Any] | None:
         """The result of `ldae.probes.probe` on all images, on the main process; None on others.
 
         Args:
-            floor: whether the untrained network is measured too.
+            baseline: whether the untrained network is measured too.
         """
-        return probe(self._subject(model), floor=floor, data_name=data_name)
+        return probe(self._subject(model), baseline=baseline, data_name=data_name)
 
     def _subject(self, model: torch.nn.Module, most: int | None = None) -> Subject:
         encoder = Encoder(model, name=self.name)
