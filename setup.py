@@ -29,6 +29,7 @@ setup(
         # little is asked of these
         "filelock>=3.16",
         "numpy>=1.26",
+        "pandas>=2",
         "pillow>=11",
         "matplotlib>=3.8",
         "tensorboard>=2.16",

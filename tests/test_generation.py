@@ -254,7 +254,7 @@ def test_refusals(make):
         {"prediction": "image"},
         {"input_space": "image", "prediction": "image", "noise_schedule": "linear_sigma"},
     ):
-        with pytest.raises(ValueError, match=r"patch-vae, patch-ae, patch-pca, clean-latent.*denoise"):
+        with pytest.raises(ValueError, match=r"'ddpm' or 'linear_gamma2'; this model has .*denoise"):
             LDAEPipeline.from_model(make(**fields))
     with pytest.raises(ValueError, match="scheduler must be one of ddim, ddpm, dpm, got 'euler'"):
         make_scheduler(make(), "euler")
