@@ -31,8 +31,8 @@ from ldae.hub.folder import push_folder
 from ldae.options import RUN_DEFINING, parse_arguments
 from ldae.probes import Knn, Subject, format_probe, probe
 from ldae.report.results import open_losses, save_result, short_name
-from ldae.tokenizers import autoencoders
-from ldae.tokenizers.pca import explained_variance, fit_to_images
+from ldae.tokenizers import stage as tokenizer_stage
+from ldae.tokenizers.fitting import explained_variance, fit_to_images
 from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, refuse_changes
 from ldae.training.models import build_model
 from ldae.training.optimization import learning_rate, parameter_groups
@@ -271,7 +271,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
 def main(argv: list[str] | None = None) -> Path:
     model_args, data_args, train_args = parse_arguments(argv)
     refuse(train_args)
-    if (stage := autoencoders.stage(model_args, data_args, train_args)) is not None:
+    if (stage := tokenizer_stage.stage(model_args, data_args, train_args)) is not None:
         folder = train(*stage)
         train_args.tokenizer = str(folder)
     if not train_args.tokenizer_only:

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 
 from configuration_ldae import SIZES, LDAEConfig
 from ldae.report.results import short_name
-from ldae.tokenizers.autoencoders import TRAINED
+from ldae.tokenizers import TRAINED
 
 RUN_DEFINING = (  # what a resumed run must not change, since it goes on as if never stopped
     "data", "train_split", "crop", "flip", "per_device_batch_size", "gradient_accumulation_steps", "base_learning_rate",

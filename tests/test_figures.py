@@ -9,7 +9,6 @@ from PIL import Image
 
 from ldae import LDAEConfig, LDAEForPreTraining
 from ldae.report import figures as plots
-from ldae.tokenizers.pca import fit_tokenizer
 
 
 def read(path) -> np.ndarray:
@@ -27,7 +26,7 @@ def model() -> LDAEForPreTraining:
     config = LDAEConfig(image_size=16, patch_size=4, latent_dim=8, hidden_size=16, num_hidden_layers=1,
                         num_attention_heads=2)  # fmt: skip
     model = LDAEForPreTraining(config)
-    fit_tokenizer(model.ldae.tokenizer, config, [torch.rand(20, 3, 16, 16).cumsum(3) / 8 - 1])
+    model.ldae.tokenizer.fit([torch.rand(20, 3, 16, 16).cumsum(3) / 8 - 1], config)
     return model
 
 

@@ -18,7 +18,7 @@ from ldae.generation import frechet
 from ldae.generation import pipeline as generation
 from ldae.generation.frechet import frechet_distance
 from ldae.generation.pipeline import LDAEPipeline, denoise, make_scheduler, predict, respace
-from modeling_ldae import patchify
+from tokenizers_ldae import patchify
 
 LATENT = {"input_space": "latent", "prediction": "noise", "noise_schedule": "ddpm"}
 KINDS = [

@@ -24,7 +24,8 @@ from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
-from modeling_ldae import NoiseSchedule, PatchTokenizer, patchify, sincos_positions, unpatchify
+from modeling_ldae import NoiseSchedule, sincos_positions
+from tokenizers_ldae import PCATokenizer, patchify, unpatchify
 
 HEADS = [LDAEModel, LDAEForPreTraining, LDAEForImageClassification, LDAEBackbone]
 
@@ -514,7 +515,7 @@ def test_bfloat16_leaves_tokenizer_and_noise_in_float32(tiny_model, images, tmp_
     model.save_pretrained(tmp_path)
     loaded = LDAEForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-    for kept in (PatchTokenizer, NoiseSchedule):
+    for kept in (PCATokenizer, NoiseSchedule):
         (original,), (module,) = ([m for m in each.modules() if isinstance(m, kept)] for each in (model, loaded))
         for name, buffer in original.named_buffers():
             assert module.get_buffer(name).dtype == torch.float32

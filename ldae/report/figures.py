@@ -17,7 +17,8 @@ from sklearn.metrics import confusion_matrix as count_confusions
 
 from configuration_ldae import LDAEConfig
 from ldae.generation.pipeline import denoise
-from modeling_ldae import LDAEForPreTraining, NoiseSchedule, PatchTokenizer
+from modeling_ldae import LDAEForPreTraining, NoiseSchedule
+from tokenizers_ldae import PatchTokenizer
 
 SIDE = 192  # pixels to which small images are enlarged, by a whole factor
 GAP = 8  # pixels between images, and half of the margin around them
@@ -132,7 +133,7 @@ def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
     """
     variance = tokenizer.spectrum.double().cpu().numpy()
     if not variance.any():
-        raise ValueError("the tokenizer is not fitted: call ldae.tokenizers.pca.fit_to_images first")
+        raise ValueError("the tokenizer is not fitted: call ldae.tokenizers.fitting.fit_to_images first")
     explained, d = variance.cumsum() / variance.sum(), len(tokenizer.V)
     index = np.arange(1, len(variance) + 1)
     figure = Figure(figsize=(9, 3.4), layout="constrained")

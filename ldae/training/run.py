@@ -10,8 +10,8 @@ from ldae.data.images import ImageDataset, StepSampler, hub_id, to_pixel_values,
 from ldae.hub.folder import save_hub_folder
 from ldae.report import figures
 from ldae.report.results import save_result, short_name
-from ldae.tokenizers.pca import variance_held
-from modeling_ldae import LDAEForPreTraining, PatchTokenizer
+from ldae.tokenizers.fitting import variance_held
+from modeling_ldae import LDAEForPreTraining
 
 
 def refuse(train_args):
@@ -44,7 +44,7 @@ def write_run(
     config = trained.config
     if isinstance(trained, LDAEForPreTraining):
         draw_denoised(trained, images, output_dir / "denoised.png")
-        if isinstance(trained.ldae.tokenizer, PatchTokenizer):
+        if trained.ldae.tokenizer.linear:
             figures.filters(trained.ldae.tokenizer, config.patch_hw, config.num_channels, output_dir / "filters.png")
             figures.spectrum(trained.ldae.tokenizer, output_dir / "spectrum.png")
     images_seen = state["step"] * per_step
