@@ -45,7 +45,8 @@ def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
 
     Images for a model that takes squares are resized by their short side and the centre is cut out; for others they are
     resized to height and width. Three channels are taken to be RGB, so grey and RGBA images are converted; images of
-    another number of channels are taken as they are.
+    another number of channels are taken as they are. The torchvision back end of transformers before 5.21 takes no image
+    of four channels; `AutoImageProcessor.from_pretrained(folder, backend="pil")` does.
     """
     channels, size = config.num_channels, config.image_size
     height, width = (size, size) if isinstance(size, int) else size

@@ -34,7 +34,7 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "hardware": hardware(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
