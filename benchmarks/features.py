@@ -8,7 +8,7 @@ The encoder alone, on one batch that is already a tensor, is the ceiling: nothin
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +73,7 @@ def contenders(arguments: FeatureSpeedArguments) -> dict[str, Callable]:
     }
 
 
-def measure(arguments: FeatureSpeedArguments) -> dict:
+def measure(arguments: FeatureSpeedArguments) -> Iterator[dict]:
     """Rounds of all contenders in turn, after one of each that is not counted."""
     torch.set_num_threads(arguments.threads)
     runs = contenders(arguments)
@@ -85,10 +85,7 @@ def measure(arguments: FeatureSpeedArguments) -> dict:
             run()
             if i:
                 seconds[name].append(clock() - start)
-    return {
-        "benchmark": "features",
-        "seconds": seconds,
-    }
+    yield {"benchmark": "features", "seconds": seconds}
 
 
 def table(result: dict) -> str:
@@ -109,4 +106,4 @@ def table(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    command.run(FeatureSpeedArguments, measure, table, "features")
+    command.run(FeatureSpeedArguments, measure, table)
