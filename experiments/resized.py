@@ -11,7 +11,8 @@ import datasets
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset, load_examples
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples
 
 
 def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("train", "validation")):

@@ -18,7 +18,6 @@ from ldae import LDAEConfig, LDAEForPreTraining
 from ldae.generation.pipeline import GenerationArguments
 from ldae.options import option_parser, parse_arguments
 from ldae.report.results import save_result
-from ldae.tokenizers import pca
 
 TINY = [
     f"--{option}"
@@ -135,7 +134,7 @@ def test_every_rung_takes_a_training_step_and_reloads(rung, recipe, tmp_path):
     fields = {"num_classes": 2} if rungs.options(rung)["class_conditional"] else {}
     model = LDAEForPreTraining(LDAEConfig.from_size("tiny", **{**model_args.overrides(), **fields}))
     pixel_values = torch.rand(4, 3, *(size * 2)[:2]).cumsum(3) / 16 - 1
-    pca.fit_tokenizer(model.ldae.tokenizer, model.config, [pixel_values])
+    model.ldae.tokenizer.fit([pixel_values], model.config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     drawn = model.sample_noise(4, generator=torch.Generator().manual_seed(0))
     drawn |= {"labels": torch.tensor([0, 1, 1, 0])} if fields else {}

@@ -18,7 +18,7 @@ from ldae.generation import frechet
 from ldae.generation import pipeline as generation
 from ldae.generation.frechet import frechet_distance
 from ldae.generation.pipeline import LDAEPipeline, denoise, make_scheduler, predict, respace
-from modeling_ldae import patchify
+from tokenizers_ldae import patchify
 
 LATENT = {"input_space": "latent", "prediction": "noise", "noise_schedule": "ddpm"}
 KINDS = [
@@ -299,7 +299,7 @@ def test_denoise(tiny_model, images):
     again = denoise(model, pixel_values, torch.tensor([500, 500]), seeded())
     assert all(torch.equal(x, y) for x, y in zip((noisy, clean), again, strict=True))
     noise = randn(2, 6, 8)
-    outputs = model(pixel_values, noise=noise, timesteps=torch.tensor([500, 500]))
+    outputs = model.eval()(pixel_values, noise=noise, timesteps=torch.tensor([500, 500]))
     assert_close(noisy, outputs.noisy_pixel_values.clamp(-1, 1))
     assert_close(clean, outputs.reconstruction.clamp(-1, 1))
 

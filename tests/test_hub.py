@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
+from packaging.version import Version
 from PIL import Image
 from transformers import AutoImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
@@ -25,8 +27,8 @@ from ldae.report.results import save_result
 
 ROOT = Path(__file__).parents[1]
 MODEL_ID = "org/ldae-vit-tiny"
-FILES = {"README.md", "config.json", "configuration_ldae.py", "model.safetensors", "modeling_ldae.py",
-         "preprocessor_config.json", "results/probe.json", "results/train.json"}  # fmt: skip
+FILES = {"README.md", "config.json", "configuration_ldae.py", "model.safetensors", "modeling_ldae.py", "schedules_ldae.py",
+         "preprocessor_config.json", "tokenizers_ldae.py", "results/probe.json", "results/train.json"}  # fmt: skip
 TINY = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 TRAINING = {
@@ -137,6 +139,10 @@ def test_wrapped_models_and_given_weights_are_saved(wrap, tmp_path):
     ("num_channels", "modes"), [(3, ["RGB", "L", "RGBA", "P", "1", "CMYK"]), (1, ["L"]), (4, ["RGBA"])]
 )
 def test_processor_makes_what_the_model_takes(num_channels, modes, backend, tmp_path):
+    if (num_channels, backend) == (4, "torchvision") and Version(transformers.__version__) < Version("5.21"):
+        pytest.skip(
+            "transformers before 5.21 takes no image of four channels here, as image_processor's docstring says"
+        )
     model = tiny_model(LDAEModel, num_channels=num_channels)
     model.config.image_size = [32, 48]  # height and width must not change places
     save_hub_folder(model, tmp_path)

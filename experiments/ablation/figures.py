@@ -23,7 +23,8 @@ from ldae.report.drawing import (
     save_image,
 )
 from ldae.report.figures import filter_sheet
-from modeling_ldae import LDAEForPreTraining, NoiseSchedule, PatchTokenizer
+from modeling_ldae import LDAEForPreTraining, NoiseSchedule
+from tokenizers_ldae import PatchTokenizer
 
 SCHEDULES = {  # the paper's
     "ddpm": "DDPM: β linear",

@@ -17,7 +17,8 @@ from experiments.ablation import figures
 from experiments.ablation.rungs import END, PIXELS, RUNGS, TABLE2, TOKENIZERS, at_dimension
 from experiments.ablation.runs import measure
 from experiments.ablation.tables import tables
-from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.images import ImageDataset
+from ldae.data.order import to_pixel_values
 from ldae.data.photos import load_photos
 from ldae.report.figures import save_denoising
 from ldae.report.tables import fill

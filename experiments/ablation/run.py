@@ -36,7 +36,7 @@ from experiments.ablation.rungs import (
     tokenizer_of,
 )
 from experiments.ablation.tables import tables
-from ldae.data.images import load_examples, why_not_probed
+from ldae.data.sources import load_examples, why_not_probed
 from ldae.options import DataArguments, names_given, parse_arguments
 from ldae.report.results import load_study
 
@@ -128,7 +128,9 @@ class Ablation:
         """The command line of one training."""
         command = [sys.executable, "-m", "train_ldae", self.recipe, "--output_dir", folder, "--seed", seed, "--resume"]
         command += ["--probe", "--report_to", "none", *more]
-        command += [] if seed == self.seeds[0] else ["--no_floor"]  # untrained, all seeds of a rung are about the same
+        command += (
+            [] if seed == self.seeds[0] else ["--no_baseline"]
+        )  # untrained, all seeds of a rung are about the same
         return [*map(str, command), *self.extra, *as_arguments(options(rung, self.config, self.lpips))]
 
     def run(self) -> list[str]:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from configuration_ldae import LDAEConfig
-from ldae.tokenizers.autoencoders import TRAINED
+from tokenizers_ldae import TRAINED
 
 FIRST = {
     "tokenizer_type": "conv_vae",

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.vit.modeling_vit import ViTPreTrainedModel
 
 from experiments.baselines.vit import encoder, patch_mean, vit_config
-from ldae.data.images import count_classes, load_examples
+from ldae.data.sources import count_classes, load_examples
 from ldae.options import parse_arguments
 from train_ldae import train
 

@@ -26,7 +26,7 @@ measure() { # run, study, options
   python -m experiments.collect "$runs" "$results/$2.jsonl" --runs "$1"
 }
 
-encoder() { # run, floor or no_floor, module or script, options
+encoder() { # run, baseline or no_baseline, module or script, options
   wanted "$1" || return 0
   train "$1" "${@:3}"
   measure "$1" imagenette64 "--$2" --protocols "${protocols[@]}" "${short[@]}"
@@ -39,16 +39,16 @@ latent() { # run, options
 }
 
 # README: l-DAE beside its baselines. One untrained ViT stands beside all ViTs.
-encoder vitmae floor "-m experiments.baselines.vit_mae"
-encoder moco_v3 no_floor "-m experiments.baselines.moco_v3" --per_device_batch_size 128 --base_learning_rate 2e-3
-encoder supervised no_floor "-m experiments.baselines.supervised" --crop random_resized
-encoder pixels no_floor train_ldae.py --tokenizer_type pixels --latent_dim 192 --latent_scaling global
-encoder ldae-d16-component floor train_ldae.py --latent_dim 16 --latent_scaling component
+encoder vitmae baseline "-m experiments.baselines.vit_mae"
+encoder moco_v3 no_baseline "-m experiments.baselines.moco_v3" --per_device_batch_size 128 --base_learning_rate 2e-3
+encoder supervised no_baseline "-m experiments.baselines.supervised" --crop random_resized
+encoder pixels no_baseline train_ldae.py --tokenizer_type pixels --latent_dim 192 --latent_scaling global
+encoder ldae-d16-component baseline train_ldae.py --latent_dim 16 --latent_scaling component
 
 # docs/probes.md: every protocol on one encoder, and the linear probe with ten times the steps
 if wanted ldae-d16-component; then
   measure ldae-d16-component probes64 --protocols "${protocols[@]}" "${short[@]}" --sweep
-  taskset -c "${CORE:-0}" python probe_ldae.py --model "$runs/ldae-d16-component" --data "$data" --no_floor \
+  taskset -c "${CORE:-0}" python probe_ldae.py --model "$runs/ldae-d16-component" --data "$data" --no_baseline \
     --protocols linear --linear_views 3 --linear_epochs 900 --linear_batch_size 121 \
     --output_dir "$runs/linear-900/results"
   python -m experiments.collect "$runs" "$results/probes64.jsonl" --runs linear-900

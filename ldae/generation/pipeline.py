@@ -29,7 +29,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset, load_examples
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples
 from ldae.features.encoders import evaluating, load_encoder
 from ldae.generation.frechet import frechet_distance
 from ldae.options import option, option_parser
@@ -51,10 +52,7 @@ def predict(
     classes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The network's output (B, N, d or D) for z_t (B, N, d) at timesteps (B,) or (1,), with classes (B,) or none."""
-    config = model.config
-    size_only = noisy_latents.new_zeros(len(noisy_latents), config.num_channels, *config.image_hw)
-    hidden_states = model.ldae(size_only, timesteps, latents=noisy_latents, classes=classes).last_hidden_state
-    return model.decoder(hidden_states, model.ldae.condition(timesteps, classes))
+    return model.predict(noisy_latents, timesteps, classes)
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessor
 
 import configuration_ldae
 import modeling_ldae
+import schedules_ldae
+import tokenizers_ldae
 
 AUTO_MAP = {
     "AutoConfig": "configuration_ldae.LDAEConfig",
@@ -29,6 +31,7 @@ NOT_PUBLISHED = (
     "images/*",
     "logs/*",
     "losses.jsonl",
+    ".lock",
     "*.tmp",
     "*.log",
     "*tfevents*",
@@ -42,7 +45,8 @@ def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
 
     Images for a model that takes squares are resized by their short side and the centre is cut out; for others they are
     resized to height and width. Three channels are taken to be RGB, so grey and RGBA images are converted; images of
-    another number of channels are taken as they are.
+    another number of channels are taken as they are. The torchvision back end of transformers before 5.21 takes no image
+    of four channels; `AutoImageProcessor.from_pretrained(folder, backend="pil")` does.
     """
     channels, size = config.num_channels, config.image_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -75,7 +79,7 @@ def save_hub_folder(
     model.save_pretrained(folder, state_dict=state_dict)
     image_processor(model.config).save_pretrained(folder)
     if model.config.model_type == configuration_ldae.LDAEConfig.model_type:
-        for module in (configuration_ldae, modeling_ldae):
+        for module in (configuration_ldae, modeling_ldae, schedules_ldae, tokenizers_ldae):
             shutil.copy(module.__file__, folder)
         path = folder / "config.json"  # changed here, and not on the live configuration, which the model goes on using
         config = {**json.loads(path.read_text()), "auto_map": AUTO_MAP}

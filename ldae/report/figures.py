@@ -28,7 +28,8 @@ from ldae.report.drawing import (
     save_image,
     to_images,
 )
-from modeling_ldae import LDAEForPreTraining, PatchTokenizer
+from modeling_ldae import LDAEForPreTraining
+from tokenizers_ldae import PatchTokenizer
 
 FRAME = 5  # pixels of the coloured frame around a neighbour
 MAX_NUMBERED = 50  # classes up to which a confusion matrix has its numbers written into it

@@ -6,7 +6,6 @@ The results of many runs are kept together as a study: one .jsonl with a line fo
 import datetime
 import json
 import platform
-import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ldae.hardware import hardware
+from ldae.names import short_name as short_name
 
 PACKAGES = (
     "torch",
@@ -34,7 +34,7 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "hardware": hardware(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -121,12 +121,6 @@ def open_losses(path: Path, step: int) -> TextIO:
     ]  # a kill may tear the last
     path.write_text("".join(line + "\n" for line in kept))
     return path.open("a", buffering=1)
-
-
-def short_name(name: str) -> str:
-    """A data set's or model's name as part of a file name: a folder's own name, or the Hub id."""
-    name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
 
 
 def commit() -> str | None:

@@ -25,11 +25,13 @@ from transformers import (
 )
 
 from ldae import LDAEModel
-from ldae.data.images import ImageDataset, load_examples, to_pixel_values
+from ldae.data.images import ImageDataset
+from ldae.data.order import to_pixel_values
+from ldae.data.sources import load_examples
 from ldae.features.encoders import Encoder
 from ldae.probes import finetune
 from ldae.probes.finetune import Classifier, FineTune, drop_blocks, freeze_unused
-from ldae.probes.protocol import Subject
+from ldae.probes.subject import Subject
 
 TINY = {
     "image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

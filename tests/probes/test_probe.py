@@ -14,7 +14,8 @@ from transformers import ResNetConfig, ResNetModel, ViTImageProcessor, ViTMAECon
 
 import probe_ldae
 from ldae import LDAEConfig, LDAEForPreTraining
-from ldae.data.images import ImageDataset, load_examples
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples
 from ldae.features.encoders import Encoder, load_encoder
 from ldae.probes import Knn, LinearFast, Subject
 
@@ -121,8 +122,8 @@ def test_protocols_are_added_and_not_measured_again(folder, data, monkeypatch):
     assert again["protocols"]["retrieval"] == both["protocols"]["retrieval"]
 
 
-def test_without_a_floor(folder, data, capsys):
-    result = run("--model", folder, "--data", data, "--protocols", "knn", "--no_floor")
+def test_without_a_baseline(folder, data, capsys):
+    result = run("--model", folder, "--data", data, "--protocols", "knn", "--no_baseline")
     assert result["floor"] == {}
     assert "–" in capsys.readouterr().out
 

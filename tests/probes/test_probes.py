@@ -3,24 +3,23 @@
 import dataclasses
 from types import SimpleNamespace
 
-import datasets
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
 from ldae import LDAEForPreTraining
-from ldae.data.images import ImageDataset, mix_seed
+from ldae.data.order import mix_seed
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features, extract_features
-from ldae.probes import Knn, LinearFast, Subject, format_probe, probe
+from ldae.probes import Knn, LinearFast, Subject, best_baseline, format_probe, probe, unpack
 from ldae.probes.few_shot import FewShot, draw
-from ldae.probes.knn import knn_predictions
+from ldae.probes.knn import knn_predictions, standardised
 from ldae.probes.linear_fast import batch_norm, logistic_regression, predict
 from ldae.probes.metrics import Accuracy
 from ldae.probes.protocol import held_out_mask
@@ -49,21 +48,6 @@ def measure(protocol, train, validation, seed=0):
 
 def accuracy(train, validation, **options):
     return measure(Knn(**options), train, validation)["accuracy"]
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Seven noise images of two classes; the fourth is no image."""
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{i}.png" for i in range(7)]
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
-    paths[3].write_bytes(b"no image")
-    examples = datasets.Dataset.from_dict(
-        {"image": [{"bytes": None, "path": str(path)} for path in paths], "label": [0, 1, 0, 1, 0, 1, 1]},
-        features=datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=["a", "b"])),
-    )
-    return ImageDataset(examples, (8, 12))
 
 
 # --------------------------------------------------------------------------------------------------------------- metric
@@ -122,14 +106,19 @@ def test_options_of_a_protocol(cls):
         assert option.name.startswith(prefix + "_")
         assert option.metadata["help"].startswith(f"{cls.name}: ")
     small = {"few_shot_draws": 2} if cls is FewShot else {}
-    subject = subject_of(blobs(150, 1), blobs(50, 2))
+    validation = blobs(50, 2)
+    subject = subject_of(blobs(150, 1), validation)
     result = cls(**small)(subject)
     assert {option.name for option in dataclasses.fields(cls)} <= set(result["settings"])
     assert result["description"] == cls(**small).description
     assert result["seconds"] > 0
     assert 0 < result[cls.metric] < 100
     assert 0 < result["standard_error"] < 10
-    assert "predictions" not in result
+    if "predictions" in result:  # they are those that the accuracy counts
+        right = unpack(result["predictions"]) == validation.labels.numpy()
+        assert result["accuracy"] == pytest.approx(100 * right.mean())
+        assert torch.equal(subject.labels, validation.labels)
+    assert ("predictions" in result) == (cls in (Knn, LinearFast))
     if cls in (Knn, LinearFast):
         assert subject.predictions[cls.name].shape == (50,)
 
@@ -166,6 +155,23 @@ def test_knn_weights_by_similarity():
 def test_k_is_at_most_the_number_of_training_images():
     train, validation = blobs(5, 1), blobs(9, 2)
     assert accuracy(train, validation, knn_k=20) == accuracy(train, validation, knn_k=5)
+
+
+def test_standardised_features_equal_scikit_learns():
+    train, validation = blobs(200, 1), blobs(300, 2)
+    for part in (train, validation):
+        part.features[:, 3] = 7  # a constant feature has no deviation
+    scaler = StandardScaler().fit(train.features.double())
+    scaled = [
+        Features(torch.tensor(scaler.transform(part.features.double())).float(), part.labels)
+        for part in (train, validation)
+    ]
+    got = standardised(train.features, validation.features)
+    for features, expected in zip(got, scaled, strict=True):
+        torch.testing.assert_close(features, expected.features, atol=1e-4, rtol=1e-4)
+    result = measure(Knn(), train, validation)
+    assert result["accuracy_standardised"] == pytest.approx(accuracy(*scaled))
+    assert result["accuracy_standardised"] > result["accuracy"] + 2  # the scales of blobs hide most of their features
 
 
 # --------------------------------------------------------------------------------------------------------- linear-fast
@@ -269,6 +275,7 @@ def test_few_shot_by_hand():
         assert got["accuracy"] == pytest.approx(np.mean(accuracies), abs=0.2)
         assert got["deviation"] == pytest.approx(np.std(accuracies, ddof=1), abs=0.2)
         assert got["standard_error"] == pytest.approx(got["deviation"] / 3**0.5)
+        assert got["accuracies"] == pytest.approx(accuracies, abs=0.4)  # one image of 300 on the boundary
     assert result["accuracy"] == result["shots"]["5"]["accuracy"] > result["shots"]["1"]["accuracy"]
     assert result["standard_error"] == result["shots"]["5"]["standard_error"]
     assert {**result, "seconds": 0} == {**measure(few_shot, train, validation), "seconds": 0}
@@ -362,9 +369,9 @@ def test_any_shape(num_train, num_queries, num_classes, k, seed):
 # ---------------------------------------------------------------------------------------------------------------- probe
 
 
-def test_probe_gives_the_encoder_beside_its_floor(images, tiny_model):
+def test_probe_gives_the_encoder_beside_its_baseline(labelled_images, tiny_model):
     encoder, seen = Encoder(tiny_model(LDAEForPreTraining), name="mine"), []
-    subject = Subject(encoder, images, images)
+    subject = Subject(encoder, labelled_images, labelled_images)
     protocols = [Knn(knn_k=3), LinearFast()]
     result = probe(
         subject, protocols, data_name="noise", on_protocol=lambda result: seen.append(list(result["protocols"]))
@@ -375,8 +382,8 @@ def test_probe_gives_the_encoder_beside_its_floor(images, tiny_model):
     data = result["data"]
     assert (data["name"], data["num_classes"]) == ("noise", 2)
     assert [name.split(":")[0][-5:] for name in data["unreadable"]] == ["3.png"]
-    features = extract_features(encoder, images)
-    floor = extract_features(encoder.untrained(0), images)
+    features = extract_features(encoder, labelled_images)
+    floor = extract_features(encoder.untrained(0), labelled_images)
     for part, of in (("protocols", features), ("floor", floor)):
         for protocol in protocols:
             got, expected = result[part][protocol.name], measure(protocol, of, of)
@@ -384,12 +391,18 @@ def test_probe_gives_the_encoder_beside_its_floor(images, tiny_model):
                 key: value for key, value in expected.items() if key != "seconds"
             }
     assert "fresh weights and the same tokenizer" in result["floor"]["description"]
-    assert seen == [["knn"], *3 * [["knn", "linear-fast"]]]  # the encoder's figures, then the floor's
+    assert seen == [["knn"], *7 * [["knn", "linear-fast"]]]  # the encoder's figures, then those of three baselines
+    labels = unpack(data["labels"])
+    for part in ("protocols", "floor", "random_vit", "thumbnail"):
+        for protocol in protocols:
+            figures = result[part][protocol.name]
+            right = unpack(figures["predictions"]) == labels
+            assert (len(right), 100 * right.mean()) == (6, pytest.approx(figures["accuracy"]))
     assert subject.predictions["knn"].shape == (6,)
 
 
-def test_probe_does_not_measure_again(images, tiny_model):
-    subject = Subject(Encoder(tiny_model()), images, images)
+def test_probe_does_not_measure_again(labelled_images, tiny_model):
+    subject = Subject(Encoder(tiny_model()), labelled_images, labelled_images)
     first = probe(subject, [Knn(knn_k=3)])
     first["protocols"]["knn"]["accuracy"] = -1.0
     result = probe(subject, [Knn(knn_k=3), Retrieval()], earlier=first)
@@ -398,54 +411,25 @@ def test_probe_does_not_measure_again(images, tiny_model):
     assert result["protocols"]["retrieval"]["map"] > 0 < result["floor"]["retrieval"]["map"]
 
 
-def test_identity_tells_encoders_images_and_seeds_apart(images, tiny_model):
-    encoder, fewer = Encoder(tiny_model()), ImageDataset(images.examples.select(range(6)), (8, 12))
-    subjects = [
-        Subject(encoder, images, images),
-        Subject(encoder.untrained(), images, images),
-        Subject(encoder, fewer, images),
-        Subject(encoder, images, fewer),
-        Subject(encoder, images, images, seed=1),
-    ]
-    assert len({subject.identity for subject in subjects}) == len(subjects)
-    assert Subject(encoder, images, images).identity == subjects[0].identity
-
-
-def test_probe_without_floor(images, tiny_model):
-    subject = Subject(Encoder(tiny_model()), images, images)
-    result = probe(subject, [Knn(knn_k=3)], floor=False)
+def test_probe_without_baseline(labelled_images, tiny_model):
+    subject = Subject(Encoder(tiny_model()), labelled_images, labelled_images)
+    result = probe(subject, [Knn(knn_k=3)], baseline=False)
     assert result["floor"] == {}
-    assert "–" in format_probe(result)
+    assert not {"random_vit", "thumbnail"} & result.keys()
+    assert format_probe(result).splitlines()[1].split()[:2] == ["knn", "–"]
 
 
-def test_format_probe():
-    figures = {"accuracy": 61.25, "standard_error": 0.64}
-    lines = format_probe({"protocols": {"knn": figures}, "floor": {"knn": {**figures, "accuracy": 30.0}}}).splitlines()
-    assert len(lines) == 2
-    assert lines[1].split("  ")[0] == "knn"
-    assert lines[1].index("30.0 ± 0.6") < lines[1].index("61.2 ± 0.6")
+def test_the_best_baseline_stands_beside_the_encoder():
+    def figures(accuracy):
+        return {"accuracy": accuracy, "standard_error": 0.64}
 
-
-def test_a_subject_refuses_what_no_protocol_can_use(images, tiny_model, tmp_path):
-    encoder = Encoder(tiny_model())
-
-    def subject(examples):
-        return Subject(encoder, ImageDataset(examples, (8, 12)), images)
-
-    none = images.examples.remove_columns("label").add_column("label", [None] * 7, feature=datasets.Value("int64"))
-    with pytest.raises(ValueError, match="the training images have no labels"):
-        subject(none).features("train")
-    with pytest.raises(ValueError, match=r"training images, got none that can be read; the first is .*3\.png"):
-        subject(images.examples.select([3])).features("train")
-    encoder.model.layers[0].mlp.fc1.bias.data[0] = float("nan")
-    with pytest.raises(ValueError, match="the validation features are not all finite"):
-        subject(images.examples).features("validation")
-
-
-def test_views_of_a_subject(images, tiny_model, tmp_path):
-    subject = Subject(Encoder(tiny_model()), images, images, cache=tmp_path / "cache")
-    one, other, unkept = subject.view(1), subject.view(2), subject.view(3, keep=False)
-    assert subject.view(1) is one
-    assert len(list((tmp_path / "cache").iterdir())) == 2
-    assert len({x.features.sum().item() for x in (one, other, unkept)}) == 3
-    assert torch.equal(one.labels, subject.features("train").labels)
+    parts = {"floor": {"knn": figures(30.0)}, "thumbnail": {"description": "pixels", "knn": figures(40.0)}}
+    result = {"protocols": {"knn": figures(61.25), "linear": figures(70.0)}, **parts}
+    assert best_baseline(result, "knn") == ("thumbnail", figures(40.0))
+    assert best_baseline(result, "linear") is None
+    _, knn, linear = format_probe(result).splitlines()
+    assert knn.split("  ")[0] == "knn"
+    assert knn.index("40.0 ± 0.6") < knn.index("61.2 ± 0.6") < knn.index("(thumbnail)")
+    assert linear.split() == ["linear", "–", "70.0", "±", "0.6"]
+    del result["thumbnail"]  # files of earlier runs have the untrained baseline alone
+    assert best_baseline(result, "knn") == ("floor", figures(30.0))

@@ -172,6 +172,16 @@ def test_timm(kind):
         assert [x.shape[1] for x in depths] == [64, 16, 4]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_shape_of_the_tokens_is_found_without_a_trace(training):
+    model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])).train(training)
+    before = copy.deepcopy(model.state_dict())
+    encoder = Encoder(model, (32, 48))
+    assert (encoder.token_shape, encoder.width) == ((4 * 6, 16), 16)
+    assert model.training == training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # BatchNorm's statistics
+
+
 def test_images_are_standardised_as_the_processor_says(pixel_values):
     model = ViTModel(ViTConfig(**TINY)).eval()
     by_hand = ((pixel_values + 1) / 2 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
-from transformers import HfArgumentParser
 
 from ldae.features.extraction import Features
+from ldae.options import option_parser
 from ldae.probes import linear
 from ldae.probes.heads import choose_rate
 from ldae.probes.linear import Linear
@@ -224,7 +224,7 @@ def test_lars_without_timm_names_what_to_install(monkeypatch):
 
 
 def test_command_line():
-    parser = HfArgumentParser(Linear)
+    parser = option_parser(Linear, description="")
     assert parser.parse_args_into_dataclasses([])[0] == Linear()
     (probe,) = parser.parse_args_into_dataclasses(["--linear_optimizer", "lars", "--linear_rates", "0.1", "1"])
     assert (probe.linear_optimizer, probe.rates) == ("lars", [0.1, 1.0])

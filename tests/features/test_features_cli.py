@@ -1,7 +1,8 @@
-"""`python -m ldae.features.extraction`, end to end on a tiny l-DAE and folders of images."""
+"""The command `ldae-features`, end to end on a tiny l-DAE and folders of images."""
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import ldae
 from ldae import LDAEForPreTraining, LDAEModel
-from ldae.data.images import ImageDataset, load_examples, to_pixel_values
-from ldae.features import extraction
+from ldae.data.images import ImageDataset
+from ldae.data.order import to_pixel_values
+from ldae.data.sources import load_examples
+from ldae.features import command
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(ldae.__file__).resolve().parents[1]
 READABLE = [f"{name}/{i}.png" for name in "abc" for i in range(3) if (name, i) != ("b", 1)]
 
 
@@ -53,7 +57,7 @@ def arguments(model, data, output, *more):
 
 
 def run(*args):
-    extraction.main(arguments(*args))
+    command.main(arguments(*args))
     return json.loads((args[2] / "features.json").read_text())
 
 
@@ -98,6 +102,13 @@ def test_parquet(model, data, tmp_path, capsys):
     np.testing.assert_allclose(np.stack(frame["pooled"]), tokens[:4].mean(dim=1), rtol=1e-4, atol=1e-5)
 
 
+def test_the_package_runs_as_a_module(model, data, tmp_path, monkeypatch):
+    """`python -m ldae.features` and `accelerate launch -m ldae.features`."""
+    monkeypatch.setattr(sys, "argv", ["ldae.features", *arguments(model, data, tmp_path / "out")])
+    runpy.run_module("ldae.features", run_name="__main__")
+    assert len(shards(tmp_path / "out")) == 3
+
+
 def test_safetensors_in_half_precision_hold_the_same(model, data, tmp_path):
     run(model, data, tmp_path / "out", "--features", "both", "--format", "safetensors", "--dtype", "float16")
     paths = [tmp_path / "out" / name for name in shards(tmp_path / "out")]
@@ -119,7 +130,7 @@ def test_without_labels_and_a_shard_without_images(model, data, tmp_path):
     for i in (0, 1, 2):
         (data / f"b{i}.png").write_bytes(b"no image")
     out = tmp_path / "out"
-    extraction.main([*arguments(model, data, out, "--features", "patches"), "--shard_size", "3"])
+    command.main([*arguments(model, data, out, "--features", "patches"), "--shard_size", "3"])
     about = json.loads((out / "features.json").read_text())
     assert (about["labels"], about["classes"], len(about["unreadable"])) == (False, None, 3)
     files = [str(out / name) for name in shards(out)]
@@ -131,7 +142,7 @@ def test_without_labels_and_a_shard_without_images(model, data, tmp_path):
 
 def test_a_stopped_run_goes_on(model, data, tmp_path, monkeypatch, capsys):
     run(model, data, tmp_path / "whole")
-    write, written = extraction._write_shard, []
+    write, written = command.write_shard, []
 
     def stop_at_second(path, *args):
         if written:
@@ -140,19 +151,19 @@ def test_a_stopped_run_goes_on(model, data, tmp_path, monkeypatch, capsys):
         written.append(path)
         write(path, *args)
 
-    monkeypatch.setattr(extraction, "_write_shard", stop_at_second)
+    monkeypatch.setattr(command, "write_shard", stop_at_second)
     out = tmp_path / "stopped"
     with pytest.raises(OSError, match="killed"):
         run(model, data, out)
     assert [path.name for path in out.glob("*.parquet")] == ["features-00000-of-00003.parquet"]
     assert json.loads((out / "features.json").read_text())["num_images"] == 9
-    monkeypatch.setattr(extraction, "_write_shard", write)
+    monkeypatch.setattr(command, "write_shard", write)
     capsys.readouterr()
     run(model, data, out)
     assert contents(out) == contents(tmp_path / "whole")
     assert "1 of which were there" in capsys.readouterr().out
 
-    monkeypatch.setattr(extraction, "extract_features", None)  # nothing is left to do
+    monkeypatch.setattr(command, "extract_features", None)  # nothing is left to do
     run(model, data, out)
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -161,7 +172,7 @@ def test_a_stopped_run_goes_on(model, data, tmp_path, monkeypatch, capsys):
 def test_two_processes_write_what_one_does(model, data, tmp_path):
     about = run(model, data, tmp_path / "one", "--features", "both")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    command = [*launch, "ldae.features.extraction", *arguments(model, data, tmp_path / "two", "--features", "both")]
+    command = [*launch, "ldae.features", *arguments(model, data, tmp_path / "two", "--features", "both")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
