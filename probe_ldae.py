@@ -1,7 +1,8 @@
 """Measures an encoder on labelled images: `accelerate launch probe_ldae.py --model FOLDER --data DATA`.
 
-Every protocol stands beside its floor, the same network with fresh weights. The encoder is an l-DAE or any other vision model
-that transformers loads, timm's among them. `--help` lists the options, docs/probes.md says what each protocol does.
+Every protocol stands beside the untrained baseline, the same network with fresh weights. The encoder is an l-DAE or any
+other vision model that transformers loads, timm's among them. `--help` lists the options, docs/probes.md says what each
+protocol does.
 """
 
 import dataclasses
@@ -14,9 +15,10 @@ from typing import Any, Literal
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 import ldae  # noqa: F401 - registers l-DAE with the Auto classes
-from ldae.data.images import ImageDataset, load_examples, why_not_probed
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
-from ldae.options import option, option_parser
+from ldae.options import option, option_parser, validate
 from ldae.probes import (
     DEFAULT_PROTOCOLS,
     PROTOCOLS,
@@ -28,6 +30,7 @@ from ldae.probes import (
     format_probe,
     probe,
 )  # fmt: skip
+from ldae.probes.baselines import TITLES
 from ldae.probes.knn import nearest_images
 from ldae.probes.sweep import format_sweep, load_decoder, sweep
 from ldae.report import figures
@@ -50,9 +53,8 @@ class ProbeArguments:
     image_column: str | None = option(None, "Column of the images; by default the first that holds images.")
     label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
     protocols: list[str] = option(list(DEFAULT_PROTOCOLS), f"What to measure, of {', '.join(PROTOCOLS)}.")
-    floor: bool = option(
-        True,
-        "Measure the untrained floor too; where it is off, say beside the result where the same floor is measured.",
+    baseline: bool = option(
+        True, "Measure the untrained baseline beside the encoder, with a random ViT and a thumbnail of the image."
     )
     sweep: bool = option(
         False,
@@ -62,9 +64,11 @@ class ProbeArguments:
     figures: bool = option(
         False, "Also draw nearest neighbours and, of protocols that this run measures, confusion matrices."
     )
-    seed: int = option(0, "Seed of the floor's weights, of the held-out images and of all that protocols draw.")
-    batch_size: int = option(256, "Images in a forward pass of one process.")
-    num_workers: int = option(0, "Processes that read images, for each process of accelerate.")
+    seed: int = option(
+        0, "Seed of the untrained baseline's weights, of the held-out images and of all that protocols draw."
+    )
+    batch_size: int = option(256, "Images in a forward pass of one process.", minimum=1)
+    num_workers: int = option(0, "Processes that read images, for each process of accelerate.", minimum=0)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
         None, "Of fine-tuning, as accelerate's; by default what accelerate's configuration says."
     )
@@ -82,18 +86,17 @@ class ProbeArguments:
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list[Protocol]]:
-    """Options of a command line, and the protocols that they name.
+    """Reads the options of a command line, and the protocols that they name.
 
     Raises:
         SystemExit: for an unknown option.
-        ValueError: for a value that cannot be.
+        ValueError: for an unknown protocol, or a value outside its bounds.
     """
     parser = option_parser(ProbeArguments, *PROTOCOLS.values(), description=__doc__.split("\n")[0])
     options, *protocols = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     if unknown := [name for name in options.protocols if name not in PROTOCOLS]:
         raise ValueError(f"--protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")
-    if options.batch_size < 1:
-        raise ValueError(f"--batch_size must be at least 1, got {options.batch_size}")
+    validate(options)
     chosen = {protocol.name: protocol for protocol in protocols}
     chosen = [chosen[name] for name in dict.fromkeys(options.protocols)]
     for protocol in chosen:
@@ -102,7 +105,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list
 
 
 def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
-    """Training and validation examples with the same classes.
+    """Loads training and validation examples with the same classes.
 
     Raises:
         ValueError: if a split or its labels are missing, or the classes of the splits differ.
@@ -116,7 +119,7 @@ def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
 
 
 def result_path(options: ProbeArguments) -> Path:
-    """Where the result goes."""
+    """The file of the result."""
     folder = Path(options.model).expanduser()
     default = folder / "results" if folder.is_dir() else Path("runs/probes") / short_name(options.model)
     folder = Path(options.output_dir).expanduser() if options.output_dir else default
@@ -144,8 +147,8 @@ def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], over
         if measured is None:
             continue
         if overwrite:
-            for part in ("protocols", "floor"):
-                earlier[part].pop(protocol.name, None)
+            for part in ("protocols", *TITLES):
+                earlier.get(part, {}).pop(protocol.name, None)
         elif changed := [name for name, value in asked.items() if measured["settings"][name] != value]:
             raise FileExistsError(
                 f"{path} holds {protocol.name} with another --{changed[0]}; choose another --output_dir or pass --overwrite"
@@ -154,13 +157,13 @@ def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], over
 
 
 def draw(subject: Subject, result: Result, path: Path):
-    """Confusion matrices of the protocols that this run measured, and the nearest neighbours of some images."""
-    data, validation = result["data"]["name"], subject.features("validation")
+    """Draws confusion matrices of the protocols that this run measured, and the nearest neighbours of some images."""
+    data = result["data"]["name"]
     feature = subject.validation.examples.features["label"]
     names = getattr(feature, "names", None) or [str(i) for i in range(subject.num_classes)]
     for name, predictions in subject.predictions.items():
         file = path.with_name(f"confusion-{name}-{data}.png")
-        print(figures.confusion_matrix(predictions, validation.labels, names, file))
+        print(figures.confusion_matrix(predictions, subject.labels, names, file))
     print(figures.neighbours(*nearest_images(subject), path.with_name(f"neighbours-{data}.png")))
 
 
@@ -188,7 +191,7 @@ def main(argv: list[str] | None = None) -> Path:
         raise FileExistsError(f"{sweep_path} holds an earlier sweep; choose another --output_dir or pass --overwrite")
 
     result = probe(
-        subject, protocols, options.floor, data, earlier,
+        subject, protocols, options.baseline, data, earlier,
         on_protocol=lambda result: save_result(path, result, overwrite=True),  # a run that is stopped loses nothing
     )  # fmt: skip
     if result is not None:

@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ldae", "ldae.*"]),
-    py_modules=["configuration_ldae", "modeling_ldae", "train_ldae", "probe_ldae"],
+    py_modules=["configuration_ldae", "modeling_ldae", "schedules_ldae", "tokenizers_ldae", "train_ldae", "probe_ldae"],
     # The test suite was run with the lowest versions of the first group together; older ones are untried.
     install_requires=[
         "torch>=2.11",
@@ -27,7 +27,9 @@ setup(
         "safetensors>=0.8",
         "torchmetrics>=1.9",
         # little is asked of these
+        "filelock>=3.16",
         "numpy>=1.26",
+        "pandas>=2",
         "pillow>=11",
         "matplotlib>=3.8",
         "tensorboard>=2.16",

@@ -387,4 +387,6 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {
     "conv_vae": ConvVAETokenizer,
 }
 
-__all__ = ["TOKENIZERS", "PatchMoments", "Tokenizer", "patchify", "unpatchify"]
+TRAINED = tuple(name for name, tokenizer in TOKENIZERS.items() if tokenizer.trainer is not None)  # before the l-DAE
+
+__all__ = ["TOKENIZERS", "TRAINED", "PatchMoments", "Tokenizer", "patchify", "unpatchify"]

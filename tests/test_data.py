@@ -13,19 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldae.data import photos
-from ldae.data.images import (
-    EXTENSIONS,
-    ImageDataset,
-    StepSampler,
-    collate,
-    decode,
-    evaluation_loader,
-    hub_id,
-    load_examples,
-    to_pixel_values,
-    training_loader,
-    why_not_probed,
-)
+from ldae.data.images import ImageDataset, decode
+from ldae.data.order import StepSampler, evaluation_loader, refill, to_pixel_values, training_loader
+from ldae.data.sources import EXTENSIONS, hub_id, load_examples, why_not_probed
 
 RNG = np.random.default_rng(0)
 
@@ -138,7 +128,7 @@ def test_images_vary_with_epoch_and_seed_and_leave_the_global_generator_alone():
 def test_loader_can_be_sent_to_spawned_workers(crop):
     loader = training_loader(StepSampler(ImageDataset(examples(2), (8, 8), crop=crop), 0, 1, 2), 1)
     dataset, collate_fn = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
-    assert collate_fn([dataset[(0, 0)]])["pixel_values"].shape == (1, 3, 8, 8)
+    assert collate_fn(dataset.__getitems__([(0, 0)]))["pixel_values"].shape == (1, 3, 8, 8)
 
 
 def test_a_stream_resumes_and_is_shared(tmp_path, monkeypatch):
@@ -271,10 +261,9 @@ def test_unreadable_files_are_named_and_left_out_or_refilled(bad_folder):
 
 def test_a_batch_without_a_readable_image(bad_folder):
     images = ImageDataset(load_examples(str(bad_folder), "train"), (16, 16))
-    items = [images[(0, i)] for i in range(1, 6)]
+    left = images.__getitems__([(0, i) for i in range(1, 6)])
     with pytest.raises(ValueError, match=r"none of a batch's 5 images can be read.*bomb.png"):
-        collate(items, refill=True)
-    left = collate(items)
+        refill(left)
     assert left["pixel_values"] is None
     assert left["label"].dtype == torch.long
     assert len(left["bad"]) == 5

@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+
+from configuration_ldae import pair
 
 INCIDENTAL = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")  # of a configuration
 
@@ -42,8 +45,7 @@ class Encoder(nn.Module):
         base = model.base_model  # `.ldae`, `.vit`, … of a model with a head, or the model itself
         self.model = base if isinstance(base, PreTrainedModel) else model  # timm's wrapper calls timm's model its base
         config = self.model.config
-        size = getattr(config, "image_size", None) or 224
-        self.image_hw = image_hw or ((size, size) if isinstance(size, int) else tuple(size))
+        self.image_hw = pair(image_hw or getattr(config, "image_size", None) or 224)
         self.num_channels = num_channels or getattr(config, "num_channels", 3)
         self.name = name or config.name_or_path or type(model).__name__
         self.mean, self.std = mean, std
@@ -55,6 +57,18 @@ class Encoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @cached_property
+    def token_shape(self) -> tuple[int, int]:
+        """(N, E): the number of an image's patch tokens and their width, found on a blank image."""
+        blank = torch.zeros(1, self.num_channels, *self.image_hw, device=self.device)
+        with torch.no_grad(), evaluating(self):
+            return tuple(self(blank).shape[1:])
+
+    @property
+    def width(self) -> int:
+        """E, the numbers in the representation of an image."""
+        return self.token_shape[1]
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Patch tokens (B, N, E) of images (B, C, H, W) in [-1, 1].
@@ -157,7 +171,7 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"{type(self.model).__name__} names no patch_size, so its patch tokens cannot be told from others"
             )
-        p, q = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        p, q = pair(patch_size)
         num_patches = (image_hw[0] // p) * (image_hw[1] // q)
         return hidden[:, -num_patches:]  # a hierarchy, as Swin's, has fewer tokens: all are taken
 
@@ -228,8 +242,7 @@ def _input_format(model: PreTrainedModel, name: str, trust_remote_code: bool):
         )  # the Hub's; the architecture's
         channels, height, width = cfg["input_size"]
         size = (config.model_args or {}).get("img_size") or (height, width)
-        image_hw = (size, size) if isinstance(size, int) else tuple(size)
-        return image_hw, channels, list(cfg["mean"]), list(cfg["std"])
+        return pair(size), channels, list(cfg["mean"]), list(cfg["std"])
     try:
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code).to_dict()
     except (OSError, ValueError):  # a model without one
@@ -242,5 +255,4 @@ def _input_format(model: PreTrainedModel, name: str, trust_remote_code: bool):
     mean, std = processor.get("image_mean"), processor.get("image_std")
     if processor and not processor.get("do_normalize", True):
         mean, std = [0.0], [1.0]
-    image_hw = (image_hw, image_hw) if isinstance(image_hw, int) else tuple(image_hw)
-    return image_hw, getattr(config, "num_channels", 3), mean, std
+    return pair(image_hw), getattr(config, "num_channels", 3), mean, std

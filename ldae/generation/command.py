@@ -16,7 +16,8 @@ from accelerate import PartialState
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset, load_examples
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples
 from ldae.features.encoders import load_encoder
 from ldae.generation.frechet import frechet_distance
 from ldae.generation.pipeline import LDAEPipeline

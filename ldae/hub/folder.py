@@ -30,6 +30,7 @@ NOT_PUBLISHED = (
     "images/*",
     "logs/*",
     "losses.jsonl",
+    ".lock",
     "*.tmp",
     "*.log",
     "*tfevents*",

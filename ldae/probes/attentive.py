@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ldae.data.images import mix_seed
-from ldae.features.encoders import evaluating
+from ldae.data.order import mix_seed
 from ldae.features.extraction import Features
 from ldae.options import option
 from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
-from ldae.probes.protocol import Protocol, Subject, score
+from ldae.probes.protocol import Protocol, register_protocol, score
+from ldae.probes.subject import Subject
 from ldae.training.optimization import learning_rate, parameter_groups
 
 WARMUP = 0.1  # part of the steps
@@ -136,22 +136,9 @@ class AttentiveProtocol(Protocol):
     def _option(self, name: str) -> Any:
         return getattr(self, f"{self.prefix}_{name}")
 
-    def check(self):
-        for name, least in (("epochs", 1), ("batch_size", 2), ("weight_decay", 0)):
-            if not self._option(name) >= least:
-                raise ValueError(f"--{self.prefix}_{name} must be at least {least}, got {self._option(name)}")
-        if not self._option("rates") or not all(rate > 0 for rate in self._option("rates")):
-            raise ValueError(f"--{self.prefix}_rates must be numbers greater than 0, got {self._option('rates')}")
-        if not self._option("max_gib") > 0:
-            raise ValueError(f"--{self.prefix}_max_gib must be greater than 0, got {self._option('max_gib')}")
-
-    @torch.no_grad()
     def prepare(self, subject: Subject):
-        """Refuses tokens that are too many to keep."""
-        image = torch.zeros(1, subject.encoder.num_channels, *subject.encoder.image_hw, device=subject.device)
-        with evaluating(subject.encoder):
-            _, num_tokens, width = subject.encoder(image).shape
-        self.check_memory(len(subject.train) + len(subject.validation), num_tokens, width)
+        """Validates that the tokens of all images fit into memory."""
+        self.check_memory(len(subject.train) + len(subject.validation), *subject.encoder.token_shape)
 
     def check_memory(self, num_images: int, num_tokens: int, width: int):
         """
@@ -169,13 +156,11 @@ class AttentiveProtocol(Protocol):
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         """
         Raises:
-            ValueError: if there are fewer than 3 training images, or the features come without tokens.
+            ValueError: if there are fewer than 3 training images.
         """
-        train, validation = subject.features("train"), subject.features("validation")
+        train, validation = subject.features("train", tokens=True), subject.features("validation", tokens=True)
         if train is None or validation is None:
             return None
-        if train.tokens is None or validation.tokens is None:
-            raise ValueError(f"{self.name} needs the features of every patch: a subject with tokens=True")
         held_out, rates = hold_out(train, subject.seed), sorted(set(self._option("rates")))
         heads = self._train(subject, train, (~held_out).nonzero().flatten(), rates)
         labels, batch_size = train.labels[held_out], self._option("batch_size")
@@ -215,18 +200,24 @@ class AttentiveProtocol(Protocol):
         return heads
 
 
+@register_protocol
 @dataclass
 class Attentive(AttentiveProtocol):
     """One learned query that attends to the patches, as AIM and V-JEPA probe. See `OneQuery`."""
 
     name = "attentive"
     title = "Attentive"
+    position = 3
     prefix = "attentive"
-    attentive_epochs: int = option(20, "attentive: epochs.")
-    attentive_rates: list[float] = option([3e-3, 1e-2, 3e-2, 0.1], "attentive: learning rates to choose from.")
-    attentive_weight_decay: float = option(0.05, "attentive: weight decay of matrices.")
-    attentive_batch_size: int = option(256, "attentive: images in a batch.")
-    attentive_max_gib: float = option(16.0, "attentive: the most memory that the tokens of all images may take.")
+    attentive_epochs: int = option(20, "attentive: epochs.", minimum=1)
+    attentive_rates: list[float] = option(
+        [3e-3, 1e-2, 3e-2, 0.1], "attentive: learning rates to choose from.", exclusive_minimum=0
+    )
+    attentive_weight_decay: float = option(0.05, "attentive: weight decay of matrices.", minimum=0)
+    attentive_batch_size: int = option(256, "attentive: images in a batch.", minimum=2)
+    attentive_max_gib: float = option(
+        16.0, "attentive: the most memory that the tokens of all images may take.", exclusive_minimum=0
+    )
 
     @property
     def description(self) -> str:
@@ -240,25 +231,28 @@ class Attentive(AttentiveProtocol):
         return OneQuery(width, num_classes)
 
 
+@register_protocol
 @dataclass
 class AttentiveEfficient(AttentiveProtocol):
     """Efficient probing (arXiv 2506.10178). See `ManyQueries`."""
 
     name = "attentive-efficient"
     title = "Attentive (EP)"
+    position = 4
     prefix = "attentive_efficient"
     attentive_efficient_queries: int = option(
         32,
         "attentive-efficient: learned queries at most; the largest number that divides the features' width is taken.",
+        minimum=1,
     )
-    attentive_efficient_epochs: int = option(20, "attentive-efficient: epochs.")
+    attentive_efficient_epochs: int = option(20, "attentive-efficient: epochs.", minimum=1)
     attentive_efficient_rates: list[float] = option(
-        [3e-3, 1e-2, 3e-2, 0.1], "attentive-efficient: learning rates to choose from."
+        [3e-3, 1e-2, 3e-2, 0.1], "attentive-efficient: learning rates to choose from.", exclusive_minimum=0
     )
-    attentive_efficient_weight_decay: float = option(0.05, "attentive-efficient: weight decay of matrices.")
-    attentive_efficient_batch_size: int = option(256, "attentive-efficient: images in a batch.")
+    attentive_efficient_weight_decay: float = option(0.05, "attentive-efficient: weight decay of matrices.", minimum=0)
+    attentive_efficient_batch_size: int = option(256, "attentive-efficient: images in a batch.", minimum=2)
     attentive_efficient_max_gib: float = option(
-        16.0, "attentive-efficient: the most memory that the tokens of all images may take."
+        16.0, "attentive-efficient: the most memory that the tokens of all images may take.", exclusive_minimum=0
     )
 
     @property
@@ -268,13 +262,6 @@ class AttentiveEfficient(AttentiveProtocol):
             f"BatchNorm without affine, then a linear layer, {self.attentive_efficient_epochs} epochs of AdamW, no "
             "augmentation, learning rate chosen on held-out training images"
         )
-
-    def check(self):
-        super().check()
-        if self.attentive_efficient_queries < 1:
-            raise ValueError(
-                f"--attentive_efficient_queries must be at least 1, got {self.attentive_efficient_queries}"
-            )
 
     def head(self, width: int, num_classes: int) -> AttentiveHead:
         return ManyQueries(width, num_classes, self.attentive_efficient_queries)

@@ -5,29 +5,33 @@ from typing import Any
 
 import torch
 
-from ldae.data.images import mix_seed
+from ldae.data.order import mix_seed
 from ldae.options import option
 from ldae.probes.linear_fast import batch_norm, logistic_regression, predict
-from ldae.probes.protocol import Protocol, Subject, score
+from ldae.probes.protocol import Protocol, register_protocol, score
+from ldae.probes.subject import Subject
 
 ITERATIONS = 200  # of L-BFGS at most: with the default l2, accuracies no longer change after 100
 
 
+@register_protocol
 @dataclass
 class FewShot(Protocol):
     """`linear-fast` on a few training images of each class, drawn at random several times.
 
     BatchNorm has the statistics of all training features (these need no labels), and l2 is fixed: there is nothing left to
-    choose on. The result's figures are those of the largest number of shots, "shots" holds those of each: "accuracy" is
-    the mean over the draws, "deviation" that of one draw, "standard_error" that of the mean. With one draw the deviation is
-    None and the standard error is the binomial one, of the validation images.
+    choose on. The result's figures are those of the largest number of shots, "shots" holds those of each: "accuracies" are
+    those of the draws, which depend on the seed and the labels alone and so are paired between encoders, "accuracy" is
+    their mean, "deviation" that of one draw, "standard_error" that of the mean. With one draw the deviation is None and the
+    standard error is the binomial one, of the validation images.
     """
 
     name = "few-shot"
     title = "Few-shot"
-    few_shot_shots: list[int] = option([1, 5, 10], "few-shot: labelled images of each class.")
-    few_shot_draws: int = option(20, "few-shot: random draws of these images.")
-    few_shot_l2: float = option(1e-1, "few-shot: L2 strength of the logistic regression.")
+    position = 6
+    few_shot_shots: list[int] = option([1, 5, 10], "few-shot: labelled images of each class.", minimum=1)
+    few_shot_draws: int = option(20, "few-shot: random draws of these images.", minimum=1)
+    few_shot_l2: float = option(1e-1, "few-shot: L2 strength of the logistic regression.", minimum=0)
 
     @property
     def description(self) -> str:
@@ -36,14 +40,6 @@ class FewShot(Protocol):
             f"logistic regression (L-BFGS, L2 strength {self.few_shot_l2:g}) on average-pooled features of {shots} images "
             f"of each class after BatchNorm without affine, mean of {self.few_shot_draws} random draws"
         )
-
-    def check(self):
-        if not self.few_shot_shots or min(self.few_shot_shots) < 1:
-            raise ValueError(f"--few_shot_shots must be numbers of at least 1, got {self.few_shot_shots}")
-        if self.few_shot_draws < 1:
-            raise ValueError(f"--few_shot_draws must be at least 1, got {self.few_shot_draws}")
-        if not self.few_shot_l2 >= 0:
-            raise ValueError(f"--few_shot_l2 must be at least 0, got {self.few_shot_l2}")
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         train, validation = subject.features("train"), subject.features("validation")
@@ -82,11 +78,7 @@ def draw(labels: torch.Tensor, classes: torch.Tensor, shots: int, seed: int) -> 
 
 def _mean(scores: list[dict[str, Any]]) -> dict[str, Any]:
     accuracies = torch.tensor([score["accuracy"] for score in scores], dtype=torch.float64)
-    if len(scores) == 1:
-        return {"accuracy": float(accuracies), "standard_error": scores[0]["standard_error"], "deviation": None}
-    deviation = float(accuracies.std())
-    return {
-        "accuracy": float(accuracies.mean()),
-        "standard_error": deviation / len(scores) ** 0.5,
-        "deviation": deviation,
-    }
+    deviation = float(accuracies.std()) if len(scores) > 1 else None
+    error = scores[0]["standard_error"] if deviation is None else deviation / len(scores) ** 0.5
+    figures = {"accuracy": float(accuracies.mean()), "standard_error": error, "deviation": deviation}
+    return {**figures, "accuracies": accuracies.tolist()}

@@ -18,12 +18,14 @@ from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset, StepSampler, mix_seed, to_pixel_values, training_loader
+from ldae.data.images import ImageDataset
+from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loader
 from ldae.features.encoders import Encoder, evaluating
 from ldae.features.extraction import shared_features
 from ldae.hub.folder import save_hub_folder
 from ldae.options import option
-from ldae.probes.protocol import Protocol, Subject, score
+from ldae.probes.protocol import Protocol, register_protocol, score
+from ldae.probes.subject import Subject
 from ldae.training.optimization import layer_decay_groups, learning_rate
 from modeling_ldae import LDAEForImageClassification
 
@@ -36,10 +38,7 @@ class Classifier(nn.Module):
     def __init__(self, encoder: Encoder, num_classes: int):
         super().__init__()
         self.encoder = encoder
-        with torch.no_grad():
-            blank = torch.zeros(2, encoder.num_channels, *encoder.image_hw, device=encoder.device)
-            width = encoder.pool(blank).shape[-1]
-        self.head = nn.Linear(width, num_classes, device=encoder.device)
+        self.head = nn.Linear(encoder.width, num_classes, device=encoder.device)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)  # MAE's code
         nn.init.zeros_(self.head.bias)
 
@@ -47,6 +46,7 @@ class Classifier(nn.Module):
         return self.head(self.encoder.pool(pixel_values))
 
 
+@register_protocol
 @dataclass
 class FineTune(Protocol):
     """Fine-tuning as in the paper's appendix and, where that is silent, MAE's (label smoothing, warm-up, erasing).
@@ -65,24 +65,40 @@ class FineTune(Protocol):
 
     name = "finetune"
     title = "Fine-tuning"
-    finetune_epochs: int = option(100, "finetune: passes over the training images.")
-    finetune_warmup_epochs: int = option(5, "finetune: epochs of linear warm-up, at most a tenth of the run.")
-    finetune_batch_size: int = option(64, "finetune: images in a step of all processes (paper: 1024).")
+    trains_encoder = True
+    position = 5
+    finetune_epochs: int = option(100, "finetune: passes over the training images.", minimum=1)
+    finetune_warmup_epochs: int = option(
+        5, "finetune: epochs of linear warm-up, at most a tenth of the run.", minimum=0
+    )
+    finetune_batch_size: int = option(64, "finetune: images in a step of all processes (paper: 1024).", minimum=1)
     finetune_base_learning_rate: float = option(
-        1e-3, "finetune: peak rate for 256 images in a step (paper: 4e-3 for 1024)."
+        1e-3, "finetune: peak learning rate for 256 images in a step (paper: 4e-3 for 1024).", minimum=0
     )
-    finetune_weight_decay: float = option(0.05, "finetune: AdamW's weight decay.")
-    finetune_layer_decay: float = option(0.85, "finetune: a block's rate over the next one's (paper, ViT-L: 0.65).")
-    finetune_drop_path: float = option(0.1, "finetune: how often the last block is dropped; the first never is.")
-    finetune_mixup: float = option(0.8, "finetune: alpha of mixup; 0: none.")
-    finetune_cutmix: float = option(1.0, "finetune: alpha of cutmix; 0: none.")
-    finetune_randaugment: int = option(9, "finetune: magnitude of RandAugment, of 10; 0: none.")
-    finetune_label_smoothing: float = option(0.1, "finetune: label smoothing.")
+    finetune_weight_decay: float = option(0.05, "finetune: AdamW's weight decay.", minimum=0)
+    finetune_layer_decay: float = option(
+        0.85,
+        "finetune: a block's learning rate over the next one's (paper, ViT-L: 0.65).",
+        exclusive_minimum=0,
+        maximum=1,
+    )
+    finetune_drop_path: float = option(
+        0.1, "finetune: how often the last block is dropped; the first never is.", minimum=0, exclusive_maximum=1
+    )
+    finetune_mixup: float = option(0.8, "finetune: alpha of mixup; 0: none.", minimum=0)
+    finetune_cutmix: float = option(1.0, "finetune: alpha of cutmix; 0: none.", minimum=0)
+    finetune_randaugment: int = option(9, "finetune: magnitude of RandAugment, of 10; 0: none.", minimum=0, maximum=10)
+    finetune_label_smoothing: float = option(0.1, "finetune: label smoothing.", minimum=0, exclusive_maximum=1)
     finetune_ema_decay: float = option(
-        0.9999, "finetune: decay of the averaged weights, at most (1 + step) / (10 + step); 0: none."
+        0.9999,
+        "finetune: decay of the averaged weights, at most (1 + step) / (10 + step); 0: none.",
+        minimum=0,
+        exclusive_maximum=1,
     )
-    finetune_erasing: float = option(0.25, "finetune: how often a random part of an image is made grey (MAE).")
-    finetune_max_grad_norm: float = option(0.0, "finetune: longer gradients are cut to this; 0: never.")
+    finetune_erasing: float = option(
+        0.25, "finetune: how often a random part of an image is made grey (MAE).", minimum=0, maximum=1
+    )
+    finetune_max_grad_norm: float = option(0.0, "finetune: longer gradients are cut to this; 0: never.", minimum=0)
     finetune_output_dir: str | None = option(
         None, "finetune: new folder for the fine-tuned l-DAE, an image classifier in Hub form."
     )
@@ -95,22 +111,7 @@ class FineTune(Protocol):
         )
 
     def check(self):
-        for name in ("finetune_epochs", "finetune_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        names = "warmup_epochs", "base_learning_rate", "weight_decay", "mixup", "cutmix", "max_grad_norm"
-        for name in (f"finetune_{name}" for name in names):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{name} must be a number of at least 0, got {getattr(self, name)}")
-        for name in ("finetune_drop_path", "finetune_label_smoothing", "finetune_ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
-        if not 0 < self.finetune_layer_decay <= 1:
-            raise ValueError(f"--finetune_layer_decay must be in (0, 1], got {self.finetune_layer_decay}")
-        if not 0 <= self.finetune_erasing <= 1:
-            raise ValueError(f"--finetune_erasing must be in [0, 1], got {self.finetune_erasing}")
-        if not 0 <= self.finetune_randaugment <= 10:
-            raise ValueError(f"--finetune_randaugment must be in 0..10, got {self.finetune_randaugment}")
+        super().check()
         if self._folder is not None and not _is_new(self._folder):
             raise ValueError(f"--finetune_output_dir must be new or empty, got {str(self._folder)!r}")
 
@@ -165,14 +166,14 @@ class FineTune(Protocol):
         images = ImageDataset(
             subject.train.examples, encoder.image_hw, encoder.num_channels, "random_resized", True, subject.seed, 0.08
         )
-        transforms = [images.augment]
+        transforms = []
         if magnitude := self.finetune_randaugment:  # 11 bins, since timm counts in tenths
             bilinear = v2.InterpolationMode.BILINEAR
             operation = v2.RandAugment(1, magnitude, num_magnitude_bins=11, interpolation=bilinear, fill=GREY)
             transforms += 2 * [v2.RandomApply([operation], p=0.5)]
         if self.finetune_erasing:
             transforms.append(v2.RandomErasing(self.finetune_erasing, scale=(0.02, 1 / 3), value=GREY))
-        images.augment = v2.Compose(transforms)
+        images.augment = v2.Compose(transforms) if transforms else None
         return images
 
     def _mix(self, num_classes: int):

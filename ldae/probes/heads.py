@@ -1,4 +1,4 @@
-"""What the protocols share that train classifiers step by step: their images, batches and choice of a rate."""
+"""What the protocols share that train classifiers step by step: their images, batches and choice of a learning rate."""
 
 import sys
 from typing import Any

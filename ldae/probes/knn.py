@@ -1,29 +1,34 @@
 """k-nearest neighbours: no training, no choice but k and the temperature."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ldae.data.images import to_pixel_values
+from ldae.data.order import to_pixel_values
 from ldae.features.extraction import Features
 from ldae.options import option
-from ldae.probes.protocol import Protocol, Subject, score
+from ldae.probes.protocol import Protocol, register_protocol, score
+from ldae.probes.subject import Subject
 
 
+@register_protocol
 @dataclass
 class Knn(Protocol):
     """Weighted k-nearest-neighbour vote by cosine similarity s, each neighbour with weight exp(s / temperature).
 
     The protocol of InstDisc (Wu et al., 2018, section 3.4) and DINO; k is at most the number of training images.
+    "accuracy_standardised" is the same vote on features that have mean 0 and deviation 1 over the training images: cosine
+    similarity depends on the scales of features, and part of a lead may be scale alone.
     """
 
     name = "knn"
     title = "k-NN"
-    knn_k: int = option(20, "knn: neighbours that vote.")
+    position = 0
+    knn_k: int = option(20, "knn: neighbours that vote.", minimum=1)
     knn_temperature: float = option(
-        0.07, "knn: the weight of a neighbour of cosine similarity s is exp(s / temperature)."
+        0.07, "knn: the weight of a neighbour of cosine similarity s is exp(s / temperature).", exclusive_minimum=0
     )
 
     @property
@@ -33,19 +38,35 @@ class Knn(Protocol):
             "features"
         )
 
-    def check(self):
-        for name in ("knn_k", "knn_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} must be greater than 0, got {getattr(self, name)}")
-
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         train, validation = subject.features("train"), subject.features("validation")
         if train is None or validation is None:
             return None
-        predictions = knn_predictions(
-            train, validation.features, subject.num_classes, self.knn_k, self.knn_temperature, subject.device
-        )
-        return score(predictions, validation.labels)
+        found = []
+        for keys, queries in (
+            (train.features, validation.features),
+            standardised(train.features, validation.features),
+        ):
+            predictions = knn_predictions(
+                replace(train, features=keys),
+                queries,
+                subject.num_classes,
+                self.knn_k,
+                self.knn_temperature,
+                subject.device,
+            )
+            found.append(score(predictions, validation.labels))
+        return {**found[0], "accuracy_standardised": found[1]["accuracy"]}
+
+
+def standardised(train: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
+    """Features (n, E), each of mean 0 and deviation 1 over the training images, and others by the same numbers.
+
+    A feature that is the same for all training images is only centred.
+    """
+    variance, mean = torch.var_mean(train, dim=0, correction=0)
+    deviation = torch.where(variance > 0, variance.sqrt(), 1)
+    return [(features - mean) / deviation for features in (train, *others)]
 
 
 @torch.no_grad()

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ldae.data.images import mix_seed
+from ldae.data.order import mix_seed
 from ldae.options import option
 from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
-from ldae.probes.protocol import Protocol, Subject, score
+from ldae.probes.protocol import Protocol, register_protocol, score
+from ldae.probes.subject import Subject
 from ldae.training.optimization import learning_rate
 
 RATES = {  # per 256 images; MAE's is 0.1 with LARS
@@ -21,6 +22,7 @@ RATES = {  # per 256 images; MAE's is 0.1 with LARS
 PAPER_STEPS = 90 * 1_281_167 // 16384  # 90 epochs of ImageNet by 16384 images
 
 
+@register_protocol
 @dataclass
 class Linear(Protocol):
     """Linear probe as in the paper (appendix) and MAE (main_linprobe.py).
@@ -34,22 +36,27 @@ class Linear(Protocol):
 
     name = "linear"
     title = "Linear"
-    linear_epochs: int = option(90, "linear: epochs.")
-    linear_warmup_epochs: float = option(10, "linear: epochs of warm-up, at most a ninth of all.")
+    position = 1
+    linear_epochs: int = option(90, "linear: epochs.", minimum=1)
+    linear_warmup_epochs: float = option(10, "linear: epochs of warm-up, at most a ninth of all.", minimum=0)
     linear_batch_size: int | None = option(
         None,
         f"linear: images in a batch; by default as many as make the paper's {PAPER_STEPS} steps, 16384 of ImageNet.",
+        minimum=2,
     )
     linear_optimizer: Literal["sgd", "lars", "adamw"] = option("sgd", "linear: sgd, lars (MAE's, needs timm) or adamw.")
     linear_rates: list[float] = option(
-        [], f"linear: learning rates per 256 images to choose from; by default {RATES}, by optimizer."
+        [],
+        f"linear: learning rates per 256 images to choose from; by default {RATES}, by optimizer.",
+        exclusive_minimum=0,
     )
-    linear_momentum: float = option(0.9, "linear: momentum of sgd and lars.")
-    linear_weight_decay: float = option(0.0, "linear: weight decay.")
+    linear_momentum: float = option(0.9, "linear: momentum of sgd and lars.", minimum=0, exclusive_maximum=1)
+    linear_weight_decay: float = option(0.0, "linear: weight decay.", minimum=0)
     linear_views: int = option(
         0,
         "linear: random crops of each image, which the epochs take in turn; 0: another one in every epoch, as in the "
         "paper. An approximation: the encoder sees the images this often instead of once per epoch.",
+        minimum=0,
     )
 
     @property
@@ -61,17 +68,7 @@ class Linear(Protocol):
         )
 
     def check(self):
-        if self.linear_optimizer not in RATES:
-            raise ValueError(f"--linear_optimizer must be one of {list(RATES)}, got {self.linear_optimizer!r}")
-        for name, least in (("epochs", 1), ("warmup_epochs", 0), ("weight_decay", 0), ("views", 0)):
-            if not getattr(self, f"linear_{name}") >= least:
-                raise ValueError(f"--linear_{name} must be at least {least}, got {getattr(self, f'linear_{name}')}")
-        if self.linear_batch_size is not None and self.linear_batch_size < 2:
-            raise ValueError(f"--linear_batch_size must be at least 2, got {self.linear_batch_size}")
-        if not 0 <= self.linear_momentum < 1:
-            raise ValueError(f"--linear_momentum must be at least 0 and less than 1, got {self.linear_momentum}")
-        if not all(rate > 0 for rate in self.linear_rates):
-            raise ValueError(f"--linear_rates must be greater than 0, got {self.linear_rates}")
+        super().check()
         if self.linear_optimizer == "lars":
             _lars()
 

@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from ldae.options import option
-from ldae.probes.protocol import Protocol, Subject, held_out_mask, score
+from ldae.probes.protocol import Protocol, held_out_mask, register_protocol, score
+from ldae.probes.subject import Subject
 
 BATCH_NORM_EPS = 1e-5
 
 
+@register_protocol
 @dataclass
 class LinearFast(Protocol):
     """BatchNorm without affine, then multinomial logistic regression by L-BFGS.
@@ -24,9 +26,14 @@ class LinearFast(Protocol):
 
     name = "linear-fast"
     title = "Linear (L-BFGS)"
-    linear_fast_l2: list[float] = option([1e-2, 1e-3, 1e-4, 1e-5, 1e-6], "linear-fast: L2 strengths to choose from.")
+    position = 2
+    linear_fast_l2: list[float] = option(
+        [1e-2, 1e-3, 1e-4, 1e-5, 1e-6], "linear-fast: L2 strengths to choose from.", minimum=0
+    )
     linear_fast_iterations: int = option(
-        1000, "linear-fast: L-BFGS iterations at most; pooled features are ill-conditioned, stopped early it reads low."
+        1000,
+        "linear-fast: L-BFGS iterations at most; pooled features are ill-conditioned, stopped early it reads low.",
+        minimum=1,
     )
 
     @property
@@ -35,12 +42,6 @@ class LinearFast(Protocol):
             "logistic regression (L-BFGS) on average-pooled features after BatchNorm without affine, no augmentation, "
             "L2 strength chosen on held-out training images"
         )
-
-    def check(self):
-        if not self.linear_fast_l2 or min(self.linear_fast_l2) < 0:
-            raise ValueError(f"--linear_fast_l2 must be numbers of at least 0, got {self.linear_fast_l2}")
-        if self.linear_fast_iterations < 1:
-            raise ValueError(f"--linear_fast_iterations must be at least 1, got {self.linear_fast_iterations}")
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         train, validation = subject.features("train"), subject.features("validation")

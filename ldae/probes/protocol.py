@@ -1,146 +1,39 @@
-"""What every protocol shares: the subject that it measures, its options, and its result."""
+"""What every protocol shares: its options, its result, and the table in which it is found by its name.
+
+A protocol is one module of this package. It is found there, and its options appear in `probe_ldae.py --help`.
+"""
 
 import dataclasses
-import hashlib
+import math
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from accelerate import Accelerator
 
-from ldae.data.images import ImageDataset
-from ldae.features.encoders import Encoder
-from ldae.features.extraction import Features, cached_features
+from ldae.options import validate
 from ldae.probes.metrics import Accuracy
+from ldae.probes.predictions import pack
+from ldae.probes.subject import Subject
 
-HELD_OUT = 0.2  # part of the training images on which rates and strengths are chosen
-
-
-@dataclass
-class Subject:
-    """An encoder and the labelled images on which protocols measure it.
-
-    Args:
-        train, validation: centre crops.
-        cache: folder that keeps pooled features; None: none.
-        tokens: whether some protocol wants patch features too; they then come with the pooled ones, from one pass.
-    """
-
-    encoder: Encoder
-    train: ImageDataset
-    validation: ImageDataset
-    accelerator: Accelerator | None = None  # None: this process alone
-    seed: int = 0
-    batch_size: int = 256
-    num_workers: int = 0
-    cache: Path | None = None
-    tokens: bool = False
-    known: dict[Any, Features | None] = field(
-        default_factory=dict, repr=False
-    )  # features, so that all protocols share them
-    predictions: dict[str, torch.Tensor] = field(
-        default_factory=dict, repr=False
-    )  # (n,) of each protocol that classifies
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.device
-
-    @property
-    def is_main_process(self) -> bool:
-        return self.accelerator is None or self.accelerator.is_main_process
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the images of both splits."""
-        return f"{self.train.fingerprint()}-{self.validation.fingerprint()}"
-
-    @cached_property
-    def identity(self) -> str:
-        """A digest of the encoder, the images and the seed: figures of equal identity belong together."""
-        return hashlib.sha256(f"{self.encoder.digest()} {self.fingerprint} {self.seed}".encode()).hexdigest()[:32]
-
-    @cached_property
-    def num_classes(self) -> int:
-        return 1 + int(max(self.train.labels.max(), self.validation.labels.max()))
-
-    def data(self, name: str) -> dict[str, Any]:
-        """What results say of the images; `name` is what they call them."""
-        return {
-            "name": name,
-            "fingerprint": self.fingerprint,
-            "num_train": len(self.train),
-            "num_validation": len(self.validation),
-            "num_classes": self.num_classes,
-            "unreadable": [],
-        }
-
-    def features(self, split: str) -> Features | None:
-        """Features of the centre crops of "train" or "validation"; on the main process, None on others.
-
-        Raises:
-            ValueError: if no image can be read, one has no label, or a feature is not finite.
-        """
-        if split not in self.known:
-            self.known[split] = self._extract(getattr(self, split), split, tokens=self.tokens, folder=self.cache)
-        return self.known[split]
-
-    def view(self, number: int, keep: bool = True) -> Features | None:
-        """Features of random resized crops, half of them mirrored, of the training images: another crop for each number."""
-        if ("view", number) in self.known:
-            return self.known["view", number]
-        images = ImageDataset(
-            self.train.examples, self.encoder.image_hw, self.train.num_channels, "random_resized", True, self.seed, 0.08
-        )
-        features = self._extract(images, "train", view=number, folder=self.cache if keep else None)
-        if keep:
-            self.known["view", number] = features
-        return features
-
-    def drop_tokens(self):
-        """Frees the patch features; the pooled ones stay."""
-        for features in self.known.values():
-            if features is not None:
-                features.tokens = None
-
-    def _extract(self, images: ImageDataset, split: str, **kwargs) -> Features | None:
-        features = cached_features(
-            self.encoder,
-            images,
-            self.accelerator,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            **kwargs,
-        )
-        if features is not None:
-            name = {"train": "training"}.get(split, split)
-            if not len(features):
-                first = f"; the first is {features.bad[0]}" if features.bad else ""
-                raise ValueError(f"a probe needs {name} images, got none that can be read{first}")
-            if features.labels.min() < 0:
-                raise ValueError(f"the {name} images have no labels; a probe needs them")
-            if not torch.isfinite(features.features).all():
-                raise ValueError(f"the {name} features are not all finite")
-        return features
+HELD_OUT = 0.2  # part of the training images on which learning rates and strengths are chosen
 
 
 @dataclass
 class Protocol(ABC):
-    """A way to measure an encoder. A subclass's fields are its options, `name` is what results and --protocols call it.
+    """A way to measure an encoder, made known by `register_protocol`.
 
-    `measure` gives {"accuracy" (or what `metric` names), "standard_error"} in percent, whatever else is to be written,
-    "settings" for what it chose, and "predictions" (n,) of the readable validation images where there are any; on other
-    processes than the main one it gives None.
+    The fields of a subclass are its options, made by `ldae.options.option` with their bounds. Their names begin with the
+    protocol's name.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # in results and --protocols
     title: ClassVar[str]  # in tables and cards
     metric: ClassVar[str] = "accuracy"  # the key of the main figure
-    needs_tokens: ClassVar[bool] = False
+    position: ClassVar[float] = math.inf  # among the columns of tables and the options in --help
+    needs_tokens: ClassVar[bool] = False  # it needs the features of every patch
+    trains_encoder: ClassVar[bool] = False  # it needs the network itself
 
     @property
     @abstractmethod
@@ -148,32 +41,40 @@ class Protocol(ABC):
         """One sentence that says what was done, for results, tables and cards."""
 
     def check(self):
-        """Refuses options that cannot be.
+        """Validates the options against their bounds. A subclass adds what bounds cannot say.
 
         Raises:
             ValueError: naming the option, what was got and what is possible.
         """
+        validate(self)
 
     def prepare(self, subject: Subject):
-        """Refuses, before any pass over the images, a subject that cannot be measured.
+        """Validates, before any pass over the images, that the subject can be measured.
 
         Raises:
-            ValueError: saying why and what to do.
+            ValueError: saying why it cannot and what to do.
         """
 
     @abstractmethod
     def measure(self, subject: Subject) -> dict[str, Any] | None:
-        """The figures, as the class says."""
+        """Measures an encoder.
+
+        Returns:
+            "accuracy", or what `metric` names, and "standard_error", both in percent, and whatever else is to be written.
+            "settings" holds what the protocol chose. A protocol that classifies adds "predictions" and "labels" (n,), class
+            numbers of the readable validation images. On other processes than the main one the result is None.
+        """
 
     def __call__(self, subject: Subject) -> dict[str, Any] | None:
-        """`measure` with the protocol's description, its options as "settings" and the seconds that it took."""
+        """`measure` with the description, the options as "settings", the packed predictions and the "seconds" it took."""
         start = time.perf_counter()
         result = self.measure(subject)
         if result is None:
             return None
         found = result.pop("settings", {})
         if "predictions" in result:
-            subject.predictions[self.name] = result.pop("predictions")
+            subject.predictions[self.name], subject.labels = result["predictions"], result.pop("labels")
+            result["predictions"] = pack(result["predictions"])
         return {
             "description": self.description,
             **result,
@@ -182,10 +83,36 @@ class Protocol(ABC):
         }
 
 
+PROTOCOLS: dict[str, type[Protocol]] = {}  # by name, in the order of their positions
+P = TypeVar("P", bound=type[Protocol])
+
+
+def register_protocol(cls: P) -> P:
+    """Makes a protocol known by its name, as a decorator above `@dataclass`.
+
+    Raises:
+        TypeError: if the class is not a dataclass of its own.
+        ValueError: if the name is taken, or an option does not begin with it.
+    """
+    if "__dataclass_fields__" not in vars(cls):
+        raise TypeError(f"{cls.__name__} must be a dataclass: put @dataclass below @register_protocol")
+    if cls.name in PROTOCOLS:
+        raise ValueError(f"the name {cls.name!r} of {cls.__name__} is that of {PROTOCOLS[cls.name].__name__}")
+    prefix = cls.name.replace("-", "_") + "_"
+    for field in dataclasses.fields(cls):
+        if not field.name.startswith(prefix):
+            raise ValueError(f"options of {cls.__name__} must begin with {prefix!r}, got {field.name!r}")
+    PROTOCOLS[cls.name] = cls
+    for name in sorted(PROTOCOLS, key=lambda name: PROTOCOLS[name].position):
+        PROTOCOLS[name] = PROTOCOLS.pop(name)
+    return cls
+
+
 def score(predictions: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
-    """{"accuracy", "standard_error", "predictions"} of class numbers (n,)."""
-    predictions = predictions.cpu()
-    return {**Accuracy().compute(predictions=predictions, references=labels), "predictions": predictions}
+    """{"accuracy", "standard_error", "predictions", "labels"} of class numbers (n,)."""
+    predictions, labels = predictions.cpu(), labels.cpu()
+    figures = Accuracy().compute(predictions=predictions, references=labels)
+    return {**figures, "predictions": predictions, "labels": labels}
 
 
 def held_out_mask(n: int, seed: int) -> torch.Tensor:

@@ -9,9 +9,11 @@ from torchmetrics.functional.retrieval import retrieval_average_precision, retri
 
 from ldae.features.extraction import Features
 from ldae.options import option
-from ldae.probes.protocol import Protocol, Subject
+from ldae.probes.protocol import Protocol, register_protocol
+from ldae.probes.subject import Subject
 
 
+@register_protocol
 @dataclass
 class Retrieval(Protocol):
     """Every validation image queries the training images, ranked by cosine similarity.
@@ -23,8 +25,11 @@ class Retrieval(Protocol):
 
     name = "retrieval"
     title = "Retrieval (mAP)"
+    position = 7
     metric = "map"
-    retrieval_k: list[int] = option([1, 5, 10], "retrieval: recall is given at these numbers of nearest images.")
+    retrieval_k: list[int] = option(
+        [1, 5, 10], "retrieval: recall is given at these numbers of nearest images.", minimum=1
+    )
 
     @property
     def description(self) -> str:
@@ -32,10 +37,6 @@ class Retrieval(Protocol):
             "mean average precision of the training images ranked by cosine similarity to each validation image, "
             "on average-pooled features"
         )
-
-    def check(self):
-        if not self.retrieval_k or min(self.retrieval_k) < 1:
-            raise ValueError(f"--retrieval_k must be numbers of at least 1, got {self.retrieval_k}")
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         train, validation = subject.features("train"), subject.features("validation")

@@ -9,10 +9,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ldae.data.images import mix_seed
+from ldae.data.order import mix_seed
 from ldae.features.encoders import Encoder
-from ldae.features.extraction import Features, shared_features
-from ldae.probes import Knn, LinearFast, Protocol, Result, Subject, format_figure
+from ldae.features.extraction import Features
+from ldae.probes.knn import Knn
+from ldae.probes.linear_fast import LinearFast
+from ldae.probes.measure import Result, format_figure
+from ldae.probes.protocol import Protocol
+from ldae.probes.subject import Subject
 from modeling_ldae import LDAEDecoder, LDAEForPreTraining, NoiseSchedule
 
 TIMESTEPS = (0, 10, 20, 40, 80)
@@ -39,19 +43,19 @@ def sweep(
     protocols: Sequence[Protocol] = (Knn(), LinearFast()),
     data_name: str = "data",
 ) -> Result | None:
-    """Measures the mean of the tokens that come out of every block, and of an l-DAE's encoder at every t.
+    """Measures the mean of the tokens that come out of every block and, for an l-DAE, out of the encoder at every t.
 
-    At every t the encoder is told t and sees the clean image, or x_t: the noise of an image is the same at all t.
-    Blocks are those of the clean image at `config.feature_timestep`, taken before the final LayerNorm that t's features
-    and the floor's have.
+    At every t the encoder is told t and sees the clean image or x_t. The noise of an image is the same at all t. The blocks
+    see the clean image at `config.feature_timestep`. Their outputs are taken before the final LayerNorm, which is applied to
+    the features at each t and to those of the untrained baseline.
 
     Args:
         decoder: what `load_decoder` gives; its blocks follow the encoder's.
-        timesteps: of an l-DAE; other encoders have none.
+        timesteps: those of an l-DAE, in [0, T); other encoders have none.
 
     Returns:
         What `save_result` writes, without the environment: "kind", "model", "identity", "data", "depth" (a row
-        for each block), "timesteps" (two rows for each t), "floor" (the untrained encoder's usual output), "seed",
+        for each block), "timesteps" (two rows for each t), "floor" (the usual output of the untrained baseline), "seed",
         "seconds". None on other processes than the main one.
 
     Raises:
@@ -63,7 +67,7 @@ def sweep(
     elif outside := [t for t in timesteps if not 0 <= t < encoder.config.num_train_timesteps]:
         raise ValueError(f"timesteps must be in [0, {encoder.config.num_train_timesteps}), got {outside[0]}")
 
-    # first, because it refuses images without labels
+    # first, since it validates that the images have labels
     fresh = replace(subject, encoder=encoder.untrained(subject.seed), tokens=False, known={}, predictions={})
     floor = {"description": "the same network with fresh weights, at its usual output", **_measure(fresh, protocols)}
 
@@ -112,7 +116,7 @@ def format_sweep(result: Result) -> str:
         rows.append((f"t = {row['t']}, {'noisy' if row['noisy'] else 'clean'}", row["protocols"]))
     names = list(rows[0][1])
     lines = [f"{'in %':<20}" + "".join(f"{name:>18}" for name in names)]
-    for title, figures in [("untrained floor", result["floor"]), *rows]:
+    for title, figures in [("untrained baseline", result["floor"]), *rows]:
         cells = (format_figure(name, figures[name]) for name in names)
         lines.append(f"{title:<20}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
@@ -167,20 +171,8 @@ def image_noise(pixel_values: torch.Tensor, shape: Sequence[int], seed: int) -> 
 
 
 def _features(subject: Subject, represent: Callable[[torch.Tensor], torch.Tensor]) -> Known:
-    known = {}
-    for split in ("train", "validation"):
-        features = shared_features(
-            subject.encoder,
-            getattr(subject, split),
-            subject.accelerator,
-            subject.batch_size,
-            num_workers=subject.num_workers,
-            represent=represent,
-        )
-        if features is not None and not torch.isfinite(features.features).all():
-            raise ValueError(f"the {split} features are not all finite")
-        known[split] = features
-    return known
+    represented = replace(subject, represent=represent, tokens=False, known={})
+    return {split: represented.features(split) for split in ("train", "validation")}
 
 
 def _row(known: Known, i: int) -> Known:
@@ -192,4 +184,8 @@ def _row(known: Known, i: int) -> Known:
 
 
 def _measure(subject: Subject, protocols: Sequence[Protocol]) -> Result:
-    return {protocol.name: protocol(subject) for protocol in protocols}
+    """Figures by protocol; predictions are left out, since those of every row would be most of the file."""
+    figures = {protocol.name: protocol(subject) or {} for protocol in protocols}
+    for part in figures.values():
+        part.pop("predictions", None)
+    return figures

@@ -12,11 +12,10 @@ from typing import Any
 from torch import nn
 
 from configuration_ldae import LDAEConfig
-from tokenizers_ldae import TOKENIZERS, Tokenizer
+from tokenizers_ldae import Tokenizer
 
 # the module of each `Tokenizer.trainer`, with its `build`, `configure` and `load`
 TRAINERS = {"patch": "ldae.tokenizers.patch_autoencoder", "convolutional": "ldae.tokenizers.conv_autoencoder"}
-TRAINED = tuple(name for name, tokenizer in TOKENIZERS.items() if tokenizer.trainer is not None)  # tokenizer types
 
 
 def _trainer(config: LDAEConfig) -> ModuleType:

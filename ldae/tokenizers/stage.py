@@ -5,9 +5,10 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 
-from ldae.data.images import count_classes, load_examples
-from ldae.tokenizers import TRAINED, build
-from ldae.training.checkpoints import Checkpoints, read_state, refuse_changes
+from ldae.data.sources import count_classes, load_examples
+from ldae.tokenizers import build
+from ldae.training.checkpoints import Checkpoints, read_state, validate_unchanged
+from tokenizers_ldae import TRAINED
 
 
 def stage(model_args, data_args, train_args):
@@ -16,7 +17,9 @@ def stage(model_args, data_args, train_args):
     Raises:
         ValueError: for options of the l-DAE that its own training would refuse, after the tokenizer's.
     """
-    needed = not (train_args.init_from or train_args.tokenizer) and model_args.config().tokenizer_type in TRAINED
+    needed = (
+        not (train_args.init_from or train_args.tokenizer) and model_args.config().tokenizer_class.trainer is not None
+    )
     if train_args.tokenizer_only and not needed:
         raise ValueError(
             f"tokenizer_only needs tokenizer_type {', '.join(TRAINED)}, and neither --init_from nor --tokenizer"
@@ -28,7 +31,7 @@ def stage(model_args, data_args, train_args):
     if train_args.resume and last is not None:  # before its tokenizer is trained on, or another one
         given = {name: value for name, value in vars(train_args).items() if name.startswith("tokenizer_")}
         given |= {} if train_args.tokenizer_only else {"tokenizer": str(Path(folder).expanduser())}
-        refuse_changes(read_state(last)["options"], given)
+        validate_unchanged(read_state(last)["options"], given)
     if data_args.streaming:
         raise ValueError(
             "--streaming reads no stream to its end, which a tokenizer's training does: give --tokenizer FOLDER"

@@ -8,7 +8,7 @@ import datasets
 
 from configuration_ldae import LDAEConfig
 from ldae import tokenizers
-from ldae.data.images import count_classes
+from ldae.data.sources import count_classes
 from modeling_ldae import LDAEForPreTraining
 
 

@@ -1,0 +1,91 @@
+"""Features in files: shards of parquet or safetensors, and features.json, which says what they are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ldae.features.extraction import Features
+from ldae.files import atomic_write, write_json
+
+
+def claim(folder: Path, identity: dict[str, Any], overwrite: bool):
+    """Writes features.json, or finds that the one that is there belongs to the same run.
+
+    Args:
+        identity: what features.json says, and what must be the same for a run to go on.
+        overwrite: deletes the shards of another run.
+
+    Raises:
+        FileExistsError: if the folder holds features of another run and `overwrite` is false.
+    """
+    shards, path = [*folder.glob("features-*-of-*.*")], folder / "features.json"
+    if overwrite:
+        for old in shards:
+            old.unlink()
+    elif path.exists() or shards:
+        there = json.loads(path.read_text()) if path.exists() else {}
+        other = [key for key in identity if key not in ("model", "data") and there.get(key) != identity[key]]
+        if other:
+            raise FileExistsError(
+                f"{folder} holds features of another run ({other[0]}: {there.get(other[0])} there, {identity[other[0]]} "
+                "here); choose another --output_dir or pass --overwrite"
+            )
+        return
+    write_json(path, identity)
+
+
+def write_shard(path: Path, features: Features, identity: dict[str, Any]):
+    """Writes the features, labels and names of some images as one file, whole or not at all."""
+    shapes = {"pooled": (identity["hidden_size"],), "patches": (identity["num_patches"], identity["hidden_size"])}
+    dtype = getattr(torch, identity["dtype"])
+    tensors = {
+        name: tensor.to(dtype).contiguous() if len(features) else torch.empty(0, *shapes[name], dtype=dtype)
+        for name, tensor in (("pooled", features.features), ("patches", features.tokens))
+        if name in identity["features"]
+    }
+    labels = {"label": features.labels} if identity["labels"] else {}
+    unreadable = json.dumps(features.bad)
+    with atomic_write(path) as temporary:
+        if identity["format"] == "safetensors":
+            metadata = {"names": json.dumps(features.names), "unreadable": unreadable}
+            save_file({**tensors, **labels}, temporary, metadata)
+            return
+        table = _table(features.names, {**labels, **tensors}, identity["classes"])
+        table = table.replace_schema_metadata({**table.schema.metadata, "unreadable": unreadable})
+        # numbers of a network neither repeat nor compress
+        with pq.ParquetWriter(temporary, table.schema, compression="none", use_dictionary=False) as writer:
+            if len(table):  # `datasets` cannot read an empty row group
+                writer.write_table(table, row_group_size=1000)
+
+
+def _table(names: list[str], tensors: dict[str, torch.Tensor], classes: list[str] | None) -> pa.Table:
+    """The columns `name` and those of tensors (n, …), whose types, class names too, `datasets` reads from the schema."""
+    columns: dict[str, pa.Array] = {"name": pa.array(names, pa.string())}
+    types: dict[str, Any] = {"name": datasets.Value("string")}
+    for name, tensor in tensors.items():
+        if name == "label":
+            columns[name] = pa.array(tensor.numpy(), mask=(tensor < 0).numpy())
+            types[name] = datasets.ClassLabel(names=classes) if classes else datasets.Value("int64")
+            continue
+        columns[name] = pa.array(tensor.reshape(-1).numpy())
+        types[name] = datasets.Value(str(tensor.dtype).removeprefix("torch."))
+        for size in reversed(tensor.shape[1:]):
+            columns[name] = pa.FixedSizeListArray.from_arrays(columns[name], size)
+            types[name] = datasets.List(types[name], length=size)
+    return pa.table(columns, schema=datasets.Features(types).arrow_schema)
+
+
+def read_header(path: Path) -> tuple[int, list[str]]:
+    """The number of images in a shard, and the names of the images of its range that cannot be read."""
+    if path.suffix == ".parquet":
+        header = pq.read_metadata(path)
+        return header.num_rows, json.loads(header.metadata[b"unreadable"])
+    with safe_open(path, "pt") as file:
+        return len(json.loads(file.metadata()["names"])), json.loads(file.metadata()["unreadable"])
