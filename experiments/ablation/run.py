@@ -103,7 +103,7 @@ class Ablation:
             if self.generate and rung.fid is not None and not (folder / "results/generation.json").is_file():
                 given = {"data": self.data.data, "split": self.data.train_split, "num_images": self.generate}
                 given |= {} if self.encoder is None else {"encoder": self.encoder}
-                found.append((folder, ["ldae.generation.pipeline", *as_arguments({"output_dir": folder, **given})]))
+                found.append((folder, ["ldae.generation", *as_arguments({"output_dir": folder, **given})]))
             swept = any(folder.glob("results/sweep-*.json"))
             if self.sweep and not swept and (rung.name, seed) == (END, self.seeds[0]):
                 found.append((folder, ["probe_ldae", *as_arguments({**data, "seed": seed}), "--sweep"]))

@@ -13,7 +13,7 @@ import probe_ldae
 from experiments.ablation import report, run, rungs
 from experiments.ablation.tables import tables
 from ldae import LDAEForPreTraining
-from ldae.generation.pipeline import GenerationArguments
+from ldae.generation.command import GenerationArguments
 from ldae.options import option_parser
 from ldae.report.results import save_result
 
@@ -86,7 +86,7 @@ def test_distances_and_sweeps_are_measured_once_after_the_runs(recipe, tmp_path,
             return subprocess.CompletedProcess(command, 1)
         leaves = {
             "train_ldae": ("train", "probe-x"),
-            "ldae.generation.pipeline": ("generation",),
+            "ldae.generation": ("generation",),
             "probe_ldae": ("sweep-x",),
         }
         (folder / "results").mkdir(parents=True, exist_ok=True)
@@ -114,8 +114,8 @@ def test_distances_and_sweeps_are_measured_once_after_the_runs(recipe, tmp_path,
     with monkeypatch.context() as context:
         context.setattr(run.subprocess, "run", execute)
         assert ablation.run() == ["no-adversarial-seed3", "no-adversarial-seed4"]
-    assert calls.index("ldae.generation.pipeline") > max(i for i, name in enumerate(calls) if name == "train_ldae")
-    assert (calls.count("ldae.generation.pipeline"), calls.count("probe_ldae")) == (2, 1)
+    assert calls.index("ldae.generation") > max(i for i, name in enumerate(calls) if name == "train_ldae")
+    assert (calls.count("ldae.generation"), calls.count("probe_ldae")) == (2, 1)
     assert "2 measurements to do after them" in ablation.plan()
 
 
