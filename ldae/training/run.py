@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import ProjectConfiguration, gather_object, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
 
@@ -189,9 +189,15 @@ class Run:
         if train_args.torch_compile:
             compile_blocks(model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.ema = EMAModel(self.model.parameters(), train_args.ema_decay) if train_args.ema_decay else None
+        self.ema = None
+        if train_args.ema_decay:
+            whole = accelerator.distributed_type != DistributedType.FSDP
+            foreach = accelerator.device.type == "cuda" and whole  # on a CPU it would round otherwise
+            self.ema = EMAModel(self.model.parameters(), train_args.ema_decay, foreach=foreach)
         if last is not None:
             self.checkpoints.load(last, self.model, self.optimizer, self.ema)
+            if accelerator.scaler is not None:
+                accelerator.scaler.load_state_dict(self.state["loss_scale"])
             accelerator.print(f"Going on from {last}.")
         arguments = {**vars(self.data_args), **vars(train_args)}
         accelerator.init_trackers("ldae", {name: str(value) for name, value in arguments.items()})
@@ -223,7 +229,7 @@ class Run:
             self.images, self.state["step"], self.length.max_steps, train_args.per_device_batch_size,
             train_args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
-        batches = map(self._report_unreadable, training_loader(sampler, self.data_args.num_workers))
+        batches = map(self._report_unreadable, training_loader(sampler, self.data_args.num_workers, accelerator.device))
         while self.progress < 1:
             yield islice(batches, train_args.gradient_accumulation_steps)
 
@@ -265,6 +271,8 @@ class Run:
         """
         self.recorder.flush()
         self.state["bad_images"] = sorted(set(gather_object(self.state["bad_images"])))  # each process has met its own
+        if self.accelerator.scaler is not None:  # of fp16
+            self.state["loss_scale"] = self.accelerator.scaler.state_dict()
         self.checkpoints.save(self.accelerator, self.model, self.optimizer, self.ema, self.state)
 
 
