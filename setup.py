@@ -52,8 +52,6 @@ setup(
         "timm": ["timm>=1.0.12"],  # its encoders in probe_ldae.py and ldae.features.extraction
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
         "trackio": ["trackio>=0.4"],
-        "fid": [
-            "torch-fidelity>=0.4"
-        ],  # Inception for python -m ldae.generation.pipeline; its weights are downloaded once
+        "fid": ["torch-fidelity>=0.4"],  # Inception for python -m ldae.generation; its weights are downloaded once
     },
 )

@@ -38,6 +38,7 @@ from experiments.ablation.rungs import (
 from experiments.ablation.tables import tables
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.options import DataArguments, names_given, parse_arguments
+from ldae.probes.baselines import TITLES
 from ldae.report.results import load_study
 
 # The options of train_ldae.py that the ablation gives itself, beside those that rungs change.
@@ -102,7 +103,7 @@ class Ablation:
             if self.generate and rung.fid is not None and not (folder / "results/generation.json").is_file():
                 given = {"data": self.data.data, "split": self.data.train_split, "num_images": self.generate}
                 given |= {} if self.encoder is None else {"encoder": self.encoder}
-                found.append((folder, ["ldae.generation.pipeline", *as_arguments({"output_dir": folder, **given})]))
+                found.append((folder, ["ldae.generation", *as_arguments({"output_dir": folder, **given})]))
             swept = any(folder.glob("results/sweep-*.json"))
             if self.sweep and not swept and (rung.name, seed) == (END, self.seeds[0]):
                 found.append((folder, ["probe_ldae", *as_arguments({**data, "seed": seed}), "--sweep"]))
@@ -128,9 +129,8 @@ class Ablation:
         """The command line of one training."""
         command = [sys.executable, "-m", "train_ldae", self.recipe, "--output_dir", folder, "--seed", seed, "--resume"]
         command += ["--probe", "--report_to", "none", *more]
-        command += (
-            [] if seed == self.seeds[0] else ["--no_baseline"]
-        )  # untrained, all seeds of a rung are about the same
+        if seed != self.seeds[0]:
+            command.append("--no_baseline")  # untrained, all seeds of a rung are about the same
         return [*map(str, command), *self.extra, *as_arguments(options(rung, self.config, self.lpips))]
 
     def run(self) -> list[str]:
@@ -253,10 +253,10 @@ def _environment(slot: int, workers: int) -> dict[str, str]:
 
 
 def _seconds(result: dict[str, Any]) -> float:
-    """What a training, or the protocols of a probe, took."""
+    """How long a training, or the protocols of a probe with its baselines, took."""
     if result["kind"] == "probe":
-        measured = [*result["protocols"].values(), *result["floor"].values()]
-        return sum(figures["seconds"] for figures in measured if isinstance(figures, dict))
+        parts = [result.get(key, {}) for key in ("protocols", *TITLES)]
+        return sum(figures["seconds"] for part in parts for figures in part.values() if isinstance(figures, dict))
     return result["seconds"] if result["kind"] == "train" else 0.0
 
 
