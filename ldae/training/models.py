@@ -1,4 +1,4 @@
-"""An l-DAE to start with: new, or with all of its weights."""
+"""The l-DAE that a run starts with: a new one, or one with weights from a folder or the Hub."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +11,21 @@ from ldae.data.images import count_classes
 from ldae.tokenizers import autoencoders
 from modeling_ldae import LDAEForPreTraining
 
-# what a fitted tokenizer is; PCA also has its mean or not, a convolutional one its architecture
+# options that a fitted tokenizer settles; subtract_mean is one more for PCA, the architecture for a convolutional tokenizer
 FITTED = ("tokenizer_type", "num_channels", "patch_hw", "latent_dim", "latent_scaling")
 
 
 def build_model(model_args, train_args, examples: datasets.Dataset | datasets.IterableDataset) -> LDAEForPreTraining:
-    """A new model of the options, with its trained tokenizer where it has one; or `--init_from`'s weights.
+    """Builds the model that the options describe.
+
+    It is new, with the weights of a trained tokenizer if it needs one, or it has the weights of `--init_from`.
 
     Args:
-        examples: the training images, whose classes `--class_conditional` counts.
+        examples: the training images; `--class_conditional` counts their classes.
 
     Raises:
-        ValueError: for options that contradict `--init_from`'s tokenizer, or ask for weights that it has not.
+        FileNotFoundError: if there is no trained tokenizer where `--tokenizer` says.
+        ValueError: if options contradict the tokenizer of `--init_from`, or need weights that it does not have.
     """
     attention = {"attn_implementation": train_args.attn_implementation}
     if source := train_args.init_from:
@@ -39,7 +42,11 @@ def build_model(model_args, train_args, examples: datasets.Dataset | datasets.It
 
 
 def _changed(source: str, given: dict[str, Any]) -> LDAEConfig:
-    """The configuration of a folder or Hub id with other options, none of which changes its fitted tokenizer."""
+    """The configuration of a folder or Hub id, changed by the given options.
+
+    Raises:
+        ValueError: if an option contradicts the fitted tokenizer.
+    """
     source = Path(source).expanduser()
     there = LDAEConfig.from_pretrained(source)
     parts = given.pop("autoencoder", {}).items() if there.tokenizer_type == "conv_vae" else ()
@@ -54,13 +61,14 @@ def _changed(source: str, given: dict[str, Any]) -> LDAEConfig:
 
 
 def load_model(source: str, name_of_option: str = "--model", **kwargs) -> LDAEForPreTraining:
-    """An l-DAE, encoder and decoder, of a folder or Hub id.
+    """Loads an l-DAE, encoder and decoder, from a folder or Hub id.
 
     Args:
-        kwargs: of `from_pretrained`.
+        name_of_option: what error messages call `source`.
+        kwargs: arguments of `from_pretrained`.
 
     Raises:
-        ValueError: if weights are missing or of another shape, which transformers would replace by random ones.
+        ValueError: if weights are missing or have another shape; transformers would replace them by random ones.
     """
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, loaded = LDAEForPreTraining.from_pretrained(Path(source).expanduser(), **kwargs)
