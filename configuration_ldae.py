@@ -8,6 +8,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+try:  # inside a package of transformers' remote code
+    from .schedules_ldae import validate as validate_schedule
+    from .tokenizers_ldae import TOKENIZERS, Tokenizer
+except ImportError:  # installed, or run from a checkout
+    from schedules_ldae import validate as validate_schedule
+    from tokenizers_ldae import TOKENIZERS, Tokenizer
+
 # What transformers itself may hand to a configuration beside the fields below.
 _KNOWN_EXTRAS = {
     "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type", "name_or_path",
@@ -100,6 +107,15 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         residual_weight (`float`, defaults to 0.1):
             Weight in the loss of the components of the image outside the latent space (equation 4), where the image
             is predicted.
+        loss_units (`str`, defaults to `"image"`):
+            Units of the error where the image is predicted. `"image"`: those of the pixels, as equation 4 reads. `"latent"`:
+            those of the scaled latents, in which the noise is added; with `latent_scaling="component"` every component of
+            the error is then divided by its deviation, the residual ones too.
+        keep_ratio (`float`, defaults to 1.0):
+            Share of the tokens that the encoder sees in training, a random subset of each image's; the decoder fills in the
+            others from a mask token. 1 is the paper; below 1 a step is cheaper. Inference always sees all tokens.
+        mask_block (`int`, defaults to 1):
+            Side, in patches, of the square blocks in which tokens are kept or dropped.
         num_classes (`int`, defaults to 0):
             Classes that the blocks are conditioned on, as DiT's are; 0: none (all rungs but the first).
         class_dropout (`float`, defaults to 0.1):
@@ -129,17 +145,20 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     conditioning_size: int | None = None
     num_train_timesteps: int = 1000
     feature_timestep: int = 10
-    tokenizer_type: Literal["pca", "pixels", "patch_ae", "patch_vae", "conv_vae"] = "pca"
+    tokenizer_type: str = "pca"
     latent_dim: int = 32
     autoencoder: dict | None = None
     subtract_mean: bool = True
     latent_scaling: Literal["none", "global", "component"] = "component"
-    noise_schedule: Literal["linear_sigma", "single_sigma", "linear_gamma2", "ddpm"] = "linear_sigma"
+    noise_schedule: str = "linear_sigma"
     sigma_max: float | int = math.sqrt(2)
     sigma_single: float | int = math.sqrt(1 / 3)
     input_space: Literal["image", "latent"] = "image"
     prediction: Literal["image", "projected_image", "latent", "noise"] = "image"
     residual_weight: float | int = 0.1
+    loss_units: Literal["image", "latent"] = "image"
+    keep_ratio: float | int = 1.0
+    mask_block: int = 1
     num_classes: int = 0
     class_dropout: float | int = 0.1
     _out_features: list[str] | None = None
@@ -165,7 +184,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Refuses fields that contradict each other. Called by `@strict` when the configuration is made and saved."""
+        """Raises a ValueError for fields that contradict each other. `@strict` calls it when a configuration is made or saved."""
         for name in ("num_channels", "hidden_size", "num_attention_heads", "intermediate_size", "conditioning_size",
                      "num_train_timesteps", "latent_dim"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -190,52 +209,33 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"latent_dim must not exceed the {self.patch_dim} numbers of a patch, got {self.latent_dim}"
             )
-        if self.tokenizer_type == "pixels" and self.latent_dim != self.patch_dim:
-            raise ValueError(
-                f"tokenizer_type='pixels' needs latent_dim={self.patch_dim} (all of a patch), got {self.latent_dim}"
-            )
         if not 0 <= self.feature_timestep < self.num_train_timesteps:
             raise ValueError(
                 f"feature_timestep must be in [0, {self.num_train_timesteps}), got {self.feature_timestep}"
             )
-        if self.noise_schedule == "ddpm" and self.num_train_timesteps <= 20:  # 0.02 * 1000 / T must be a part of 1
-            raise ValueError(
-                f"num_train_timesteps must be more than 20 for noise_schedule='ddpm', got {self.num_train_timesteps}"
-            )
+        validate_schedule(self)
         if not 0 <= self.class_dropout <= 1:
             raise ValueError(f"class_dropout must be in [0, 1], got {self.class_dropout}")
-        if self.prediction == "image" and self.tokenizer_type in ("patch_ae", "patch_vae"):
-            raise ValueError(
-                f"prediction='image' weighs the principal components of the error, which tokenizer_type="
-                f"{self.tokenizer_type!r} has none of; use tokenizer_type='pca' or another prediction"
-            )
-        if self.tokenizer_type == "conv_vae":
-            self._validate_conv_vae()
+        if self.tokenizer_type not in TOKENIZERS:
+            raise ValueError(f"tokenizer_type must be one of {', '.join(TOKENIZERS)}, got {self.tokenizer_type!r}")
+        self.tokenizer_class.validate(self)
+        self._validate_dropping()
         for name in ("sigma_max", "sigma_single", "residual_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
 
-    def _validate_conv_vae(self):
-        if self.input_space != "latent" or self.prediction not in ("noise", "latent"):
+    def _validate_dropping(self):
+        if not 0 < self.keep_ratio <= 1:
+            raise ValueError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
+        if self.mask_block < 1 or any(side % self.mask_block for side in self.grid_hw):
             raise ValueError(
-                "tokenizer_type='conv_vae' needs input_space='latent' and prediction='noise' or 'latent', got "
-                f"{self.input_space!r} and {self.prediction!r}: no image is made of its latents in training"
+                f"mask_block must divide the grid of patches, {self.grid_hw[0]} x {self.grid_hw[1]}, got {self.mask_block}"
             )
-        kl = self.autoencoder_config
-        stride = 2 ** (len(kl["block_out_channels"]) - 1)
-        if self.patch_hw != (2 * stride, 2 * stride):
+        if self.loss_units == "latent" and self.predicts_image and not self.tokenizer_class.orthonormal:
             raise ValueError(
-                f"patch_size must be {2 * stride}, twice the autoencoder's stride of {stride} (its block_out_channels are "
-                f"{list(kl['block_out_channels'])}), got {self.patch_size}"
+                f"loss_units='latent' divides the components of an image's error, which tokenizer_type="
+                f"{self.tokenizer_type!r} has none of; use tokenizer_type='pca' or loss_units='image'"
             )
-        if self.latent_dim != 4 * kl["latent_channels"]:
-            raise ValueError(
-                f"latent_dim must be 4 x the autoencoder's latent_channels (2 x 2 latents a token), got {self.latent_dim} "
-                f"and {kl['latent_channels']}"
-            )
-        for name in ("in_channels", "out_channels"):
-            if kl[name] != self.num_channels:
-                raise ValueError(f"the autoencoder's {name} must be num_channels={self.num_channels}, got {kl[name]}")
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "LDAEConfig":
@@ -259,9 +259,20 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return pair(self.patch_size)
 
     @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Height and width of an image, in patches."""
+        (height, width), (p, q) = self.image_hw, self.patch_hw
+        return height // p, width // q
+
+    @property
     def patch_dim(self) -> int:
         """D, the numbers in a patch."""
         return self.num_channels * self.patch_hw[0] * self.patch_hw[1]
+
+    @property
+    def tokenizer_class(self) -> type[Tokenizer]:
+        """The class of the tokenizer, which answers whatever depends on it."""
+        return TOKENIZERS[self.tokenizer_type]
 
     @property
     def autoencoder_config(self) -> dict:
@@ -287,7 +298,17 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def output_dim(self) -> int:
         """Numbers in a token that the network predicts: a patch's, or its latent's."""
-        return self.patch_dim if self.prediction in ("image", "projected_image") else self.latent_dim
+        return self.patch_dim if self.predicts_image else self.latent_dim
+
+    @property
+    def predicts_image(self) -> bool:
+        """Whether the network predicts the numbers of patches, not those of latents."""
+        return self.prediction in ("image", "projected_image")
+
+    @property
+    def whitens_residual(self) -> bool:
+        """Whether the loss divides each component of an image's error by its own deviation, for which all are needed."""
+        return self.predicts_image and self.loss_units == "latent" and self.latent_scaling == "component"
 
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

@@ -1,17 +1,19 @@
 """l-DAE: a latent denoising autoencoder that learns visual features (arXiv 2401.14404, section 4).
 
-Read it top to bottom, like the paper: tokenizer, noise, blocks conditioned on t, encoder, decoder and loss, heads.
+Read it top to bottom, like the paper: noise, blocks conditioned on t, encoder, decoder and loss, heads.
 
-    z_0 = V (x_0 - mu) / s            latent of each patch          PatchTokenizer.encode (first rungs: ConvTokenizer)
-    z_t = gamma_t z_0 + sigma_t eps   noise in the latent           NoiseSchedule.add_noise
-    x_t = U (s z_t) + mu              back to an image             PatchTokenizer.decode
-    y   = decoder(encoder(x_t, t), t) prediction of x_0             LDAEModel, LDAEDecoder
+    z_0 = V (x_0 - mu) / s            latent of each patch          tokenizers_ldae: Tokenizer.encode
+    z_t = gamma_t z_0 + sigma_t eps   noise in the latent           NoiseSchedule.add_noise (tables: schedules_ldae)
+    x_t = U (s z_t) + mu              back to an image              Tokenizer.decode
+    y   = decoder(encoder(x_t, t), t) prediction of x_0             LDAEForPreTraining.predict
     L   = lambda_t sum_i w_i r_i^2,   r = V_full (x_0 - y)          LDAEForPreTraining.loss
 
-Earlier rungs of the paper's road (tables 1 and 3) are values of the configuration: the network may see z_t instead of x_t
-(`input_space`), predict eps, z_0 or U (s z_0) + mu instead of x_0 (`prediction`), and be told a class (`num_classes`).
+Earlier rungs of the paper (tables 1 and 3) are values of the configuration: the network may see z_t instead of x_t
+(`input_space`), predict eps, z_0 or U (s z_0) + mu instead of x_0 (`prediction`), and be told a class (`num_classes`). With
+`keep_ratio` below 1 the encoder sees a random subset of the tokens of z_t in training, as MAE's does.
 
-Shapes: B images, C channels, N patches (tokens), D numbers a patch, d latent dimensions, E hidden_size, T timesteps.
+Shapes: B images, C channels, N patches (tokens), K tokens kept, D numbers a patch, d latent dimensions, E hidden_size, T
+timesteps.
 """
 
 import math
@@ -32,164 +34,36 @@ from transformers.utils.output_capturing import capture_outputs
 
 try:  # inside a package of transformers' remote code
     from .configuration_ldae import LDAEConfig
+    from .schedules_ldae import NoiseTables, noise_tables
+    from .tokenizers_ldae import Float32Module, Tokenizer, patchify, unpatchify
 except ImportError:  # installed, or run from a checkout
     from configuration_ldae import LDAEConfig
+    from schedules_ldae import NoiseTables, noise_tables
+    from tokenizers_ldae import Float32Module, Tokenizer, patchify, unpatchify
 
 logger = logging.get_logger(__name__)
-
-
-# ------------------------------------------------------------------------------------------------------ patches, tokenizer
-
-
-def patchify(pixel_values: torch.Tensor, patch_hw: tuple[int, int]) -> torch.Tensor:
-    """(B, C, H, W) -> (B, N, D), patches in row-major order, each as (channel, row, column)."""
-    batch, channels, height, width = pixel_values.shape
-    p, q = patch_hw
-    x = pixel_values.reshape(batch, channels, height // p, p, width // q, q)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * p * q)
-
-
-def unpatchify(patches: torch.Tensor, patch_hw: tuple[int, int], image_hw: tuple[int, int]) -> torch.Tensor:
-    """(B, N, D) -> (B, C, H, W), the inverse of `patchify`."""
-    p, q = patch_hw
-    rows, columns = image_hw[0] // p, image_hw[1] // q
-    x = patches.reshape(patches.shape[0], rows, columns, -1, p, q)
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(patches.shape[0], -1, rows * p, columns * q)
-
-
-class Float32Module(nn.Module):
-    """Its numbers stay float32 when the model around it is cast, as by `model.half()`."""
-
-    def _apply(self, fn, recurse: bool = True):
-        def without_cast(tensor: torch.Tensor) -> torch.Tensor:
-            applied = fn(tensor)
-            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
-
-        return super()._apply(without_cast, recurse)
-
-
-class PatchTokenizer(Float32Module):
-    """The linear patch tokenizer (paper, section 4.2): z = V (x - mean) / scale and back, x = U (scale z) + mean.
-
-    PCA is V with orthonormal rows and U its transpose; pixels are V = U = identity. The numbers are part of the
-    checkpoint and always float32. `ldae.tokenizers.pca.fit_to_images` fills them; until then V picks the patch's first d numbers.
-    """
-
-    def __init__(self, config: LDAEConfig):
-        super().__init__()
-        dim, latent_dim = config.patch_dim, config.latent_dim
-        self.patch_hw = config.patch_hw
-        self.register_buffer("V", torch.eye(latent_dim, dim, dtype=torch.float32))
-        self.register_buffer("U", torch.eye(dim, latent_dim, dtype=torch.float32))
-        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float32))
-        self.register_buffer("scale", torch.ones(latent_dim, dtype=torch.float32))
-        # variance of the patches along every principal component, all zero while the tokenizer is not fitted
-        self.register_buffer("spectrum", torch.zeros(dim, dtype=torch.float32))
-
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) -> scaled latents (B, N, d), in float32."""
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            return (patchify(pixel_values.float(), self.patch_hw) - self.mean) @ self.V.T / self.scale
-
-    def decode(self, latents: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
-        """Scaled latents (B, N, d) -> images (B, C, *image_hw), in float32."""
-        with torch.autocast(latents.device.type, enabled=False):
-            patches = (latents.float() * self.scale) @ self.U.T + self.mean
-        return unpatchify(patches, self.patch_hw, image_hw)
-
-
-class ConvTokenizer(Float32Module):
-    """The convolutional tokenizer of the first rungs (paper, table 1): diffusers' AutoencoderKL and its scale.
-
-    A token is a 2 x 2 patch of the posterior's mode, divided by `scale`. Its weights are part of the checkpoint, always float32
-    and never trained; `ldae.tokenizers.autoencoders` trains them before, `ldae.tokenizers.pca.fit_to_images` sets the scale.
-    """
-
-    def __init__(self, config: LDAEConfig):
-        super().__init__()
-        self.stride = config.patch_hw[0] // 2
-        self.autoencoder = _autoencoder_kl(config.autoencoder_config).float()
-        # As buffers they are saved and moved, but no optimizer or average sees them; `requires_grad=False` would not do:
-        # from_pretrained makes every parameter trainable.
-        for module in self.autoencoder.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach())
-        self.register_buffer("scale", torch.ones(config.latent_dim, dtype=torch.float32))
-        # variance of the latents' components before they are scaled, all zero while the scale is not fitted
-        self.register_buffer("spectrum", torch.zeros(config.latent_dim, dtype=torch.float32))
-
-    def train(self, mode: bool = True) -> "ConvTokenizer":
-        return super().train(False)  # it is used as it is, whatever the model around it does
-
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) -> scaled latents (B, N, d), in float32."""
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            latents = self.autoencoder.encode(pixel_values.float()).latent_dist.mode()
-            return patchify(latents, (2, 2)) / self.scale
-
-    def decode(self, latents: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
-        """Scaled latents (B, N, d) -> images (B, C, *image_hw), in float32."""
-        with torch.autocast(latents.device.type, enabled=False):
-            latent_hw = image_hw[0] // self.stride, image_hw[1] // self.stride
-            return self.autoencoder.decode(unpatchify(latents.float() * self.scale, (2, 2), latent_hw)).sample
-
-
-def _autoencoder_kl(config: dict) -> nn.Module:
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        raise ImportError("tokenizer_type='conv_vae' is diffusers' AutoencoderKL: pip install diffusers") from error
-    return AutoencoderKL(**config)
 
 
 # ------------------------------------------------------------------------------------------------------------------- noise
 
 
 class NoiseSchedule(Float32Module):
-    """Tables over T timesteps: z_t = gamma_t z_0 + sigma_t eps, and the loss weight lambda_t.
-
-    lambda_t = gamma_t^2 / (gamma_t^2 + sigma_t^2): that is gamma_t^2 where gamma^2 + sigma^2 = 1 (table 3, "predict clean
-    latent"), and 1 / (1 + sigma_t^2) where gamma = 1 (section 4.3).
-    """
+    """The configuration's noise schedule as tables over T timesteps: z_t = gamma_t z_0 + sigma_t eps, and lambda_t."""
 
     def __init__(self, config: LDAEConfig):
         super().__init__()
         self.config = config
-        for name, table in zip(("gamma", "sigma", "loss_weight"), self.tables(), strict=True):
+        for name, table in self.tables()._asdict().items():
             self.register_buffer(name, table.float(), persistent=False)
 
-    def tables(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """gamma, sigma, lambda, each (T,), in float64."""
-        config, T = self.config, self.config.num_train_timesteps
-        if config.noise_schedule == "linear_sigma":
-            sigma = torch.linspace(0, config.sigma_max, T, dtype=torch.float64)
-            gamma = torch.ones_like(sigma)
-        elif config.noise_schedule == "single_sigma":
-            sigma = torch.full((T,), config.sigma_single, dtype=torch.float64)
-            gamma = torch.ones_like(sigma)
-        elif config.noise_schedule == "linear_gamma2":  # 1 > gamma^2 >= 0
-            gamma2 = 1 - torch.arange(1, T + 1, dtype=torch.float64) / T
-            gamma, sigma = gamma2.sqrt(), (1 - gamma2).sqrt()
-        else:
-            gamma2 = _ddpm_alphas_cumprod(T).double()
-            gamma, sigma = gamma2.sqrt(), (1 - gamma2).sqrt()
-        return gamma, sigma, gamma**2 / (gamma**2 + sigma**2)
+    def tables(self) -> NoiseTables:
+        """gamma, sigma and lambda, each (T,), in float64."""
+        return noise_tables(self.config)
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """z_t of latents (B, N, d) with standard normal noise (B, N, d) at timesteps (B,) or (1,), in [0, T)."""
         gamma, sigma = self.gamma[timesteps][:, None, None], self.sigma[timesteps][:, None, None]
         return gamma * latents + sigma * noise
-
-
-def _ddpm_alphas_cumprod(num_train_timesteps: int) -> torch.Tensor:
-    """Betas from 1e-4 to 0.02 at T = 1000; at another T as DiT's code scales them, so that the noise ends as strong."""
-    try:
-        from diffusers import DDPMScheduler
-    except ImportError as error:
-        raise ImportError("noise_schedule='ddpm' takes its betas from diffusers: pip install diffusers") from error
-    first, last = (beta * 1000 / num_train_timesteps for beta in (1e-4, 0.02))
-    return DDPMScheduler(num_train_timesteps, first, last, "linear").alphas_cumprod
 
 
 # -------------------------------------------------------------------------------------------- embeddings of place and time
@@ -211,7 +85,13 @@ def sincos_positions(hw: tuple[int, int], reference_hw: tuple[int, int], dim: in
 
     (h, w), (h0, w0) = hw, reference_hw
     rows, columns = one_axis(places(h, h0)), one_axis(places(w, w0))
-    return torch.cat([columns.repeat(h, 1), rows.repeat_interleave(w, dim=0)], dim=1).float()
+    columns, rows = columns[None].expand(h, -1, -1), rows[:, None].expand(-1, w, -1)  # each (h, w, dim / 2)
+    return torch.cat([columns, rows], dim=-1).reshape(h * w, dim).float()
+
+
+def take(tokens: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """The tokens (B, K, E) of (B or 1, N, E) at the places `keep` (B, K), in [0, N)."""
+    return tokens.expand(len(keep), -1, -1).gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 class LDAEEmbeddings(nn.Module):
@@ -220,13 +100,12 @@ class LDAEEmbeddings(nn.Module):
     def __init__(self, config: LDAEConfig):
         super().__init__()
         self.config = config
-        self.grid = tuple(i // p for i, p in zip(config.image_hw, config.patch_hw, strict=True))
         self.projection = nn.Linear(config.input_dim, config.hidden_size)
-        positions = sincos_positions(self.grid, self.grid, config.hidden_size)
+        positions = sincos_positions(config.grid_hw, config.grid_hw, config.hidden_size)
         self.register_buffer("position_embeddings", positions[None], persistent=False)
 
-    def check(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool):
-        """Refuses images whose channels or size do not fit, before any work."""
+    def validate(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool):
+        """Raises a ValueError for images whose channels or size do not fit, before any work."""
         config, (channels, height, width) = self.config, pixel_values.shape[1:]
         if channels != config.num_channels:
             raise ValueError(f"pixel_values must have num_channels={config.num_channels} channels, got {channels}")
@@ -241,13 +120,20 @@ class LDAEEmbeddings(nn.Module):
                 "for other sizes pass interpolate_pos_encoding=True"
             )
 
-    def forward(self, inputs: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
-        tokens = self.projection(inputs.to(self.projection.weight.dtype))
-        positions = self.position_embeddings
+    def positions(self, image_hw: tuple[int, int]) -> torch.Tensor:
+        """The positions (1, N, E) of an image's patches."""
         grid = tuple(size // patch for size, patch in zip(image_hw, self.config.patch_hw, strict=True))
-        if torch.compiler.is_exporting() or grid != self.grid:
-            positions = sincos_positions(grid, self.grid, self.config.hidden_size).to(positions.device)[None]
-        return tokens + positions.to(tokens.dtype)
+        if not torch.compiler.is_exporting() and grid == self.config.grid_hw:
+            return self.position_embeddings
+        return sincos_positions(grid, self.config.grid_hw, self.config.hidden_size).to(self.position_embeddings)[None]
+
+    def forward(
+        self, inputs: torch.Tensor, image_hw: tuple[int, int], keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The tokens (B, N, E) of inputs (B, N, D or d); with `keep` (B, K) those of inputs (B, K, D or d) at these places."""
+        tokens = self.projection(inputs.to(self.projection.weight.dtype))
+        positions = self.positions(image_hw)
+        return tokens + (positions if keep is None else take(positions, keep)).to(tokens.dtype)
 
 
 class NormalLinear(nn.Linear):
@@ -356,23 +242,6 @@ class LDAELayer(GradientCheckpointingLayer):
         return torch.addcmul(hidden_states, gate2, self.mlp(self.norm2(hidden_states, shift2, scale2)))
 
 
-class LDAEDecoder(nn.Module):
-    """Blocks like the encoder's, then an adaptive LayerNorm and a linear layer to patches: (B, N, E) -> (B, N, D or d)."""
-
-    def __init__(self, config: LDAEConfig):
-        super().__init__()
-        self.layers = nn.ModuleList([LDAELayer(config) for _ in range(config.decoder_num_hidden_layers)])
-        self.modulation = ZeroLinear(config.conditioning_size, 2 * config.hidden_size)
-        self.norm = AdaLayerNorm(config)
-        self.head = ZeroLinear(config.hidden_size, config.output_dim)
-
-    def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor, **kwargs) -> torch.Tensor:
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, conditioning, **kwargs)
-        shift, scale = self.modulation(nn.functional.silu(conditioning))[:, None].chunk(2, dim=-1)
-        return self.head(self.norm(hidden_states, shift, scale))
-
-
 # ------------------------------------------------------------------------------------------------------------------ models
 
 
@@ -411,19 +280,15 @@ class LDAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, LDAEEmbeddings):
-            positions = sincos_positions(module.grid, module.grid, self.config.hidden_size)
-            init.copy_(module.position_embeddings, positions[None])
-        elif isinstance(module, PatchTokenizer):
-            init.copy_(module.V, torch.eye(*module.V.shape))
-            init.copy_(module.U, torch.eye(*module.U.shape))
-            init.zeros_(module.mean)
-            init.ones_(module.scale)
-            init.zeros_(module.spectrum)
-        elif isinstance(module, ConvTokenizer):
-            init.ones_(module.scale)
-            init.zeros_(module.spectrum)
+            grid = self.config.grid_hw
+            init.copy_(module.position_embeddings, sincos_positions(grid, grid, self.config.hidden_size)[None])
+        elif isinstance(module, LDAEDecoder):
+            if hasattr(module, "mask_token"):
+                init.normal_(module.mask_token, std=self.config.initializer_range)
+        elif isinstance(module, Tokenizer):
+            module.initialize()
         elif isinstance(module, NoiseSchedule):
-            for name, table in zip(("gamma", "sigma", "loss_weight"), module.tables(), strict=True):
+            for name, table in module.tables()._asdict().items():
                 init.copy_(getattr(module, name), table.float())
 
 
@@ -434,7 +299,7 @@ class LDAEModel(LDAEPreTrainedModel):
 
     def __init__(self, config: LDAEConfig):
         super().__init__(config)
-        self.tokenizer = (ConvTokenizer if config.tokenizer_type == "conv_vae" else PatchTokenizer)(config)
+        self.tokenizer = config.tokenizer_class(config)
         self.embeddings = LDAEEmbeddings(config)
         self.timestep_embedding = LDAETimestepEmbedding(config)
         if config.num_classes:  # the last class stands for none
@@ -459,43 +324,98 @@ class LDAEModel(LDAEPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         latents: torch.Tensor | None = None,
         classes: torch.Tensor | None = None,
+        image_hw: tuple[int, int] | None = None,
+        keep: torch.Tensor | None = None,
+        conditioning: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): images, in [-1, 1].
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): images, in [-1, 1]. Not needed where `latents` are given.
             timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`, *optional*): noise level of each image, in [0, T);
                 `config.feature_timestep` by default, which is right for clean images.
             interpolate_pos_encoding (`bool`): takes images of other sizes, multiples of the patch.
             latents (`torch.Tensor` of shape `(B, N, d)`, *optional*): z_t, seen instead of the images' own latents.
             classes (`torch.LongTensor` of shape `(B,)`, *optional*): in [0, num_classes]; by default `num_classes`: none.
+            image_hw (`(int, int)`, *optional*): height and width that `latents` are of; by default those of the images, or
+                `config.image_size`.
+            keep (`torch.LongTensor` of shape `(B, K)`, *optional*): places, in [0, N), of the tokens that are seen; all by
+                default.
+            conditioning (`torch.Tensor` of shape `(B or 1, conditioning_size)`, *optional*): what `condition` gives, where it
+                is there already; otherwise made of `timesteps` and `classes`.
 
         Returns:
-            `last_hidden_state` (B, N, E) and `pooler_output` (B, E), the tokens' mean; there is no class token.
+            `last_hidden_state` (B, N or K, E) and `pooler_output` (B, E), the tokens' mean; there is no class token.
 
         Raises:
-            ValueError: for a size or channel count that the model does not take.
+            ValueError: for a size or channel count that the model does not take, or neither images nor latents.
         """
-        if timesteps is None:
-            timesteps = torch.full((1,), self.config.feature_timestep, device=pixel_values.device)
-        self.embeddings.check(pixel_values, interpolate_pos_encoding)
         if latents is None:
+            if pixel_values is None:
+                raise ValueError("pixel_values must be given, or latents in their place; got neither")
+            self.embeddings.validate(pixel_values, interpolate_pos_encoding)
             latents = self.tokenizer.encode(pixel_values)
-        image_hw, inputs = pixel_values.shape[-2:], latents
+        if image_hw is None:
+            image_hw = self.config.image_hw if pixel_values is None else pixel_values.shape[-2:]
+        if conditioning is None:
+            if timesteps is None:
+                timesteps = torch.full((1,), self.config.feature_timestep, device=latents.device)
+            conditioning = self.condition(timesteps, classes)
+        inputs = latents if keep is None else take(latents, keep)
         if self.config.input_space == "image":
             # Images pass through the latent space, clean ones too: the embedding has only ever seen what that holds.
-            inputs = patchify(self.tokenizer.decode(latents, image_hw), self.config.patch_hw)
-        conditioning = self.condition(timesteps, classes)
-        hidden_states = self.embeddings(inputs, image_hw)
+            inputs = self.tokenizer.decode_patches(inputs)
+        hidden_states = self.embeddings(inputs, image_hw, keep)
         for layer in self.layers:
             hidden_states = layer(hidden_states, conditioning, **kwargs)
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
+
+
+# ------------------------------------------------------------------------------------------------------------ pre-training
+
+
+class LDAEDecoder(nn.Module):
+    """Blocks like the encoder's, then an adaptive LayerNorm and a linear layer to patches: (B, N, E) -> (B, N, D or d).
+
+    Where the encoder sees a subset of the tokens, a learned mask token stands for the others, and all get their positions.
+    """
+
+    def __init__(self, config: LDAEConfig):
+        super().__init__()
+        if config.keep_ratio < 1:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.layers = nn.ModuleList([LDAELayer(config) for _ in range(config.decoder_num_hidden_layers)])
+        self.modulation = ZeroLinear(config.conditioning_size, 2 * config.hidden_size)
+        self.norm = AdaLayerNorm(config)
+        self.head = ZeroLinear(config.hidden_size, config.output_dim)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        conditioning: torch.Tensor,
+        positions: torch.Tensor,
+        keep: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """hidden_states (B, N, E), or (B, K, E) at the places `keep` (B, K); conditioning (B or 1, conditioning_size);
+        positions (1, N, E) -> (B, N, D or d)."""
+        if hasattr(self, "mask_token"):
+            positions = positions.to(hidden_states.dtype)
+            if keep is not None:
+                tokens = self.mask_token.to(hidden_states.dtype).expand(len(keep), positions.shape[1], -1)
+                places = keep[..., None].expand(-1, -1, hidden_states.shape[-1])
+                hidden_states = tokens.scatter(1, places, hidden_states)
+            hidden_states = hidden_states + positions
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, conditioning, **kwargs)
+        shift, scale = self.modulation(nn.functional.silu(conditioning))[:, None].chunk(2, dim=-1)
+        return self.head(self.norm(hidden_states, shift, scale))
 
 
 @dataclass
@@ -503,8 +423,8 @@ class LDAEForPreTrainingOutput(ModelOutput):
     """
     loss (scalar): the weighted error (equation 4), averaged over images, tokens and the numbers of a token's target.
     reconstruction (B, C, H, W): the predicted clean images.
-    noisy_pixel_values (B, C, H, W): x_t, what the encoder saw.
-        Both are None in training mode with a convolutional tokenizer, whose decoder would cost more than the step.
+    noisy_pixel_values (B, C, H, W): x_t, what the encoder saw of the images.
+        Both are made in evaluation mode, or with `return_reconstruction=True`; training needs neither.
     timesteps (B,): the noise levels.
     """
 
@@ -532,46 +452,111 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         return self.config.num_classes > 0
 
     def sample_noise(
-        self, batch_size: int, num_patches: int | None = None, generator: torch.Generator | None = None
+        self,
+        batch_size: int,
+        image_hw: tuple[int, int] | None = None,
+        generator: torch.Generator | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Draws what `forward` adds: `noise` (B, N, d), standard normal, and `timesteps` (B,), uniform in [0, T).
+        """Draws what `forward` adds to images: `noise` (B, N, d), standard normal, and `timesteps` (B,), uniform in [0, T).
 
-        With classes also `drop_label` (B,), bool: whose class is left out.
+        With classes also `drop_label` (B,), bool: whose class is left out. With `keep_ratio` below 1 also `keep` (B, K): the
+        places of the tokens that the encoder sees, at random for each image.
         """
-        if num_patches is None:
-            num_patches = self.ldae.embeddings.position_embeddings.shape[1]
-        noise = torch.randn(batch_size, num_patches, self.config.latent_dim, generator=generator, device=self.device)
-        timesteps = torch.randint(
-            self.config.num_train_timesteps, (batch_size,), generator=generator, device=self.device
-        )
-        drawn = {"noise": noise, "timesteps": timesteps}
+        config, draw = self.config, {"generator": generator, "device": self.device}
+        rows, columns = (i // p for i, p in zip(image_hw or config.image_hw, config.patch_hw, strict=True))
+        drawn = {
+            "noise": torch.randn(batch_size, rows * columns, config.latent_dim, **draw),
+            "timesteps": torch.randint(config.num_train_timesteps, (batch_size,), **draw),
+        }
         if self.uses_labels:
-            chance = torch.rand(batch_size, generator=generator, device=self.device)
-            drawn["drop_label"] = chance < self.config.class_dropout
+            drawn["drop_label"] = torch.rand(batch_size, **draw) < config.class_dropout
+        if config.keep_ratio < 1:
+            drawn["keep"] = self._draw_kept(batch_size, rows, columns, draw)
         return drawn
+
+    def _draw_kept(self, batch_size: int, rows: int, columns: int, draw: dict) -> torch.Tensor:
+        """Places (B, K) of random blocks of `mask_block` x `mask_block` patches, at least one."""
+        side = self.config.mask_block
+        if rows % side or columns % side:
+            raise ValueError(f"mask_block={side} must divide the grid of patches, got {rows} x {columns}")
+        blocks = rows // side * (columns // side)
+        kept = max(1, round(self.config.keep_ratio * blocks))
+        block = torch.rand(batch_size, blocks, **draw).argsort(dim=1)[:, :kept]  # (B, blocks kept)
+        corner = block // (columns // side) * side * columns + block % (columns // side) * side
+        inside = torch.arange(side, device=self.device)
+        inside = (inside[:, None] * columns + inside).flatten()  # of the corner's block
+        return (corner[..., None] + inside).flatten(1)
+
+    def predict(
+        self,
+        noisy_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        classes: torch.Tensor | None = None,
+        image_hw: tuple[int, int] | None = None,
+        keep: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The network's prediction (B, N, d or D) for z_t: decoder(encoder(z_t, t), t).
+
+        Args:
+            noisy_latents: z_t (B, N, d).
+            timesteps: (B,) or (1,), in [0, T).
+            classes: (B,), in [0, num_classes]; by default none.
+            image_hw: height and width of the images; `config.image_size` by default.
+            keep: places (B, K) of the tokens that the encoder sees; all by default.
+        """
+        return self._predict(noisy_latents, timesteps, classes, image_hw, keep)[0]
+
+    def _predict(self, noisy_latents, timesteps, classes, image_hw, keep, **kwargs):
+        conditioning = self.ldae.condition(timesteps, classes)
+        encoded = self.ldae(
+            latents=noisy_latents, image_hw=image_hw, keep=keep, conditioning=conditioning, return_dict=True, **kwargs
+        )
+        positions = self.ldae.embeddings.positions(image_hw or self.config.image_hw)
+        return self.decoder(encoded.last_hidden_state, conditioning, positions, keep), encoded
+
+    def target(self, pixel_values: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """What is predicted (B, N, d or D) of images (B, C, H, W) with latents z_0 and noise, both (B, N, d)."""
+        if self.config.prediction == "noise":
+            return noise.expand_as(latents)
+        if self.config.prediction == "latent":
+            return latents
+        if self.config.prediction == "projected_image":
+            return self.ldae.tokenizer.decode_patches(latents)
+        return patchify(pixel_values, self.config.patch_hw)
 
     def loss(self, target: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """The loss of targets and predictions, both (B, N, D or d), by `config.prediction`; a mean over B, N and D or d.
 
         "noise": the plain square, DDPM's simple loss. "latent", "projected_image": lambda_t e_i^2 (section 4.3). "image":
-        equation 4, lambda_t w_i r_i^2, where r = V_full (target - prediction); V_full is orthonormal, so sum_i w_i r_i^2 =
-        w ||e||^2 + (1 - w) ||V e||^2 with w = residual_weight: the d rows of V suffice.
+        equation 4, lambda_t w_i r_i^2, where r = V_full (target - prediction), w_i = 1 for i <= d and `residual_weight` above.
+        With `loss_units="latent"` r_i of an image is in the units of the scaled latents.
         """
-        tokenizer, weight = self.ldae.tokenizer, self.config.residual_weight
         with torch.autocast(target.device.type, enabled=False):
             error = target.float() - prediction.float()
-            squares = error.square().sum(-1)
             if self.config.prediction == "noise":
-                return squares.mean() / error.shape[-1]
-            if self.config.prediction == "image":
-                squares = weight * squares + (1 - weight) * (error @ tokenizer.V.T).square().sum(-1)
+                return error.square().sum(-1).mean() / error.shape[-1]
+            squares = self._weighted_squares(error)
             return (self.noise_schedule.loss_weight[timesteps] * squares.mean(dim=1)).mean() / error.shape[-1]
+
+    def _weighted_squares(self, error: torch.Tensor) -> torch.Tensor:
+        """sum_i w_i r_i^2 (B, N) of errors (B, N, D or d)."""
+        config, tokenizer, weight = self.config, self.ldae.tokenizer, self.config.residual_weight
+        if config.whitens_residual:
+            squares = ((error @ tokenizer.V.T) / tokenizer.scale).square().sum(-1)
+            return squares + weight * (error @ tokenizer.residual.T).square().sum(-1)
+        squares = error.square().sum(-1)
+        if config.prediction == "image":
+            # V_full is orthonormal, so sum_i w_i r_i^2 = w ||e||^2 + (1 - w) ||V e||^2: the d rows of V suffice
+            squares = weight * squares + (1 - weight) * (error @ tokenizer.V.T).square().sum(-1)
+        if config.predicts_image and config.loss_units == "latent":
+            squares = squares / tokenizer.scale[0].square()  # one factor for all components
+        return squares
 
     def clean_images(
         self, prediction: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor, image_hw: tuple[int, int]
     ) -> torch.Tensor:
         """The clean images (B, C, *image_hw) that a prediction (B, N, D or d) stands for."""
-        if self.config.prediction in ("image", "projected_image"):
+        if self.config.predicts_image:
             return unpatchify(prediction, self.config.patch_hw, image_hw)
         if self.config.prediction == "noise":
             gamma, sigma = (
@@ -591,6 +576,8 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         labels: torch.Tensor | None = None,
         drop_label: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
+        return_reconstruction: bool | None = None,
         **kwargs,
     ) -> LDAEForPreTrainingOutput:
         r"""
@@ -602,51 +589,47 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             interpolate_pos_encoding (`bool`): takes images of other sizes, multiples of the patch.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes in [0, num_classes), of a model that has them.
             drop_label (`torch.BoolTensor` of shape `(B,)`, *optional*): whose class is left out; drawn if not given.
+            keep (`torch.LongTensor` of shape `(B, K)`, *optional*): places of the tokens that the encoder sees; by default
+                drawn in training mode, where `keep_ratio` is below 1, and all in evaluation mode.
+            return_reconstruction (`bool`, *optional*): whether to make the images of the output; by default in evaluation mode.
 
         Raises:
             ValueError: for a size or channel count that the model does not take, or labels that it has no classes for.
         """
-        self.ldae.embeddings.check(pixel_values, interpolate_pos_encoding)
+        self.ldae.embeddings.validate(pixel_values, interpolate_pos_encoding)
         if self.training and not torch.compiler.is_compiling():
             self._warn_if_not_fitted()
-        tokenizer, patch_hw, image_hw = self.ldae.tokenizer, self.config.patch_hw, pixel_values.shape[-2:]
-        patches = patchify(pixel_values, patch_hw)  # x_0: (B, N, D)
-        given = {"noise": noise, "timesteps": timesteps, "drop_label": drop_label}
-        if noise is None or timesteps is None or (self.uses_labels and drop_label is None):
-            drawn = self.sample_noise(len(pixel_values), patches.shape[1], generator)
-            given = {name: drawn.get(name) if value is None else value for name, value in given.items()}
-        noise, timesteps = given["noise"], given["timesteps"]
-        classes = self._classes(labels, given["drop_label"])
+        image_hw, given = pixel_values.shape[-2:], {"noise": noise, "timesteps": timesteps, "drop_label": drop_label}
+        if self.training:
+            given["keep"] = keep
+        drawn = self._draw_missing(given, len(pixel_values), image_hw, generator)
+        noise, timesteps, keep = drawn["noise"], drawn["timesteps"], drawn.get("keep", keep)
+        classes = self._classes(labels, drawn["drop_label"])
 
-        latents = tokenizer.encode(pixel_values)  # z_0: (B, N, d)
+        latents = self.ldae.tokenizer.encode(pixel_values)  # z_0: (B, N, d)
         noisy_latents = self.noise_schedule.add_noise(latents, noise, timesteps)  # z_t
-        outputs = self.ldae(
-            pixel_values, timesteps, interpolate_pos_encoding, noisy_latents, classes, return_dict=True, **kwargs
-        )
-        prediction = self.decoder(outputs.last_hidden_state, self.ldae.condition(timesteps, classes))  # (B, N, D or d)
-        if self.config.prediction == "noise":
-            target = noise.expand_as(prediction)
-        elif self.config.prediction == "latent":
-            target = latents
-        else:
-            target = (
-                patches
-                if self.config.prediction == "image"
-                else patchify(tokenizer.decode(latents, image_hw), patch_hw)
-            )
+        prediction, encoded = self._predict(noisy_latents, timesteps, classes, image_hw, keep, **kwargs)
+        loss = self.loss(self.target(pixel_values, latents, noise), prediction, timesteps)
 
         reconstruction = noisy_pixel_values = None
-        if not (self.training and self.config.tokenizer_type == "conv_vae"):
+        if not self.training if return_reconstruction is None else return_reconstruction:
             reconstruction = self.clean_images(prediction, noisy_latents, timesteps, image_hw)
-            noisy_pixel_values = tokenizer.decode(noisy_latents, image_hw)  # x_t: (B, C, H, W)
+            noisy_pixel_values = self.ldae.tokenizer.decode(noisy_latents, image_hw)  # x_t: (B, C, H, W)
         return LDAEForPreTrainingOutput(
-            loss=self.loss(target, prediction, timesteps),
-            reconstruction=reconstruction,
-            noisy_pixel_values=noisy_pixel_values,
-            timesteps=timesteps,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            loss, reconstruction, noisy_pixel_values, timesteps, encoded.hidden_states, encoded.attentions
         )
+
+    def _draw_missing(self, given: dict, batch_size: int, image_hw: tuple[int, int], generator) -> dict:
+        """What is given, and drawn values in place of None where `sample_noise` has them."""
+        needed = {"noise", "timesteps"}
+        if self.uses_labels:
+            needed.add("drop_label")
+        if self.config.keep_ratio < 1:
+            needed.add("keep")
+        if all(given[name] is not None for name in needed & given.keys()):
+            return given
+        drawn = self.sample_noise(batch_size, image_hw, generator)
+        return {name: drawn.get(name) if value is None else value for name, value in given.items()}
 
     def _classes(self, labels: torch.Tensor | None, drop_label: torch.Tensor | None) -> torch.Tensor | None:
         """Classes (B,) with `num_classes` in place of what is left out or unknown (-1)."""
@@ -659,9 +642,9 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
     def _warn_if_not_fitted(self):
         if not getattr(self, "_fitted", False):
             self._fitted = True  # looked at once: it costs a synchronization
-            if not self.ldae.tokenizer.spectrum.any():
+            if not self.ldae.tokenizer.fitted:
                 logger.warning(
-                    "The tokenizer is not fitted to any images: fit it with ldae.tokenizers.pca.fit_to_images(model, images)."
+                    "The tokenizer is not fitted to any images: fit it with ldae.tokenizers.fit_to_images(model, images)."
                 )
 
 

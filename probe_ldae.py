@@ -15,10 +15,10 @@ from typing import Any, Literal
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 import ldae  # noqa: F401 - registers l-DAE with the Auto classes
-from ldae.bounds import validate
-from ldae.data.images import ImageDataset, load_examples, why_not_probed
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
-from ldae.options import option, option_parser
+from ldae.options import option, option_parser, validate
 from ldae.probes import (
     DEFAULT_PROTOCOLS,
     PROTOCOLS,

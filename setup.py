@@ -11,23 +11,25 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["ldae", "ldae.*"]),
-    py_modules=["configuration_ldae", "modeling_ldae", "train_ldae", "probe_ldae"],
-    # The bounds of the first group are what this code was run with; older versions are untried.
+    py_modules=["configuration_ldae", "modeling_ldae", "schedules_ldae", "tokenizers_ldae", "train_ldae", "probe_ldae"],
+    # The test suite was run with the lowest versions of the first group together; older ones are untried.
     install_requires=[
-        "torch>=2.14",
-        "torchvision>=0.29",
-        "transformers>=5.24",
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "transformers>=5.17",
         "diffusers>=0.42",
         "datasets>=5.2",
         "accelerate>=1.15",
-        "huggingface-hub>=2.4",
+        "huggingface-hub>=1.33",
         "evaluate>=0.4.6",
         "safetensors>=0.8",
         "torchmetrics>=1.9",
         # little is asked of these
+        "filelock>=3.16",
         "numpy>=1.26",
+        "pandas>=2",
         "pillow>=11",
         "matplotlib>=3.8",
         "tensorboard>=2.16",
@@ -50,8 +52,6 @@ setup(
         "timm": ["timm>=1.0.12"],  # its encoders in probe_ldae.py and ldae.features.extraction
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
         "trackio": ["trackio>=0.4"],
-        "fid": [
-            "torch-fidelity>=0.4"
-        ],  # Inception for python -m ldae.generation.pipeline; its weights are downloaded once
+        "fid": ["torch-fidelity>=0.4"],  # Inception for python -m ldae.generation; its weights are downloaded once
     },
 )

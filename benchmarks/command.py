@@ -1,7 +1,7 @@
 """What the benchmarks' commands share: measure, print the table and keep the numbers as a file; or fill in a file's table."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from ldae.report.tables import fill
 OWN = ("output", "overwrite", "table")  # options that say nothing of what is measured
 
 
-def run(options: type, measure: Callable[[Any], dict], table: Callable[[dict], str], marker: str):
+def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str]):
     """The command line of a benchmark.
 
     Args:
         options: a dataclass with the fields of `OWN` among others.
-        measure: options -> the result to save.
-        table: a result with its environment -> markdown, which stands between the lines `<!-- marker -->` of README.md.
+        measure: options -> the result to save, as often as it grows: what is stopped has saved what it measured.
+        table: a result with its environment -> markdown. `--table NAME.json` puts it between the lines `<!-- NAME -->` of
+            README.md.
 
     Raises:
         FileExistsError: if --output is there; raised before anything is measured.
@@ -27,12 +28,14 @@ def run(options: type, measure: Callable[[Any], dict], table: Callable[[dict], s
     (given,) = HfArgumentParser(options).parse_args_into_dataclasses()
     if given.table:
         text = table(json.loads(Path(given.table).read_text()))
-        fill(Path(__file__).with_name("README.md"), marker, text)
+        fill(Path(__file__).with_name("README.md"), Path(given.table).stem, text)
     else:
         if given.output and Path(given.output).exists() and not given.overwrite:
             raise FileExistsError(f"{given.output} is there; pass --overwrite or another --output")
-        result = {**measure(given), "arguments": {k: v for k, v in vars(given).items() if k not in OWN}}
-        if given.output:
-            save_result(given.output, result, given.overwrite)
+        arguments = {name: value for name, value in vars(given).items() if name not in OWN}
+        for measured in measure(given):
+            result = {**measured, "arguments": arguments}
+            if given.output:
+                save_result(given.output, result, overwrite=True)
         text = table({**result, **environment()})
     print(text)

@@ -8,7 +8,7 @@ The encoder alone, on one batch that is already a tensor, is the ceiling: nothin
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from benchmarks import command
-from ldae.data.images import ImageDataset, decode, load_examples
+from ldae.data.images import ImageDataset, decode
+from ldae.data.sources import load_examples
 from ldae.features.encoders import load_encoder
 from ldae.features.extraction import extract_features
 from ldae.options import option
@@ -72,7 +73,7 @@ def contenders(arguments: FeatureSpeedArguments) -> dict[str, Callable]:
     }
 
 
-def measure(arguments: FeatureSpeedArguments) -> dict:
+def measure(arguments: FeatureSpeedArguments) -> Iterator[dict]:
     """Rounds of all contenders in turn, after one of each that is not counted."""
     torch.set_num_threads(arguments.threads)
     runs = contenders(arguments)
@@ -84,10 +85,7 @@ def measure(arguments: FeatureSpeedArguments) -> dict:
             run()
             if i:
                 seconds[name].append(clock() - start)
-    return {
-        "benchmark": "features",
-        "seconds": seconds,
-    }
+    yield {"benchmark": "features", "seconds": seconds}
 
 
 def table(result: dict) -> str:
@@ -108,4 +106,4 @@ def table(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    command.run(FeatureSpeedArguments, measure, table, "features")
+    command.run(FeatureSpeedArguments, measure, table)

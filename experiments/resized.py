@@ -11,11 +11,12 @@ import datasets
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset, load_examples
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples
 
 
 def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("train", "validation")):
-    """Writes `target`/data/SPLIT.parquet, images as PNG; those that cannot be read are left out and named.
+    """Writes `target`/data/SPLIT.parquet with square images of `size` pixels as PNG, and names the unreadable ones it leaves out.
 
     Raises:
         FileExistsError: if `target` holds something.
@@ -28,7 +29,7 @@ def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("tra
         if examples is None or "label" not in examples.features:
             raise ValueError(f"{source!r} needs a {split} split with labels")
     unfinished = target.with_name(f"{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was stopped
+    shutil.rmtree(unfinished, ignore_errors=True)  # what a stopped call has left
     (unfinished / "data").mkdir(parents=True)
     for split, examples in found.items():
         images = ImageDataset(examples, (size, size))

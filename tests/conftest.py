@@ -61,7 +61,8 @@ def tiny_model(tiny_config):
                 tokenizer.scale.copy_(torch.linspace(0.5, 2, d))
                 tokenizer.spectrum.copy_(tokenizer.scale.square())
                 return model
-            V = torch.eye(D) if config.tokenizer_type == "pixels" else torch.linalg.qr(randn(D, D)).Q[:d]
+            basis = torch.eye(D) if config.tokenizer_type == "pixels" else torch.linalg.qr(randn(D, D)).Q
+            V = basis[:d]
             spectrum = torch.linspace(2, 0.1, D)
             scale = {"none": torch.ones(d), "global": spectrum[:d].mean().sqrt(), "component": spectrum[:d].sqrt()}
             tokenizer.V.copy_(V)
@@ -69,6 +70,8 @@ def tiny_model(tiny_config):
             tokenizer.mean.copy_(0.3 * randn(D) * config.subtract_mean)
             tokenizer.scale.copy_(scale[config.latent_scaling])
             tokenizer.spectrum.copy_(spectrum)
+            if config.whitens_residual:
+                tokenizer.residual.copy_(basis[d:] / spectrum[d:, None].sqrt())
         return model
 
     return make

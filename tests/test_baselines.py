@@ -32,11 +32,13 @@ def copies(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_vit_mae_trains_in_the_same_loop(tmp_path):
-    arguments = run_arguments(tmp_path, "--max_steps", "3")
+    arguments = run_arguments(tmp_path, "--max_steps", "3", "--decoder_num_hidden_layers", "2")
     model = vit_mae.build(arguments[0])
+    assert len(model.decoder.decoder_layers) == 2
+    assert model.config._attn_implementation == "sdpa"
     before = copies(model)
     config = model.config
-    assert (config.num_hidden_layers, config.decoder_num_hidden_layers, config.hidden_size) == (1, 1, 32)
+    assert (config.num_hidden_layers, config.decoder_num_hidden_layers, config.hidden_size) == (1, 2, 32)
     for positions in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
         assert positions[0, 1:].std() > 0.1  # transformers leaves them at zero
     noise = model.sample_noise(3, generator=torch.Generator().manual_seed(0))["noise"]

@@ -1,4 +1,4 @@
-"""Checkpoints of models that FSDP2 shards, on two CPU processes; whole models are covered by test_train.py."""
+"""Checkpoints: which of them count, and those of models that FSDP2 shards, on two CPU processes."""
 
 import os
 import subprocess
@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
+
+from ldae.training import checkpoints as module
+from ldae.training.checkpoints import Checkpoints, validate_unchanged
 
 SHARDED = """
 import sys
@@ -80,3 +84,81 @@ def test_sharded_models_are_saved_whole_and_loaded_back(tmp_path):
     assert sharded[3].keys() == whole[3].keys()
     for name, value in whole[3].items():
         torch.testing.assert_close(sharded[3][name], value, rtol=1e-3, atol=1e-5)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it, and the tests let nothing clean up after it."""
+
+
+@pytest.fixture
+def save(tmp_path):
+    """save(step, value=0, keep=2): a checkpoint of a tiny model that holds a value, written by a process of one."""
+    accelerator = Accelerator(cpu=True)
+
+    def save(step: int, value: float = 0.0, keep: int = 2) -> Path:
+        model = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(model.weight, value)
+        optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), lr=0.0))
+        return Checkpoints(tmp_path, keep).save(accelerator, model, optimizer, None, {"step": step})
+
+    return save
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_are_kept(save, tmp_path):
+    assert Checkpoints(tmp_path / "none").last() is None
+    for step in (5, 10, 100):
+        save(step)
+    assert names(tmp_path) == ["checkpoint-00000010", "checkpoint-00000100"]
+    assert Checkpoints(tmp_path).last().name == "checkpoint-00000100"
+
+
+def test_a_checkpoint_that_is_there_is_not_written_again(save, tmp_path):
+    """The end of a finished run that is resumed: were it replaced, a kill could leave neither."""
+    before = {path: path.stat().st_mtime_ns for path in save(5, 1.0).iterdir()}
+    again = save(5, 2.0)
+    assert {path: path.stat().st_mtime_ns for path in again.iterdir()} == before
+    assert load_file(again / "model.safetensors")["weight"].item() == 1
+
+
+def test_what_a_kill_left_does_not_count_and_is_removed(save, tmp_path, monkeypatch):
+    whole = save(5)
+
+    def killed(path, *args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patches:  # while the oldest is removed
+        patches.setattr(module.shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            save(10, keep=1)
+    assert names(tmp_path) == ["checkpoint-00000005", "checkpoint-00000010"]
+    assert Checkpoints(tmp_path).last().name == "checkpoint-00000010"
+    assert not (whole / "state.json").exists()
+    (tmp_path / ".checkpoint-00000013.partial").mkdir()  # while one was written
+    (tmp_path / "checkpoint-00000020").mkdir()  # while the newest was removed
+    (tmp_path / "checkpoint-mine").mkdir()
+    assert Checkpoints(tmp_path).last().name == "checkpoint-00000010"
+    save(20, 3.0)
+    assert names(tmp_path) == ["checkpoint-00000010", "checkpoint-00000020", "checkpoint-mine"]
+    assert load_file(Checkpoints(tmp_path).last() / "model.safetensors")["weight"].item() == 3
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_the_one_before(save, tmp_path, monkeypatch):
+    save(5)
+
+    def killed(self, *args, **kwargs):
+        raise Killed
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(Killed):
+        save(10)
+    assert Checkpoints(tmp_path).last().name == "checkpoint-00000005"
+
+
+def test_options_that_both_runs_have_must_be_equal():
+    validate_unchanged({"seed": 0, "old": 1}, {"seed": 0, "new": 2})
+    with pytest.raises(ValueError, match="--resume must go on with the run's own options, but seed was 0, is 1"):
+        validate_unchanged({"seed": 0, "crop": "center"}, {"seed": 1, "crop": "center"})

@@ -9,27 +9,24 @@ import torch
 import torchvision
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import train_ldae
 from experiments.ablation import rungs
-from ldae import LDAEConfig, LDAEForPreTraining, LDAEModel
+from ldae import LDAEConfig, LDAEForPreTraining, LDAEModel, tokenizers
 from ldae.features.encoders import Encoder
 from ldae.options import parse_arguments
-from ldae.tokenizers import autoencoders
-from ldae.tokenizers.autoencoders import (
+from ldae.tokenizers import conv_autoencoder
+from ldae.tokenizers.conv_autoencoder import (
     ConvAutoencoder,
     ConvAutoencoderConfig,
     PatchDiscriminator,
     adaptive_weight,
-    load_into,
-    lpips,
-    with_autoencoder,
 )
-from ldae.tokenizers.pca import fit_tokenizer
+from ldae.tokenizers.lpips import lpips
 from ldae.training.optimization import parameter_groups
-from modeling_ldae import ConvTokenizer
+from tokenizers_ldae import ConvVAETokenizer
 
 CONV = {"tokenizer_type": "conv_vae"}
 TINY = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
@@ -72,9 +69,9 @@ def test_it_is_diffusers(tiny_model, images):
 @pytest.mark.parametrize("scaling", ["component", "global", "none"])
 def test_latents_have_unit_variance(tiny_config, images, scaling):
     config = tiny_config(**CONV, latent_scaling=scaling)
-    tokenizer, x = ConvTokenizer(config), images(config, 40)
+    tokenizer, x = ConvVAETokenizer(config), images(config, 40)
     assert not tokenizer.spectrum.any()  # as long as it is not fitted
-    fit_tokenizer(tokenizer, config, x.split(7))
+    tokenizer.fit(x.split(7), config)
     variance = tokenizer.encode(x).var(dim=(0, 1), unbiased=False)
     if scaling == "component":
         assert_close(variance, torch.ones(8), rtol=1e-3, atol=0)
@@ -134,19 +131,19 @@ def test_trained_autoencoders_are_taken_as_they_are(tiny_config, tmp_path, layou
     trained = autoencoder(adversarial_weight=0.5)
     place = tmp_path / "vae" if layout == "pipeline" else tmp_path
     (trained if layout == "ours" else trained.autoencoder).save_pretrained(place)
-    config = with_autoencoder(tiny_config(**CONV, image_size=32), str(tmp_path))
-    tokenizer = ConvTokenizer(config)
-    load_into(tokenizer, str(tmp_path), config)
+    config = tokenizers.configure(tiny_config(**CONV, image_size=32), str(tmp_path))
+    tokenizer = ConvVAETokenizer(config)
+    tokenizers.load(tokenizer, str(tmp_path), config)
     x = batch()
     trained.eval()
     assert_close(tokenizer.encode(x).sum(), trained.autoencoder.encode(x).latent_dist.mean.sum(), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="does not fit the l-DAE: latent_dim must be"):
-        with_autoencoder(tiny_config(**CONV, latent_dim=12), str(tmp_path))
+        tokenizers.configure(tiny_config(**CONV, latent_dim=12), str(tmp_path))
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        with_autoencoder(tiny_config(**CONV), str(tmp_path / "nowhere"))
+        tokenizers.configure(tiny_config(**CONV), str(tmp_path / "nowhere"))
     (place / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
     with pytest.raises(ValueError, match="is a VQModel"):
-        with_autoencoder(tiny_config(**CONV), str(tmp_path))
+        tokenizers.configure(tiny_config(**CONV), str(tmp_path))
 
 
 # --------------------------------------------------------------------------------------------------------- its training
@@ -238,7 +235,7 @@ def test_lpips_takes_a_file_of_vgg16(vgg, tmp_path):
     assert not any(p.requires_grad for p in lpips(weights=vgg).parameters())
     # the layers by hand: relu1_2 to relu5_3 of the file's VGG16, unit length, and torchmetrics' own linear weights
     features = torchvision.models.vgg16(weights=None).features
-    features.load_state_dict({n.removeprefix("features."): t for n, t in autoencoders.load_file(vgg).items()})
+    features.load_state_dict({n.removeprefix("features."): t for n, t in load_file(vgg).items()})
     shift, scale = (torch.tensor(v)[:, None, None] for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
     a, b, expected = (x - shift) / scale, (y - shift) / scale, 0
     linear = {3: 0, 8: 1, 15: 2, 22: 3, 29: 4}
@@ -265,7 +262,7 @@ def test_images_too_small_for_lpips_are_refused_before_training(vgg):
     options += f"--tokenizer_perceptual_weight 1 --tokenizer_lpips_weights {vgg}"
     model, _, train = parse_arguments(["--data", ".", *options.split(), "--autoencoder", json.dumps(TINY)])
     with pytest.raises(ValueError, match="image_size 8 are too small for VGG16"):
-        autoencoders.build(model.config(), train)
+        conv_autoencoder.build(model.config(), train)
 
 
 @pytest.mark.parametrize(("net", "name"), [("alex", "alexnet"), ("squeeze", "squeezenet1_1")])

@@ -9,7 +9,6 @@ from PIL import Image
 
 from ldae import LDAEConfig, LDAEForPreTraining
 from ldae.report import figures as plots
-from ldae.tokenizers.pca import fit_tokenizer
 
 
 def read(path) -> np.ndarray:
@@ -27,7 +26,7 @@ def model() -> LDAEForPreTraining:
     config = LDAEConfig(image_size=16, patch_size=4, latent_dim=8, hidden_size=16, num_hidden_layers=1,
                         num_attention_heads=2)  # fmt: skip
     model = LDAEForPreTraining(config)
-    fit_tokenizer(model.ldae.tokenizer, config, [torch.rand(20, 3, 16, 16).cumsum(3) / 8 - 1])
+    model.ldae.tokenizer.fit([torch.rand(20, 3, 16, 16).cumsum(3) / 8 - 1], config)
     return model
 
 
@@ -134,7 +133,9 @@ def test_noise_spaces_are_what_each_model_sees(tmp_path, model):
     pixel_values = torch.rand(2, 3, 16, 16) * 2 - 1
     sheet = read(plots.noise_spaces({"latent": model}, pixel_values, tmp_path / "noise.png", timestep=700, seed=3))
     generator = torch.Generator().manual_seed(3)
-    noisy = model(pixel_values, timesteps=torch.tensor([700, 700]), generator=generator).noisy_pixel_values
+    noisy = model(
+        pixel_values, timesteps=torch.tensor([700, 700]), generator=generator, return_reconstruction=True
+    ).noisy_pixel_values
     for column, images in enumerate((pixel_values, noisy)):
         for row in range(2):
             y, x = 42 + row * 200, 16 + column * 200

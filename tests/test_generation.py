@@ -14,11 +14,11 @@ from torch.testing import assert_close
 
 from ldae import LDAEForPreTraining, LDAEModel
 from ldae.features.encoders import Encoder
-from ldae.generation import frechet
-from ldae.generation import pipeline as generation
+from ldae.generation import command, frechet
 from ldae.generation.frechet import frechet_distance
-from ldae.generation.pipeline import LDAEPipeline, denoise, make_scheduler, predict, respace
-from modeling_ldae import patchify
+from ldae.generation.pipeline import LDAEPipeline, denoise
+from ldae.generation.schedulers import SCHEDULERS, make_scheduler, respace
+from tokenizers_ldae import patchify
 
 LATENT = {"input_space": "latent", "prediction": "noise", "noise_schedule": "ddpm"}
 KINDS = [
@@ -75,7 +75,7 @@ def clean_and_noise(model, prediction, z, g2):
 # ------------------------------------------------------------------------------------------------------------ schedulers
 
 
-@pytest.mark.parametrize("name", generation.SCHEDULERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("fields", KINDS)
 def test_the_scheduler_has_the_models_noise(make, fields, name):
     model = make(**fields)
@@ -100,12 +100,13 @@ def test_the_scheduler_has_the_models_noise(make, fields, name):
 def test_ddim_against_its_formula(make, fields, eta, monkeypatch):
     """Equations 12 and 16 of arXiv 2010.02502, with a number of steps that does not divide T."""
     model, seen = make(**fields), []
+    predict = model.predict
 
-    def network(model, z, t, classes):
+    def network(z, t, classes):
         seen.append((z, int(t)))
-        return predict(model, z, t, classes)
+        return predict(z, t, classes)
 
-    monkeypatch.setattr(generation, "predict", network)
+    monkeypatch.setattr(model, "predict", network)
     pixels = sample(pipeline(model), eta=eta, batch_size=2)
     generator = seeded()
     z = torch.randn(2, 6, 8, generator=generator).double()
@@ -115,7 +116,7 @@ def test_ddim_against_its_formula(make, fields, eta, monkeypatch):
         assert_close(shown.double(), z, rtol=1e-3, atol=1e-3)
         g2, target = gamma2(model, level), gamma2(model, before)
         with torch.no_grad():
-            output = predict(model, shown, torch.tensor([level])).double()
+            output = predict(shown, torch.tensor([level])).double()
         clean, noise = clean_and_noise(model, output, z, g2)
         deviation = eta * math.sqrt((1 - target) / (1 - g2) * (1 - g2 / target))
         z = math.sqrt(target) * clean + math.sqrt(1 - target - deviation**2) * noise
@@ -145,18 +146,18 @@ def test_ddpm_against_its_formula(make, fields):
         assert_close(drawn.double().std(0).mean().item(), deviation, rtol=0.01, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", generation.SCHEDULERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("fields", KINDS)
 def test_a_perfect_network_gives_the_image_back(make, images, fields, name, monkeypatch):
     model = make(**fields)
     tokenizer = model.ldae.tokenizer
     clean = tokenizer.encode(0.3 * images(model.config, 1))
 
-    def perfect(model, z, t, classes):
+    def perfect(z, t, classes):
         g2 = gamma2(model, int(t))
         return clean if fields["prediction"] == "latent" else (z - math.sqrt(g2) * clean) / math.sqrt(1 - g2)
 
-    monkeypatch.setattr(generation, "predict", perfect)
+    monkeypatch.setattr(model, "predict", perfect)
     expected = (tokenizer.decode(clean, model.config.image_hw) / 2 + 0.5).clamp(0, 1)
     for steps in (1, 7, 30):
         pixels = sample(pipeline(model, name), num_inference_steps=steps)
@@ -172,11 +173,11 @@ def test_predict_is_what_training_computes(make, images):
     pixel_values = images(model.config)
     output = model(pixel_values, labels=torch.tensor([2, 1]), **drawn)
     z = model.noise_schedule.add_noise(model.ldae.tokenizer.encode(pixel_values), drawn["noise"], drawn["timesteps"])
-    latents = predict(model, z, drawn["timesteps"], torch.tensor([2, 3]))
+    latents = model.predict(z, drawn["timesteps"], torch.tensor([2, 3]))
     assert torch.equal(output.reconstruction, model.ldae.tokenizer.decode(latents, model.config.image_hw))
 
 
-@pytest.mark.parametrize("name", generation.SCHEDULERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_images_depend_on_the_generator_alone(make, name):
     pipe = pipeline(make(noise_schedule="linear_gamma2"), name)
     pixels = sample(pipe, batch_size=3)
@@ -203,21 +204,21 @@ def test_output_types(make):
 def test_guidance(make, monkeypatch):
     """What the scheduler is given: none + s (class - none)."""
     pipe, given, sizes = pipeline(make(num_classes=3)), [], []
-    step = DDIMScheduler.step
+    step, predict = DDIMScheduler.step, pipe.model.predict
 
     def watched_step(self, prediction, *args, **kwargs):
         given.append(prediction)
         return step(self, prediction, *args, **kwargs)
 
-    def watched_predict(model, z, t, classes):
+    def watched_predict(z, t, classes):
         sizes.append(len(z))
-        return predict(model, z, t, classes)
+        return predict(z, t, classes)
 
     monkeypatch.setattr(DDIMScheduler, "step", watched_step)
-    monkeypatch.setattr(generation, "predict", watched_predict)
+    monkeypatch.setattr(pipe.model, "predict", watched_predict)
     z, t = randn(2, 6, 8), torch.tensor([999])
     with torch.no_grad():
-        of_class, of_none = (predict(pipe.model, z, t, torch.tensor(c)) for c in ([0, 2], [3, 3]))
+        of_class, of_none = (predict(z, t, torch.tensor(c)) for c in ([0, 2], [3, 3]))
     assert (of_class - of_none).abs().max() > 0.1
     for arguments, expected, size in (
         ({"class_labels": [0, 2]}, of_class, 2),
@@ -232,7 +233,7 @@ def test_guidance(make, monkeypatch):
         assert sizes.pop() == size
 
 
-@pytest.mark.parametrize("name", generation.SCHEDULERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_saved_and_loaded_bit_for_bit(make, tmp_path, name):
     pipe = pipeline(make(num_classes=3, prediction="latent", noise_schedule="linear_gamma2"), name)
     pipe.save_pretrained(tmp_path)
@@ -254,7 +255,7 @@ def test_refusals(make):
         {"prediction": "image"},
         {"input_space": "image", "prediction": "image", "noise_schedule": "linear_sigma"},
     ):
-        with pytest.raises(ValueError, match=r"patch-vae, patch-ae, patch-pca, clean-latent.*denoise"):
+        with pytest.raises(ValueError, match=r"noise_schedule='linear_gamma2' or 'ddpm'; this model has .*denoise"):
             LDAEPipeline.from_model(make(**fields))
     with pytest.raises(ValueError, match="scheduler must be one of ddim, ddpm, dpm, got 'euler'"):
         make_scheduler(make(), "euler")
@@ -299,7 +300,7 @@ def test_denoise(tiny_model, images):
     again = denoise(model, pixel_values, torch.tensor([500, 500]), seeded())
     assert all(torch.equal(x, y) for x, y in zip((noisy, clean), again, strict=True))
     noise = randn(2, 6, 8)
-    outputs = model(pixel_values, noise=noise, timesteps=torch.tensor([500, 500]))
+    outputs = model.eval()(pixel_values, noise=noise, timesteps=torch.tensor([500, 500]))
     assert_close(noisy, outputs.noisy_pixel_values.clamp(-1, 1))
     assert_close(clean, outputs.reconstruction.clamp(-1, 1))
 
@@ -399,7 +400,7 @@ def data(tmp_path):
 
 
 def run(*args):
-    return generation.main([*map(str, args), "--num_inference_steps", "3"])
+    return command.main([*map(str, args), "--num_inference_steps", "3"])
 
 
 def test_command_line(make, tiny_model, data, tmp_path, monkeypatch, capsys):
@@ -457,12 +458,12 @@ def test_offload_is_refused(make):
 
 def test_command_line_refuses_before_it_reads_a_image(make, data, tmp_path, monkeypatch):
     make().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(generation, "load_examples", lambda *args: pytest.fail("images were read"))
+    monkeypatch.setattr(command, "load_examples", lambda *args: pytest.fail("images were read"))
     given = ["--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--data", data]
     for option, value, text in (
         ("num_inference_steps", 0, "must be in"),
         ("guidance_scale", 2, "needs a model that is told"),
     ):
         with pytest.raises(ValueError, match=f"{option} {text}"):
-            generation.main([*map(str, given), f"--{option}", str(value)])
+            command.main([*map(str, given), f"--{option}", str(value)])
     assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
-"""Hub folders, their way to the Hub and back, and their cards. The Hub is a stand-in, the client the real one."""
+"""Hub folders, their way to the Hub and back, and their cards. The Hub is a stand-in; its client is the real one."""
 
+import importlib
 import json
 import re
 import shlex
@@ -10,13 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
+from packaging.version import Version
 from PIL import Image
 from transformers import AutoImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
-import configuration_ldae
-import modeling_ldae
 from ldae import LDAEBackbone, LDAEConfig, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
 from ldae.hub import cards
 from ldae.hub.cards import write_card
@@ -25,8 +26,9 @@ from ldae.report.results import save_result
 
 ROOT = Path(__file__).parents[1]
 MODEL_ID = "org/ldae-vit-tiny"
-FILES = {"README.md", "config.json", "configuration_ldae.py", "model.safetensors", "modeling_ldae.py",
-         "preprocessor_config.json", "results/probe.json", "results/train.json"}  # fmt: skip
+CODE = {path.name for path in ROOT.glob("*_ldae.py")} - {"train_ldae.py", "probe_ldae.py"}
+FILES = {*CODE, "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "results/probe.json",
+         "results/train.json"}  # fmt: skip
 TINY = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 TRAINING = {
@@ -109,12 +111,12 @@ def test_saved_folder_loads_bit_for_bit_and_carries_its_code(model_class, tmp_pa
     save_hub_folder(model, tmp_path)
     assert_same_weights(model, model_class.from_pretrained(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
-    for module in (configuration_ldae, modeling_ldae):
-        path = Path(module.__file__)
-        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    assert {path.name for path in tmp_path.glob("*.py")} == CODE
+    assert all((tmp_path / name).read_bytes() == (ROOT / name).read_bytes() for name in CODE)
     for name in AUTO_MAP.values():
         module, class_name = name.split(".")
-        assert hasattr({"configuration_ldae": configuration_ldae, "modeling_ldae": modeling_ldae}[module], class_name)
+        assert module + ".py" in CODE
+        assert hasattr(importlib.import_module(module), class_name)
     assert not hasattr(model.config, "auto_map")
 
 
@@ -137,6 +139,10 @@ def test_wrapped_models_and_given_weights_are_saved(wrap, tmp_path):
     ("num_channels", "modes"), [(3, ["RGB", "L", "RGBA", "P", "1", "CMYK"]), (1, ["L"]), (4, ["RGBA"])]
 )
 def test_processor_makes_what_the_model_takes(num_channels, modes, backend, tmp_path):
+    if (num_channels, backend) == (4, "torchvision") and Version(transformers.__version__) < Version("5.21"):
+        pytest.skip(
+            "transformers before 5.21 takes no image of four channels here, as image_processor's docstring says"
+        )
     model = tiny_model(LDAEModel, num_channels=num_channels)
     model.config.image_size = [32, 48]  # height and width must not change places
     save_hub_folder(model, tmp_path)
@@ -176,7 +182,7 @@ from PIL import Image
 
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("ldae", "configuration_ldae", "modeling_ldae"):
+        if name.split(".")[0] == "ldae" or (name.endswith("_ldae") and "." not in name):
             raise ImportError(f"{name} is not installed here")
 
 sys.meta_path.insert(0, Blocker())

@@ -10,7 +10,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from experiments.ablation.lpips_backbone import NETS, convert
-from ldae.tokenizers.autoencoders import lpips
+from ldae.tokenizers.lpips import lpips
 
 
 def _package(path, name, content):

@@ -24,7 +24,8 @@ from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
-from modeling_ldae import NoiseSchedule, PatchTokenizer, patchify, sincos_positions, unpatchify
+from modeling_ldae import NoiseSchedule, sincos_positions
+from tokenizers_ldae import PCATokenizer, patchify, unpatchify
 
 HEADS = [LDAEModel, LDAEForPreTraining, LDAEForImageClassification, LDAEBackbone]
 
@@ -49,8 +50,25 @@ def naive_gamma_sigma(config, t):
     return math.sqrt(gamma2), math.sqrt(1 - gamma2)
 
 
-def naive_loss(model, images, noise, timesteps, classes=None):
-    """METHOD.md, sections 2 and 3, one image and one patch at a time, with the full D x D basis; all in float64."""
+def naive_latent_units(config, w, error):
+    """sum_i w_i (r_i / s_i)^2 of one patch's error (D,): along every principal component, in units of its deviation."""
+    V, scale, spectrum = (w[f"ldae.tokenizer.{name}"] for name in ("V", "scale", "spectrum"))
+    d = config.latent_dim
+    total = sum((V[i] @ error / scale[i]) ** 2 for i in range(d))
+    if config.latent_scaling == "component" and d < config.patch_dim:
+        rows = w["ldae.tokenizer.residual"] * spectrum[d:, None].sqrt()  # unit rows, before they were divided
+        assert_close(rows @ rows.T, torch.eye(len(rows)).double(), atol=1e-5, rtol=0)
+        assert_close(rows @ V.T, torch.zeros(len(rows), d).double(), atol=1e-5, rtol=0)
+        return total + sum(0.1 * (rows[i] @ error) ** 2 / spectrum[d + i] for i in range(len(rows)))
+    outside = error - V.T @ (V @ error)
+    weight = (
+        0.1 if config.prediction == "image" else 1
+    )  # with one factor for all, the loss is equation 4's but for its unit
+    return total + weight * sum(outside**2) / scale[0] ** 2
+
+
+def naive_loss(model, images, noise, timesteps, classes=None, keep=None):
+    """The paper's sections 4.2 to 4.4, one image and one patch at a time, with the full D x D basis; all in float64."""
     config = model.config
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
     (p, q), D, d, E = config.patch_hw, config.patch_dim, config.latent_dim, config.hidden_size
@@ -98,13 +116,20 @@ def naive_loss(model, images, noise, timesteps, classes=None):
         hidden = linear(layer_norm(x) * (1 + scale2) + shift2, f"{name}.mlp.fc1")
         return x + gate2 * linear(hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))), f"{name}.mlp.fc2")
 
-    def network(tokens, t, class_number):
+    def network(tokens, t, class_number, kept):
         c = embed_time(t)
         if config.num_classes:
             c = c + w["ldae.class_embedding.weight"][class_number]
+        places = torch.stack([position(*divmod(i, config.grid_hw[1])) for i in range(len(tokens))])
+        tokens = tokens[kept]
         for i in range(config.num_hidden_layers):
             tokens = block(tokens, c, f"ldae.layers.{i}")
         tokens = layer_norm(tokens) * w["ldae.layernorm.weight"] + w["ldae.layernorm.bias"]
+        if config.keep_ratio < 1:
+            every = [w["decoder.mask_token"][0, 0]] * len(places)
+            for place, token in zip(kept, tokens, strict=True):
+                every[place] = token
+            tokens = torch.stack(every) + places
         for i in range(config.decoder_num_hidden_layers):
             tokens = block(tokens, c, f"decoder.layers.{i}")
         shift, scale = linear(c * torch.sigmoid(c), "decoder.modulation").split(E)
@@ -132,10 +157,13 @@ def naive_loss(model, images, noise, timesteps, classes=None):
                 if config.prediction == "projected_image":
                     target["projected_image"] = U @ (z0 * scale) + mean
                 targets.append(target[config.prediction])
-        for target, prediction in zip(targets, network(torch.stack(tokens), t, class_number), strict=True):
+        kept = range(len(tokens)) if keep is None else keep[index].tolist()
+        for target, prediction in zip(targets, network(torch.stack(tokens), t, class_number, list(kept)), strict=True):
             r = target - prediction
             if config.prediction == "noise":
                 losses.append(sum(r**2) / d)
+            elif config.predicts_image and config.loss_units == "latent":
+                losses.append(loss_weight * naive_latent_units(config, w, r) / D)
             elif config.prediction == "image":
                 r = V @ r
                 losses.append(loss_weight * sum((1 if i < d else 0.1) * r[i] ** 2 for i in range(D)) / D)
@@ -159,6 +187,68 @@ def test_the_loss_of_every_rung_is_the_papers(tiny_model, images, input_space, p
     model = tiny_model(input_space=input_space, prediction=prediction, noise_schedule=noise_schedule)
     x, drawn = images(model.config), draw(model)
     assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("latent_scaling", ["none", "global", "component"])
+@pytest.mark.parametrize("prediction", ["projected_image", "image"])
+def test_the_loss_in_the_units_of_the_latents(tiny_model, images, latent_scaling, prediction):
+    model = tiny_model(latent_scaling=latent_scaling, prediction=prediction, loss_units="latent")
+    x, drawn = images(model.config), draw(model)
+    assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=5e-5, atol=0)
+    in_image_units = tiny_model(latent_scaling=latent_scaling, prediction=prediction)
+    same = torch.allclose(in_image_units(x, **drawn).loss, model(x, **drawn).loss)
+    assert same == (latent_scaling == "none")
+
+
+def test_a_component_without_variance_has_a_finite_loss(tiny_config, images):
+    config = tiny_config(loss_units="latent")
+    model = LDAEForPreTraining(config)
+    x = images(config, 5)
+    x[:, :, :, 1::2] = x[:, :, :, ::2]  # pairs of equal columns: half of the components are constant
+    model.ldae.tokenizer.fit([x], config)
+    assert (model.ldae.tokenizer.spectrum < 1e-10).sum() > 10
+    loss = model(torch.rand_like(x) * 2 - 1, **draw(model, 5)).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("fields", [
+    {}, {"loss_units": "latent"}, {"input_space": "latent", "prediction": "noise", "noise_schedule": "ddpm"},
+    {"tokenizer_type": "conv_vae", "input_space": "latent", "prediction": "latent"},
+])  # fmt: skip
+@pytest.mark.parametrize("keep_ratio", [0.25, 0.5, 0.9])
+def test_the_loss_with_dropped_tokens(tiny_model, images, keep_ratio, fields):
+    model = tiny_model(keep_ratio=keep_ratio, **fields)
+    x, drawn = images(model.config), draw(model)
+    num_kept = max(1, round(keep_ratio * 6))
+    assert drawn["keep"].shape == (2, num_kept)
+    assert all(len(set(row.tolist())) == num_kept and 0 <= row.min() <= row.max() < 6 for row in drawn["keep"])
+    assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=5e-5, atol=0)
+    everything = {name: value for name, value in drawn.items() if name != "keep"}
+    whole = naive_loss(model, x, **everything)
+    assert_close(model.eval()(x, **everything).loss.double(), whole, rtol=5e-5, atol=0)  # inference sees all tokens
+    permuted = {**drawn, "keep": drawn["keep"].flip(1)}
+    assert_close(model(x, **permuted).loss, model(x, **drawn).loss)  # places, not their order
+
+
+def test_kept_tokens_are_fair_and_drawn_like_noise(tiny_model):
+    model = tiny_model(keep_ratio=0.5)
+    keep = draw(model, 4000)["keep"]
+    assert torch.equal(keep, draw(model, 4000)["keep"])
+    counts = torch.bincount(keep.flatten(), minlength=6) / 4000
+    assert (counts - 0.5).abs().max() < 4 * (0.25 / 4000) ** 0.5
+    plain = draw(tiny_model(), 4000)
+    assert all(torch.equal(value, draw(model, 4000)[name]) for name, value in plain.items())
+
+
+def test_tokens_are_dropped_in_blocks(tiny_model):
+    model = tiny_model(image_size=[16, 24], patch_size=[4, 4], keep_ratio=0.5, mask_block=2)
+    for kept in draw(model, 20)["keep"]:
+        rows, columns = kept // 6, kept % 6
+        assert len(set(kept.tolist())) == 12
+        blocks = set(zip((rows // 2).tolist(), (columns // 2).tolist(), strict=True))
+        assert len(blocks) == 3  # whole blocks of 4
 
 
 def test_the_loss_with_a_linear_autoencoder(tiny_model, images):
@@ -514,7 +604,7 @@ def test_bfloat16_leaves_tokenizer_and_noise_in_float32(tiny_model, images, tmp_
     model.save_pretrained(tmp_path)
     loaded = LDAEForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-    for kept in (PatchTokenizer, NoiseSchedule):
+    for kept in (PCATokenizer, NoiseSchedule):
         (original,), (module,) = ([m for m in each.modules() if isinstance(m, kept)] for each in (model, loaded))
         for name, buffer in original.named_buffers():
             assert module.get_buffer(name).dtype == torch.float32
@@ -548,7 +638,7 @@ def test_a_new_model_starts_as_adaln_zero(tiny_config, images):
     bound = (6 / (16 + 3 * 16)) ** 0.5  # Xavier's
     assert model.decoder.layers[0].attention.qkv.weight.abs().max().item() == pytest.approx(bound, rel=0.02)
     x = images(model.config)
-    output = model(x, **draw(model), output_hidden_states=True)
+    output = model(x, **draw(model), output_hidden_states=True, return_reconstruction=True)
     assert not output.reconstruction.any()
     assert torch.equal(output.hidden_states[0], output.hidden_states[-1])
     assert output.hidden_states[0].any()
@@ -574,7 +664,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model, images):
     for checkpointing in (False, True):
         model, calls = tiny_model().train(), []
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()  # the training script calls it too; transformers 5.17 knows no other
         for layer in [*model.ldae.layers, *model.decoder.layers]:
             layer.mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         model(images(model.config), **draw(model)).loss.backward()

@@ -1,14 +1,22 @@
-"""Parameter groups and rates."""
+"""Parameter groups, learning rates, the length of a run, and what is compiled."""
 
 import pytest
 import timm
+import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
-from transformers import ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
+from transformers import (
+    ViTConfig,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    ViTMAEModel,
+    ViTModel,
+    get_cosine_schedule_with_warmup,
+)
 
 from ldae import LDAEModel
 from ldae.features.encoders import Encoder
-from ldae.training.optimization import layer_decay_groups, learning_rate, parameter_groups
+from ldae.training.optimization import Length, compile_blocks, layer_decay_groups, learning_rate, parameter_groups
 
 VIT = {
     "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -76,3 +84,35 @@ def test_frozen_parameters_are_in_no_group():
 def test_learning_rate():
     rates = [learning_rate(progress, 2.0, 0.1) for progress in (0, 0.05, 0.1, 0.55, 1, 2)]
     assert rates == pytest.approx([0, 1, 2, 1, 0, 0])
+
+
+def test_learning_rate_is_the_half_cycle_cosine_of_transformers():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, 20, 100)
+    for step in range(100):
+        assert learning_rate(step / 100, 0.3, 0.2) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_run_is_as_far_as_its_steps_or_its_clock():
+    assert Length(10).progress(5, 1e9) == 0.5
+    assert Length(10, 2).progress(5, 90) == 0.75
+    assert Length(10, 2).progress(9, 90) == 0.9
+
+
+@pytest.mark.parametrize(("name", "expected"), [("ldae", 3), ("vitmae", 5), ("linear", 1)])
+def test_blocks_are_compiled_one_by_one_and_models_without_blocks_whole(name, expected, tiny_model, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    if name == "ldae":
+        model = tiny_model()
+        blocks = [*model.ldae.layers, *model.decoder.layers]
+    elif name == "vitmae":
+        model = ViTMAEForPreTraining(ViTMAEConfig(**VIT, decoder_hidden_size=16, decoder_num_hidden_layers=2))
+        blocks = [*model.vit.layers, *model.decoder.decoder_layers]
+    else:
+        blocks = [model := nn.Linear(2, 2)]
+    compile_blocks(model)
+    assert len(compiled) == expected
+    assert all(a is b for a, b in zip(compiled, blocks, strict=True))

@@ -15,8 +15,8 @@ from sklearn.decomposition import PCA
 
 from configuration_ldae import LDAEConfig
 from ldae.data.images import ImageDataset
-from ldae.tokenizers.pca import PatchMoments, explained_variance, fit_tokenizer, variance_held
-from modeling_ldae import PatchTokenizer, patchify
+from ldae.tokenizers.fitting import explained_variance, variance_held
+from tokenizers_ldae import PatchMoments, PatchTokenizer, patchify
 
 
 def images(n: int = 40, channels: int = 3, size: tuple[int, int] = (16, 16), seed: int = 0) -> torch.Tensor:
@@ -31,7 +31,7 @@ def config(**kwargs) -> LDAEConfig:
 
 
 def fit(cfg: LDAEConfig, *batches: torch.Tensor) -> PatchTokenizer:
-    return fit_tokenizer(PatchTokenizer(cfg), cfg, batches)
+    return cfg.tokenizer_class(cfg).fit(batches, cfg)
 
 
 def through(tokenizer: PatchTokenizer, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from experiments.resized import resize
-from ldae.data.images import ImageDataset, load_examples
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples
 
 
 def test_written_crops_are_those_of_the_images(tmp_path, capsys, monkeypatch):

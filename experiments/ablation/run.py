@@ -1,18 +1,19 @@
-"""Walks the road from DiT to l-DAE (paper, tables 1 to 3): trains and probes its rungs, measures, tabulates and draws them.
+"""Trains, probes and measures the rungs from DiT to l-DAE (paper, tables 1 to 3).
 
 python -m experiments.ablation.run recipes/ablation64.yaml --output_dir runs/ablation --dry_run # what would be run, and the cost
 python -m experiments.ablation.run recipes/ablation64.yaml --output_dir runs/ablation --seeds 0 1 --workers 2 -- --epochs 10
-python -m experiments.ablation.run --output_dir runs/ablation --report docs/ablation.md --also runs/crops # from the results files
 
 --generate 50000 adds the distance of generated images to real ones, --sweep what l-DAE reaches by timestep and block.
-Rungs that are done are not run again, one that was stopped goes on. Options after `--` are train_ldae.py's, for all rungs.
+A rung that is done is not run again, and one that was stopped goes on. Options after `--` are train_ldae.py's, for all rungs.
 """
 
 import argparse
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -23,15 +24,25 @@ import torch
 from tqdm import tqdm
 
 from configuration_ldae import LDAEConfig
-from experiments.ablation.report import END, tables, write
-from experiments.ablation.rungs import RUNGS, Rung, as_arguments, folder_name, options, rung_of, tokenizer_of
-from ldae.data.images import load_examples, why_not_probed
+from experiments.ablation.rungs import (
+    END,
+    RUNGS,
+    Rung,
+    as_arguments,
+    folder_name,
+    main_path,
+    options,
+    rung_of,
+    tokenizer_of,
+)
+from experiments.ablation.tables import tables
+from ldae.data.sources import load_examples, why_not_probed
 from ldae.options import DataArguments, names_given, parse_arguments
-from ldae.report.results import load_results
+from ldae.probes.baselines import TITLES
+from ldae.report.results import load_study
 
-# What `--` cannot give: what rungs change, and what the ablation says itself.
+# The options of train_ldae.py that the ablation gives itself, beside those that rungs change.
 OWN = {
-    *(name for rung in RUNGS.values() for name in rung.change),
     "num_classes",
     "output_dir",
     "seed",
@@ -45,19 +56,20 @@ OWN = {
 }
 
 Job = tuple[Path, Rung, int]  # folder, rung and seed
+Command = tuple[Path, list[str]]  # the folder that it writes to, and the command line
 
 
 @dataclass(frozen=True)
-class Road:
-    """What is to be run: rungs of a recipe with `extra` options, each with several seeds, `workers` side by side.
+class Ablation:
+    """What is to be run: rungs of a recipe with `extra` options, each with several seeds, `workers` of them at a time.
 
     Args:
         config, data: of the recipe with `extra`; rungs' latent dimensions and image sizes are parts of the former's.
         lpips: whether the first two rungs' tokenizer is trained with it.
         autoencoder: what is taken for that tokenizer instead of training it: folder or Hub id of an `AutoencoderKL`.
-        generate: images that each rung with an FID in the paper generates, to measure their distance to the training
-            images; 0: none.
-        encoder: folder or Hub id, on whose features that is; None: Inception's.
+        generate: the number of images that each rung with an FID in the paper generates, to measure their distance to the
+            training images; 0: none.
+        encoder: folder or Hub id of the encoder on whose features the distance is measured; None: Inception.
         sweep: whether l-DAE is measured by timestep and block, with the first seed.
     """
 
@@ -82,8 +94,8 @@ class Road:
     def _every(self) -> list[Job]:
         return [(self.output_dir / folder_name(r.name, seed), r, seed) for seed in self.seeds for r in self.rungs]
 
-    def measurements(self) -> list[tuple[Path, list[str]]]:
-        """What is to be measured of runs beside their probe and is not yet: their folders, and the command lines."""
+    def measurements(self) -> list[Command]:
+        """What is to be measured of runs beside their probe and is not yet."""
         found = []
         names = ("data", "train_split", "validation_split", "image_column", "label_column")
         data = {name: value for name in names if (value := getattr(self.data, name)) is not None}
@@ -91,16 +103,16 @@ class Road:
             if self.generate and rung.fid is not None and not (folder / "results/generation.json").is_file():
                 given = {"data": self.data.data, "split": self.data.train_split, "num_images": self.generate}
                 given |= {} if self.encoder is None else {"encoder": self.encoder}
-                found.append((folder, ["ldae.generation.pipeline", *as_arguments({"output_dir": folder, **given})]))
+                found.append((folder, ["ldae.generation", *as_arguments({"output_dir": folder, **given})]))
             swept = any(folder.glob("results/sweep-*.json"))
             if self.sweep and not swept and (rung.name, seed) == (END, self.seeds[0]):
                 found.append((folder, ["probe_ldae", *as_arguments({**data, "seed": seed}), "--sweep"]))
         return [(folder, [sys.executable, "-m", *command, "--model", str(folder)]) for folder, command in found]
 
     def tokenizer(self, rung: Rung, seed: int) -> Path | str | None:
-        """The folder of the tokenizer that a rung needs trained, or the autoencoder that is given; None: it needs none."""
+        """The folder of the trained tokenizer that a rung needs, or the autoencoder that is given; None: it needs none."""
         name = tokenizer_of(rung, self.lpips)
-        if name == "dit" and self.autoencoder is not None:
+        if name is not None and name == main_path()[0].name and self.autoencoder is not None:
             return self.autoencoder
         return None if name is None else self.output_dir / "tokenizers" / folder_name(name, seed)
 
@@ -117,7 +129,8 @@ class Road:
         """The command line of one training."""
         command = [sys.executable, "-m", "train_ldae", self.recipe, "--output_dir", folder, "--seed", seed, "--resume"]
         command += ["--probe", "--report_to", "none", *more]
-        command += [] if seed == self.seeds[0] else ["--no_floor"]  # all seeds of a rung have about the same floor
+        if seed != self.seeds[0]:
+            command.append("--no_baseline")  # untrained, all seeds of a rung are about the same
         return [*map(str, command), *self.extra, *as_arguments(options(rung, self.config, self.lpips))]
 
     def run(self) -> list[str]:
@@ -126,45 +139,63 @@ class Road:
         Returns:
             The runs that failed, tokenizers among them, as paths below `output_dir`; their logs say why.
         """
+        stages: tuple[tuple[Callable[..., str | None], list], ...] = (
+            (self._train_tokenizer, self.tokenizer_jobs()),
+            (self._train_rung, self.jobs()),
+            (self._measure, self.measurements()),
+        )
         slots: Queue[int] = Queue()
         for slot in range(self.workers):
             slots.put(slot)
-
-        def execute(folder: Path, command: list[str]) -> str | None:
-            slot, name = slots.get(), str(folder.relative_to(self.output_dir))
-            try:
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                with Path(f"{folder}.log").open("a") as log:
-                    environment = _environment(slot, self.workers)
-                    done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-                return None if done.returncode == 0 else name
-            finally:
-                slots.put(slot)
-
-        def train_tokenizer(folder: Path, rung: Rung, seed: int) -> str | None:
-            return execute(folder, self.command(folder, rung, seed, "--tokenizer_only"))
-
-        def train_rung(folder: Path, rung: Rung, seed: int) -> str | None:
-            tokenizer = self.tokenizer(rung, seed)
-            if isinstance(tokenizer, Path) and not _trained(tokenizer):
-                return f"{folder.name} (its tokenizer failed)"
-            given = [] if tokenizer is None else ["--tokenizer", tokenizer]
-            return execute(folder, self.command(folder, rung, seed, *given))
-
-        def measure(folder: Path, command: list[str]) -> str | None:
-            return execute(folder, command) if finished(folder) else None  # its run has failed, and is named
-
-        stages = (train_tokenizer, self.tokenizer_jobs()), (train_rung, self.jobs()), (measure, self.measurements())
-        failed, pool = [], ThreadPoolExecutor(self.workers)
+        failed = []
         with tqdm(total=sum(len(jobs) for _, jobs in stages), desc="runs") as bar:
-            try:
-                for work, jobs in stages:
-                    for future in [pool.submit(work, *job) for job in jobs]:
-                        failed.append(future.result())
-                        bar.update()
-            finally:  # after Ctrl-C, which the trainings get too, no other is started
-                pool.shutdown(cancel_futures=True)
+            for work, jobs in stages:
+                failed += self._run_stage(lambda *job, work=work: work(slots, *job), jobs, bar)
         return [name for name in failed if name]
+
+    def _run_stage(self, work: Callable[..., str | None], jobs: list, bar: tqdm) -> list[str | None]:
+        """What the work returns for each job.
+
+        Only this thread starts jobs, and none before there is a worker for it, so that nothing is started after Ctrl-C.
+        """
+        started: list[Future] = []
+        running: set[Future] = set()
+        waiting = deque(jobs)
+        with ThreadPoolExecutor(self.workers) as pool:
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    started.append(pool.submit(work, *waiting.popleft()))
+                    running.add(started[-1])
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()  # raises what the work raised
+                    bar.update()
+        return [future.result() for future in started]
+
+    def _train_tokenizer(self, slots: Queue[int], folder: Path, rung: Rung, seed: int) -> str | None:
+        return self._execute(slots, folder, self.command(folder, rung, seed, "--tokenizer_only"))
+
+    def _train_rung(self, slots: Queue[int], folder: Path, rung: Rung, seed: int) -> str | None:
+        tokenizer = self.tokenizer(rung, seed)
+        if isinstance(tokenizer, Path) and not _trained(tokenizer):
+            return f"{folder.name} (its tokenizer failed)"
+        given = [] if tokenizer is None else ["--tokenizer", tokenizer]
+        return self._execute(slots, folder, self.command(folder, rung, seed, *given))
+
+    def _measure(self, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
+        return self._execute(slots, folder, command) if finished(folder) else None  # its run has failed, and is named
+
+    def _execute(self, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
+        """Runs a command with a free worker's share of the machine, its output in the run's log; its name if it fails."""
+        slot = slots.get()
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with Path(f"{folder}.log").open("a") as log:
+                environment = _environment(slot, self.workers)
+                done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            return None if done.returncode == 0 else str(folder.relative_to(self.output_dir))
+        finally:
+            slots.put(slot)
 
     def plan(self) -> str:
         """What would be run, as lines of text, each with its change; the cost from all runs below `output_dir` that are done."""
@@ -184,11 +215,11 @@ class Road:
         return "\n".join(lines)
 
     def _cost(self, pattern: str, jobs: list[Job]) -> str:
-        """From what is done, by the kind of tokenizer where one of the kind is."""
+        """The time that jobs take, from the runs that are done: those with the same kind of tokenizer, where there are any."""
         seconds: dict[str, list[float]] = {}
         for path in self.output_dir.glob(f"{pattern}-seed*"):
             if _trained(path) and (name := rung_of(path.name)) is not None:
-                taken = sum(map(_seconds, load_results(path)))
+                taken = sum(_seconds(row.result) for row in load_study(path))
                 seconds.setdefault(options(RUNGS[name])["tokenizer_type"], []).append(taken)
         every = [taken for kind in seconds.values() for taken in kind]
         if not every:
@@ -222,20 +253,18 @@ def _environment(slot: int, workers: int) -> dict[str, str]:
 
 
 def _seconds(result: dict[str, Any]) -> float:
-    """What a training, or the protocols of a probe, took."""
+    """How long a training, or the protocols of a probe with its baselines, took."""
     if result["kind"] == "probe":
-        measured = [*result["protocols"].values(), *result["floor"].values()]
-        return sum(figures["seconds"] for figures in measured if isinstance(figures, dict))
+        parts = [result.get(key, {}) for key in ("protocols", *TITLES)]
+        return sum(figures["seconds"] for part in parts for figures in part.values() if isinstance(figures, dict))
     return result["seconds"] if result["kind"] == "train" else 0.0
 
 
-def main(argv: list[str] | None = None):
-    argv = list(sys.argv[1:] if argv is None else argv)
-    extra = argv[argv.index("--") + 1 :] if "--" in argv else []
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "experiments.ablation.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", nargs="?", help="of train_ldae.py: the options that all rungs share")
+    parser.add_argument("recipe", help="of train_ldae.py: the options that all rungs share")
     parser.add_argument(
         "--output_dir",
         type=Path,
@@ -247,7 +276,7 @@ def main(argv: list[str] | None = None):
         nargs="+",
         choices=[*RUNGS, "all"],
         metavar="RUNG",
-        help=f"all, or some of {', '.join(RUNGS)}; by default the road without its side branches",
+        help=f"all, or some of {', '.join(RUNGS)}; by default those from DiT to l-DAE, without side branches",
     )
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0, 1], help="with which each rung is run (default: 0 1)"
@@ -256,23 +285,10 @@ def main(argv: list[str] | None = None):
         "--workers",
         type=int,
         default=max(1, torch.cuda.device_count()),
-        help="runs side by side (default: one for each GPU, or one)",
+        help="runs at a time (default: one for each GPU, or one)",
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="only say what would be run, and what it costs, once some of it is done"
-    )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        help="only write the tables of what is done to this .md file, the figures to a folder of its name",
-    )
-    parser.add_argument(
-        "--also",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FOLDER",
-        help="with --report: other ablations, on other images, for the claims that this one has not run",
     )
     parser.add_argument(
         "--without_lpips",
@@ -295,36 +311,42 @@ def main(argv: list[str] | None = None):
     parser.add_argument(
         "--encoder",
         metavar="FOLDER_OR_ID",
-        help="on whose features --generate measures, such as a run of the ablation itself (default: Inception's, for the FID)",
+        help="the encoder on whose features --generate measures, such as a run of the ablation (default: Inception, for the FID)",
     )
     parser.add_argument(
         "--sweep", action="store_true", help="also measure l-dae by timestep and block, with the first seed"
     )
-    given = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
-    if given.report:
-        print(*write(given.output_dir, given.report, given.also), sep="\n")
-        return
-    if given.also:
-        parser.error("--also is for --report: give both")
-    if given.recipe is None:
-        parser.error("a recipe is needed, such as recipes/ablation64.yaml")
+    return parser
+
+
+def _validate(parser: argparse.ArgumentParser, given: argparse.Namespace, extra: list[str]):
+    """Ends the command with a message where options contradict each other."""
     if given.workers < 1:
         parser.error(f"--workers must be at least 1, got {given.workers}")
     if given.generate < 0 or given.generate == 1:
         parser.error(f"--generate must be 0 or at least 2, got {given.generate}")
     if given.encoder and not given.generate:
-        parser.error("--encoder is whose features --generate measures on: give both")
+        parser.error("--encoder is the one that --generate measures with: give both, or neither")
     if given.autoencoder and given.without_lpips:
-        parser.error("--autoencoder brings its losses with it, --without_lpips trains another: give one of the two")
-    if own := OWN & names_given(extra):
-        parser.error(f"rungs, or the ablation itself, decide {', '.join(sorted(own))}: leave them out after --")
-    rungs = [rung for rung in RUNGS.values() if not rung.side]
+        parser.error("--autoencoder is trained already, --without_lpips is for training one: give one of the two")
+    own = OWN.union(*(rung.change for rung in RUNGS.values()))
+    if decided := own & names_given(extra):
+        parser.error(f"rungs, or the ablation itself, decide {', '.join(sorted(decided))}: leave them out after --")
+
+
+def main(argv: list[str] | None = None):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    extra = argv[argv.index("--") + 1 :] if "--" in argv else []
+    parser = _parser()
+    given = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
+    _validate(parser, given, extra)
+    rungs = main_path()
     if given.rungs is not None:
         rungs = list(RUNGS.values()) if "all" in given.rungs else [RUNGS[name] for name in dict.fromkeys(given.rungs)]
-    model_args, data_args, _ = parse_arguments([given.recipe, *extra])  # refuses what train_ldae.py refuses
+    model_args, data_args, _ = parse_arguments([given.recipe, *extra])
     if model_args.num_classes:
         parser.error("rungs decide whether there are classes: leave num_classes out of the recipe")
-    road = Road(
+    ablation = Ablation(
         recipe=given.recipe,
         output_dir=given.output_dir,
         rungs=rungs,
@@ -339,7 +361,7 @@ def main(argv: list[str] | None = None):
         encoder=given.encoder,
         sweep=given.sweep,
     )
-    print(road.plan())
+    print(ablation.plan())
     if given.dry_run:
         return
     if data_args.streaming:
@@ -348,7 +370,7 @@ def main(argv: list[str] | None = None):
     splits = [load_examples(data_args.data, s, **columns) for s in (data_args.train_split, data_args.validation_split)]
     if (reason := why_not_probed(*splits)) is not None:
         parser.error(f"rungs are probed, which data {data_args.data!r} cannot be: {reason}")
-    failed = road.run()
+    failed = ablation.run()
     if any(finished(path) for path in given.output_dir.glob("*-seed*")):
         print(*tables(given.output_dir).values(), sep="\n\n")
     if failed:

@@ -1,4 +1,7 @@
-"""The road from DiT to l-DAE (paper, tables 1 to 3, figure 5): each rung a change to the one before."""
+"""The rungs from DiT to l-DAE (paper, tables 1 to 3, figure 5): each is a change to the one before it.
+
+This list is all that there is of a rung: the plan, the runs and the report are made from it.
+"""
 
 import re
 from dataclasses import dataclass, replace
@@ -6,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from configuration_ldae import LDAEConfig
-from ldae.tokenizers.autoencoders import TRAINED
+from tokenizers_ldae import TRAINED
 
 FIRST = {
     "tokenizer_type": "conv_vae",
@@ -18,26 +21,37 @@ FIRST = {
     "prediction": "noise",
     "noise_schedule": "ddpm",
 }
-# table 2: for a tokenizer's rung on the road, the paper's accuracies by latent dimension
+END = "l-dae"  # the last rung, from which side branches start, and whose blocks and timesteps are measured
+# table 2: the paper's accuracies by latent dimension, for the rung on the main path that has the tokenizer
 TABLE2 = {
     "linear-gamma2": {8: 54.5, 16: 63.4, 32: 62.8, 64: 57.0, 128: 48.1},
     "patch-vae": {8: 58.3, 16: 64.9, 32: 64.8, 64: 56.8},
     "patch-ae": {8: 59.9, 16: 64.7, 32: 64.6, 64: 59.9},
     "patch-pca": {8: 56.0, 16: 63.4, 32: 65.1, 64: 60.0, 128: 53.9},
 }
-ON_ROAD = {"linear-gamma2": 16, "patch-vae": 16, "patch-ae": 16, "patch-pca": 32}  # the dimension that the road goes by
+ON_PATH = {"linear-gamma2": 16, "patch-vae": 16, "patch-ae": 16, "patch-pca": 32}  # the dimension of that rung
+TOKENIZERS = {  # what these tokenizers are called
+    "linear-gamma2": "convolutional VAE",
+    "patch-vae": "patch-wise VAE",
+    "patch-ae": "patch-wise AE",
+    "patch-pca": "patch-wise PCA",
+}
 PIXELS = {768: 1, 192: 2, 48: 4, 12: 8}  # figure 5: dimension, and the part of its size to which an image is shrunk
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One step of the road: options of train_ldae.py that change what the rung `before` it does.
+    """One step of the ablation: options of train_ldae.py that change what the rung `before` it does.
 
     Args:
+        what: the change in a few words, for the tables.
+        change: the options, by name. A `latent_dim` is a part of a patch's numbers, such as "32/768"; `shrink` divides the
+            sides of images and patches.
         paper: the paper's linear accuracy on ImageNet, in %; None where it gives none.
-        fid: the paper's FID-50K of what it generates.
-        side: whether the road goes on without it.
-        sign: of the change in accuracy that the paper claims without a figure; 0: none.
+        before: the name of the rung that is changed; None for the first.
+        fid: the FID-50K that the paper gives for its images.
+        side: whether it is a side branch, on which no rung of the main path is built.
+        sign: of the change in accuracy that the paper claims without a figure; 0: no change.
     """
 
     name: str
@@ -58,7 +72,7 @@ class Rung:
         return None if before is None or self.paper is None else round(self.paper - before, 1)
 
 
-def _road() -> list[Rung]:
+def _main_path() -> list[Rung]:
     first = "DiT: convolutional VAE with LPIPS and GAN, classes, DDPM's noise and prediction"
     steps = [
         Rung("dit", first, FIRST, 57.5, fid=11.6),
@@ -79,7 +93,7 @@ def _road() -> list[Rung]:
 
 
 def _branches() -> list[Rung]:
-    """Side branches of the end point, and what figure 5 and table 2 have beside the road."""
+    """The side branches of the last rung, and what figure 5 and table 2 have beside the main path."""
     pixels = {"tokenizer_type": "pixels", "latent_dim": "768/768"}
     branches = [
         Rung("one-level", "one noise level", {"noise_schedule": "single_sigma"}, 61.5, "l-dae"),
@@ -93,25 +107,41 @@ def _branches() -> list[Rung]:
         what = f"noise on pixels, images 1/{PIXELS[d]} as large"
         branches.append(Rung(f"pixels-d{d}", what, change, None, f"pixels-d{before}", sign=sign))
     for before, row in TABLE2.items():
-        for d in sorted(row.keys() - {ON_ROAD[before]}):
+        for d in sorted(row.keys() - {ON_PATH[before]}):
             branches.append(Rung(at_dimension(before, d), f"d = {d}", {"latent_dim": f"{d}/768"}, row[d], before))
     return [replace(rung, side=True) for rung in branches]
 
 
 def at_dimension(rung: str, d: int) -> str:
-    """The name of the rung of table 2 that has the tokenizer of a rung of the road, and d latent dimensions."""
-    return rung if d == ON_ROAD[rung] else f"{rung.replace('linear-gamma2', 'conv-vae')}-d{d}"
+    """The name of the rung of table 2 that has the tokenizer of a rung of the main path, and d latent dimensions."""
+    return rung if d == ON_PATH[rung] else f"{rung.replace('linear-gamma2', 'conv-vae')}-d{d}"
 
 
-RUNGS: dict[str, Rung] = {rung.name: rung for rung in _road() + _branches()}
+RUNGS: dict[str, Rung] = {rung.name: rung for rung in _main_path() + _branches()}
+
+
+def main_path() -> list[Rung]:
+    """The rungs from DiT to l-DAE, in order."""
+    return [rung for rung in RUNGS.values() if not rung.side]
+
+
+def branches() -> list[Rung]:
+    """The side branches that are not table 2's, in order; pixels of figure 5 come last, by falling dimension."""
+    pixels = [f"pixels-d{d}" for d in PIXELS]
+    table2 = {at_dimension(name, d) for name, row in TABLE2.items() for d in row}
+    found = [rung for rung in RUNGS.values() if rung.side and rung.name not in table2]
+    return sorted(found, key=lambda rung: pixels.index(rung.name) if rung.name in pixels else -1)
 
 
 def options(rung: Rung, recipe: LDAEConfig | None = None, lpips: bool = True) -> dict[str, Any]:
     """All options of train_ldae.py by which a rung differs from a recipe, by default that of `LDAEConfig`.
 
-    A latent dimension is the paper's part of a patch's numbers, in a convolutional VAE a multiple of 4: on small patches some
-    rungs of table 2 coincide. A rung that shrinks the images shrinks their patches too: tokens stay as many. Without `lpips`
-    the first two rungs leave it out, as the third does.
+    A latent dimension is the same part of a patch's numbers as in the paper, and a multiple of 4 in a convolutional VAE, so
+    that some rungs of table 2 coincide on small patches. A rung that shrinks the images shrinks their patches too, so that
+    the number of tokens stays. Without `lpips` the first two rungs leave LPIPS out, as the third does.
+
+    Raises:
+        ValueError: if the recipe's images or patches cannot be shrunk so far.
     """
     recipe, chain = recipe or LDAEConfig(), [rung]
     while chain[-1].before is not None:
@@ -139,7 +169,7 @@ def as_arguments(given: dict[str, Any]) -> list[str]:
 
 
 def tokenizer_of(rung: Rung, lpips: bool = True) -> str | None:
-    """The first rung whose trained tokenizer is this rung's too, which gives it its name; None: it trains none."""
+    """The first rung whose trained tokenizer is this rung's too, and after which it is named; None if the rung trains none."""
     wanted = _tokenizer_options(options(rung, lpips=lpips))
     if wanted["tokenizer_type"] not in TRAINED:
         return None
@@ -147,7 +177,7 @@ def tokenizer_of(rung: Rung, lpips: bool = True) -> str | None:
 
 
 def _tokenizer_options(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that a rung's tokenizer depends on; the seed is another."""
+    """The options that a rung's tokenizer depends on, beside the seed."""
     return {k: v for k, v in given.items() if k.startswith("tokenizer") or k == "latent_dim"}
 
 

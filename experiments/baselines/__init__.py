@@ -1,1 +1,1 @@
-"""Other methods, pre-trained in the same loop, on the same data and clock, for the tables."""
+"""Other methods, which the tables compare: they are pre-trained in the same loop, on the same data and clock."""

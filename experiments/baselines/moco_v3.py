@@ -5,9 +5,9 @@
 The encoder is transformers' ViT with the blocks that the options name, fixed positions and a frozen random patch projection
 (section 4.4); the heads and the momentum update are lightly's (`pip install -e .[baselines]`).
 
-What differs from the paper: the representation is the mean of the patch tokens, as in all our probes, where the paper has
-the class token. The momentum stays at the paper's starting value, 0.99, where the paper raises it to 1 by a cosine: the
-loop may end by the clock, and does not tell a model how far it is. The views are cut out of the one crop that the loop
+Four things differ from the paper. The representation is the mean of the patch tokens, as in all our probes, where the paper
+has the class token. The momentum stays at the paper's starting value, 0.99, where the paper raises it to 1 by a cosine:
+the loop may end by the clock, and does not tell a model how far it is. The views are cut out of the one crop that the loop
 gives, so they take 20 to 100 % of it (paper: 8 to 100 % of the image). Batch statistics are those of one process.
 """
 
@@ -26,7 +26,7 @@ from transformers.models.vit.modeling_vit import ViTPreTrainedModel
 from transformers.utils import ModelOutput
 
 from experiments.baselines.vit import encoder, patch_mean, vit_config
-from ldae.data.images import to_pixel_values
+from ldae.data.order import to_pixel_values
 from ldae.options import parse_arguments
 from train_ldae import train
 
@@ -36,7 +36,7 @@ OUTPUT_DIM = 256
 
 
 def augmentations(height: int, width: int) -> tuple[v2.Transform, v2.Transform]:
-    """What makes the first and the second view of a uint8 image (3, H, W): BYOL's, as in the paper's code.
+    """The transforms that make the first and the second view of a uint8 image (3, H, W): BYOL's, as in the paper's code.
 
     The blur's deviation, 0.1 to 2 pixels of 224, is scaled to the image's size.
     """
@@ -67,7 +67,7 @@ def two_views(pixel_values: torch.Tensor, seeds: torch.Tensor) -> list[torch.Ten
 
 
 def contrastive_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float = TEMPERATURE) -> torch.Tensor:
-    """`ctr` of the paper's algorithm 1: queries and keys (B, D), of which the same rows belong together.
+    """`ctr` of the paper's algorithm 1, of queries and keys (B, D): row i of both is the same image.
 
     The negatives are all other keys of all processes.
     """
@@ -84,7 +84,7 @@ class MoCoV3Output(ModelOutput):
 
 
 class MoCoV3(ViTPreTrainedModel):
-    """A ViT with MoCo v3's heads and its momentum encoder, which holds no gradients and is saved in checkpoints.
+    """A ViT with MoCo v3's heads and its momentum encoder, which has no gradients and is saved in checkpoints.
 
     The heads' hidden layers are twice as wide as the blocks' (paper: 4096, which is 1.3 times for ViT-B and 2.7 for ViT-S).
     """
@@ -140,7 +140,7 @@ def _head(*widths: int) -> ProjectionHead:
 
 
 def build(model_args) -> MoCoV3:
-    """MoCo v3 with the blocks of an l-DAE's options."""
+    """A new MoCo v3 with the blocks of an l-DAE's options."""
     return MoCoV3(vit_config(model_args))
 
 

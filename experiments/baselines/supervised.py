@@ -1,4 +1,4 @@
-"""A ViT that learns from labels, trained by `train_ldae.train` on the same images and clock: what labels are worth.
+"""A ViT that learns from labels, trained by `train_ldae.train` on the same images and clock. It shows what labels are worth.
 
     accelerate launch -m experiments.baselines.supervised [recipe.yaml] [--options of train_ldae.py]
 
@@ -12,7 +12,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.vit.modeling_vit import ViTPreTrainedModel
 
 from experiments.baselines.vit import encoder, patch_mean, vit_config
-from ldae.data.images import count_classes, load_examples
+from ldae.data.sources import count_classes, load_examples
 from ldae.options import parse_arguments
 from train_ldae import train
 
@@ -29,7 +29,7 @@ class Supervised(ViTPreTrainedModel):
         self.post_init()
 
     def sample_noise(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-        """None is needed."""
+        """Nothing: a classifier draws no noise."""
         return {}
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
@@ -42,10 +42,10 @@ class Supervised(ViTPreTrainedModel):
 
 
 def build(model_args, data_args) -> Supervised:
-    """The classifier for the classes of the data, with the blocks of an l-DAE's options."""
+    """A new classifier for the classes of the data, with the blocks of an l-DAE's options."""
     columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
     examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
-    labelled = "label" in (examples.features or {})  # `train` refuses other data
+    labelled = "label" in (examples.features or {})  # `train` raises an error for other data
     return Supervised(vit_config(model_args, num_labels=count_classes(examples) if labelled else 1))
 
 

@@ -13,7 +13,7 @@ BLOCKS = (
 
 
 def vit_config(model_args, **fields) -> ViTConfig:
-    """A ViT with the blocks that an l-DAE's options name."""
+    """The configuration of a ViT with the blocks that an l-DAE's options name, and further `fields`."""
     config = model_args.config()
     return ViTConfig(**{name: getattr(config, name) for name in BLOCKS}, **fields)
 
@@ -21,7 +21,7 @@ def vit_config(model_args, **fields) -> ViTConfig:
 def encoder(config: ViTConfig) -> ViTModel:
     """A new ViT with fixed 2-D sin-cos positions and Xavier-uniform weights: those of MoCo v3's code, l-DAE and MAE.
 
-    transformers' own start, deviation 0.02 everywhere, is made for wide models and learned positions.
+    transformers' own initial values, of deviation 0.02 everywhere, are made for wide models and learned positions.
     """
     vit = ViTModel(config, add_pooling_layer=False)
     embeddings = vit.embeddings
@@ -32,7 +32,7 @@ def encoder(config: ViTConfig) -> ViTModel:
             nn.init.xavier_uniform_(module.weight)
     nn.init.xavier_uniform_(patches.projection.weight.flatten(1))  # a linear layer on patches, written as a convolution
     with torch.no_grad():
-        positions.zero_()  # the class token's stays so
+        positions.zero_()  # the class token's remains zero
         positions[0, 1:] = sincos_positions(grid, grid, config.hidden_size)
     positions.requires_grad_(False)
     return vit

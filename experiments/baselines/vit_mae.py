@@ -2,8 +2,9 @@
 
     accelerate launch -m experiments.baselines.vit_mae [recipe.yaml] [--options of train_ldae.py]
 
-The encoder has the blocks that the options name, the decoder as many as the l-DAE's. 75 % of the tokens are masked and
-the pixels of a patch normalised in the target, as the authors recommend (MAE, table 3).
+The encoder has the blocks that the options name, and the decoder as many of the same width as an l-DAE's: those of
+--decoder_num_hidden_layers (MAE itself takes 8 of width 512). 75 % of the tokens are masked and the pixels of a patch are
+normalised in the target, as the authors recommend (MAE, table 3). Attention is transformers' default, sdpa.
 """
 
 import torch
@@ -23,7 +24,7 @@ class ViTMAEBaseline(ViTMAEForPreTraining):
 
 
 def build(model_args) -> ViTMAEBaseline:
-    """ViTMAE with the blocks of an l-DAE's options, and its authors' initial values."""
+    """A new ViTMAE with the blocks of an l-DAE's options, and its authors' initial values."""
     config = model_args.config()
     same = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
     decoder = ("hidden_size", "num_attention_heads", "intermediate_size")

@@ -1,13 +1,18 @@
 """The embedded data set `photos`: crops of photographs that ship inside scikit-image and scikit-learn, for a first run."""
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 from PIL import Image
 
-# Natural photographs only: no drawings, text, microscopy or test patterns.
+if TYPE_CHECKING:
+    import datasets
+
+# These are natural photographs only: no drawings, text, microscopy or test patterns.
 PHOTOGRAPHS = (
     "skimage/astronaut.png", "skimage/brick.png", "skimage/camera.png", "skimage/chelsea.png", "skimage/coffee.png",
     "skimage/coins.png", "skimage/grass.png", "skimage/gravel.png", "skimage/hubble_deep_field.jpg",
@@ -18,14 +23,19 @@ CROP_SIZE = 64  # pixels
 
 
 def load_photos(split: str) -> datasets.Dataset:
-    """Square crops at 64 px with the photograph as the label.
+    """Cuts square crops out of the photographs and resizes them to 64 px. The photograph is the label.
 
-    Training crops lie in the left two thirds of each photograph and validation crops in the right third, so no pixel is in
-    both. Sides range from 64 px to the region's; the same crops come out every time.
+    Training crops lie in the left two thirds of each photograph and validation crops in the right third, so that no pixel
+    is in both. The sides of the crops range from 64 px to the smaller side of their region. The crops are the same every time.
 
     Args:
-        split: "train" (1,664 images) or "validation" (520).
+        split: "train" (1,664 images) or "validation" (520 images).
+
+    Raises:
+        ValueError: if there is no such split.
     """
+    import datasets
+
     if split not in CROPS:
         raise ValueError(f"data 'photos' has the splits {', '.join(CROPS)}, got {split!r}")
     rng = np.random.default_rng(list(CROPS).index(split))

@@ -16,13 +16,13 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
-from ldae.bounds import validate
-from ldae.data.images import ImageDataset, load_examples
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples
 from ldae.features.encoders import Encoder, load_encoder
 from ldae.features.extraction import extract_features, progress_bar
 from ldae.features.shards import claim, read_header, write_shard
 from ldae.files import write_json
-from ldae.options import option, option_parser
+from ldae.options import option, option_parser, validate
 
 
 @dataclass

@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset, evaluation_loader, to_pixel_values
+from ldae.data.images import ImageDataset
+from ldae.data.order import evaluation_loader, to_pixel_values
 from ldae.features.encoders import Encoder, evaluating
-from ldae.files import written_whole
+from ldae.files import atomic_write
 
 
 @dataclass
@@ -195,5 +196,5 @@ def _read(path: Path) -> Features:
 
 def _write(features: Features, path: Path):
     tensors = {name: getattr(features, name).contiguous() for name in ("features", "labels", "indices")}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary, {name: json.dumps(getattr(features, name)) for name in ("names", "bad")})

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ldae.features.extraction import Features
-from ldae.files import write_json, written_whole
+from ldae.files import atomic_write, write_json
 
 
 def claim(folder: Path, identity: dict[str, Any], overwrite: bool):
@@ -52,7 +52,7 @@ def write_shard(path: Path, features: Features, identity: dict[str, Any]):
     }
     labels = {"label": features.labels} if identity["labels"] else {}
     unreadable = json.dumps(features.bad)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         if identity["format"] == "safetensors":
             metadata = {"names": json.dumps(features.names), "unreadable": unreadable}
             save_file({**tensors, **labels}, temporary, metadata)

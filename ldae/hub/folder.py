@@ -1,4 +1,4 @@
-"""Folders in Hub form: everything that loads a model, its code included, in one place; and their way to the Hub."""
+"""Folders in Hub form: a folder holds all that is needed to load a model, its code included, and can be pushed to the Hub."""
 
 import json
 import shlex
@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from accelerate.utils import extract_model_from_parallel
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HTTPError  # of the HTTP client that the library uses, whichever it is
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessor
+from transformers.dynamic_module_utils import get_relative_import_files
 
-import configuration_ldae
 import modeling_ldae
+from configuration_ldae import LDAEConfig
 
 AUTO_MAP = {
     "AutoConfig": "configuration_ldae.LDAEConfig",
@@ -23,12 +24,13 @@ AUTO_MAP = {
     "AutoBackbone": "modeling_ldae.LDAEBackbone",
 }
 
-# What a run leaves in its folder that is of no use to those who load the model, or shows the data.
+# These files of a run's folder are not pushed: they are of no use to those who load the model, or they show the data.
 NOT_PUBLISHED = (
     "checkpoint*/*",
     "images/*",
     "logs/*",
     "losses.jsonl",
+    ".lock",
     "*.tmp",
     "*.log",
     "*tfevents*",
@@ -37,12 +39,22 @@ NOT_PUBLISHED = (
 )
 
 
-def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
-    """The processor that turns images into a model's `pixel_values` in [-1, 1], cropped as training and probes crop them.
+def code_files() -> list[Path]:
+    """The modules that a Hub folder carries: `modeling_ldae` and every sibling that it imports, directly or not.
 
-    Images for a model that takes squares are resized by their short side and the centre is cut out; for others they are
-    resized to height and width. Three channels are taken to be RGB, so grey and RGBA images are converted; images of
-    another number of channels are taken as they are.
+    They are found as transformers finds them when it loads the folder with `trust_remote_code=True`.
+    """
+    modeling = Path(str(modeling_ldae.__file__))
+    return [modeling, *map(Path, sorted(set(get_relative_import_files(modeling))))]
+
+
+def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
+    """The processor that turns images into `pixel_values` (B, C, H, W) in [-1, 1], with the crop of training and probes.
+
+    For a model of square images, an image is resized by its short side and its centre is cut out. For other models, it is
+    resized to height and width. A model of three channels takes RGB, so grey and RGBA images are converted. Images for
+    another number of channels are taken as they are. The torchvision back end of transformers before 5.21 takes no image
+    of four channels; `AutoImageProcessor.from_pretrained(folder, backend="pil")` does.
     """
     channels, size = config.num_channels, config.image_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -61,23 +73,26 @@ def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
 def save_hub_folder(
     model: PreTrainedModel, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None
 ) -> Path:
-    """Makes `folder` all that is needed to load `model` anywhere: configuration, weights, image processor and code.
+    """Writes all that is needed to load `model` anywhere: configuration, weights, image processor and code.
 
-    Of several processes, only the main one should call it.
+    If there are several processes, only the main one should call this.
 
     Args:
         model: any l-DAE model, wrapped by accelerate or not; or a model of transformers, which needs no code.
-        folder: is made if it is not there; other files in it are left alone.
+        folder: where they are written. It is made if it does not exist, and other files in it are left alone.
         state_dict: weights to save in place of the model's own, for instance an average of them.
+
+    Returns:
+        The folder.
     """
     folder = Path(folder)
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     model.save_pretrained(folder, state_dict=state_dict)
     image_processor(model.config).save_pretrained(folder)
-    if model.config.model_type == configuration_ldae.LDAEConfig.model_type:
-        for module in (configuration_ldae, modeling_ldae):
-            shutil.copy(module.__file__, folder)
-        path = folder / "config.json"  # changed here, and not on the live configuration, which the model goes on using
+    if model.config.model_type == LDAEConfig.model_type:
+        for file in code_files():
+            shutil.copy(file, folder)
+        path = folder / "config.json"  # the live configuration is left as it is, for the model goes on using it
         config = {**json.loads(path.read_text()), "auto_map": AUTO_MAP}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
@@ -90,23 +105,26 @@ def push_folder(
     token: str | None = None,
     commit_message: str = "Upload l-DAE model",
 ) -> str:
-    """Uploads a Hub folder, without checkpoints and logs, in one commit, and returns the address of the model.
+    """Uploads a Hub folder in one commit, without checkpoints and logs.
 
     Args:
         folder: as `save_hub_folder` makes it.
-        repo_id: `"name"` or `"organization/name"`; is made if it is not there.
+        repo_id: `"name"` or `"organization/name"`. The repository is made if it does not exist.
         private: whether a repository that is made here is private.
         token: an access token with the right to write; by default that of `HF_TOKEN` or `hf auth login`.
         commit_message: the commit's title.
 
+    Returns:
+        The address of the model.
+
     Raises:
         FileNotFoundError: if `folder` holds no `config.json`.
-        RuntimeError: if there is no token, no network or the Hub refuses; it names the command that uploads later. The
-            folder stays whole.
+        RuntimeError: if there is no token or no network, or the Hub says no. The message holds the command that uploads the
+            folder later. The folder stays as it was.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no Hub folder: it holds no config.json")
+        raise FileNotFoundError(f"{folder} is no Hub folder, for it holds no config.json; save a model there first")
     try:
         if not (token or get_token()):
             raise PermissionError("no access token; log in with `hf auth login` or set HF_TOKEN")

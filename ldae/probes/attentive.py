@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ldae.data.images import mix_seed
+from ldae.data.order import mix_seed
 from ldae.features.extraction import Features
 from ldae.options import option
 from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_learning_rate, hold_out, percent_right
@@ -212,11 +212,13 @@ class Attentive(AttentiveProtocol):
     position = 3
     prefix = "attentive"
     attentive_epochs: int = option(20, "attentive: epochs.", minimum=1)
-    attentive_rates: list[float] = option([3e-3, 1e-2, 3e-2, 0.1], "attentive: learning rates to choose from.", above=0)
+    attentive_rates: list[float] = option(
+        [3e-3, 1e-2, 3e-2, 0.1], "attentive: learning rates to choose from.", exclusive_minimum=0
+    )
     attentive_weight_decay: float = option(0.05, "attentive: weight decay of matrices.", minimum=0)
     attentive_batch_size: int = option(256, "attentive: images in a batch.", minimum=2)
     attentive_max_gib: float = option(
-        16.0, "attentive: the most memory that the tokens of all images may take.", above=0
+        16.0, "attentive: the most memory that the tokens of all images may take.", exclusive_minimum=0
     )
 
     @property
@@ -247,12 +249,12 @@ class AttentiveEfficient(AttentiveProtocol):
     )
     attentive_efficient_epochs: int = option(20, "attentive-efficient: epochs.", minimum=1)
     attentive_efficient_rates: list[float] = option(
-        [3e-3, 1e-2, 3e-2, 0.1], "attentive-efficient: learning rates to choose from.", above=0
+        [3e-3, 1e-2, 3e-2, 0.1], "attentive-efficient: learning rates to choose from.", exclusive_minimum=0
     )
     attentive_efficient_weight_decay: float = option(0.05, "attentive-efficient: weight decay of matrices.", minimum=0)
     attentive_efficient_batch_size: int = option(256, "attentive-efficient: images in a batch.", minimum=2)
     attentive_efficient_max_gib: float = option(
-        16.0, "attentive-efficient: the most memory that the tokens of all images may take.", above=0
+        16.0, "attentive-efficient: the most memory that the tokens of all images may take.", exclusive_minimum=0
     )
 
     @property

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ldae.data.images import mix_seed
+from ldae.data.order import mix_seed
 from ldae.options import option
 from ldae.probes.linear_fast import batch_norm, logistic_regression, predict
 from ldae.probes.protocol import Protocol, register_protocol, score

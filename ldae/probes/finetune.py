@@ -18,7 +18,8 @@ from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset, StepSampler, mix_seed, to_pixel_values, training_loader
+from ldae.data.images import ImageDataset
+from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loader
 from ldae.features.encoders import Encoder, evaluating
 from ldae.features.extraction import shared_features
 from ldae.hub.folder import save_hub_folder
@@ -76,20 +77,23 @@ class FineTune(Protocol):
     )
     finetune_weight_decay: float = option(0.05, "finetune: AdamW's weight decay.", minimum=0)
     finetune_layer_decay: float = option(
-        0.85, "finetune: a block's learning rate over the next one's (paper, ViT-L: 0.65).", above=0, maximum=1
+        0.85,
+        "finetune: a block's learning rate over the next one's (paper, ViT-L: 0.65).",
+        exclusive_minimum=0,
+        maximum=1,
     )
     finetune_drop_path: float = option(
-        0.1, "finetune: how often the last block is dropped; the first never is.", minimum=0, below=1
+        0.1, "finetune: how often the last block is dropped; the first never is.", minimum=0, exclusive_maximum=1
     )
     finetune_mixup: float = option(0.8, "finetune: alpha of mixup; 0: none.", minimum=0)
     finetune_cutmix: float = option(1.0, "finetune: alpha of cutmix; 0: none.", minimum=0)
     finetune_randaugment: int = option(9, "finetune: magnitude of RandAugment, of 10; 0: none.", minimum=0, maximum=10)
-    finetune_label_smoothing: float = option(0.1, "finetune: label smoothing.", minimum=0, below=1)
+    finetune_label_smoothing: float = option(0.1, "finetune: label smoothing.", minimum=0, exclusive_maximum=1)
     finetune_ema_decay: float = option(
         0.9999,
         "finetune: decay of the averaged weights, at most (1 + step) / (10 + step); 0: none.",
         minimum=0,
-        below=1,
+        exclusive_maximum=1,
     )
     finetune_erasing: float = option(
         0.25, "finetune: how often a random part of an image is made grey (MAE).", minimum=0, maximum=1
@@ -162,14 +166,14 @@ class FineTune(Protocol):
         images = ImageDataset(
             subject.train.examples, encoder.image_hw, encoder.num_channels, "random_resized", True, subject.seed, 0.08
         )
-        transforms = [images.augment]
+        transforms = []
         if magnitude := self.finetune_randaugment:  # 11 bins, since timm counts in tenths
             bilinear = v2.InterpolationMode.BILINEAR
             operation = v2.RandAugment(1, magnitude, num_magnitude_bins=11, interpolation=bilinear, fill=GREY)
             transforms += 2 * [v2.RandomApply([operation], p=0.5)]
         if self.finetune_erasing:
             transforms.append(v2.RandomErasing(self.finetune_erasing, scale=(0.02, 1 / 3), value=GREY))
-        images.augment = v2.Compose(transforms)
+        images.augment = v2.Compose(transforms) if transforms else None
         return images
 
     def _mix(self, num_classes: int):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldae.data.images import to_pixel_values
+from ldae.data.order import to_pixel_values
 from ldae.features.extraction import Features
 from ldae.options import option
 from ldae.probes.protocol import Protocol, register_protocol, score
@@ -28,7 +28,7 @@ class Knn(Protocol):
     position = 0
     knn_k: int = option(20, "knn: neighbours that vote.", minimum=1)
     knn_temperature: float = option(
-        0.07, "knn: the weight of a neighbour of cosine similarity s is exp(s / temperature).", above=0
+        0.07, "knn: the weight of a neighbour of cosine similarity s is exp(s / temperature).", exclusive_minimum=0
     )
 
     @property

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ldae.data.images import mix_seed
+from ldae.data.order import mix_seed
 from ldae.options import option
 from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_learning_rate, hold_out, percent_right
 from ldae.probes.protocol import Protocol, register_protocol, score
@@ -46,9 +46,11 @@ class Linear(Protocol):
     )
     linear_optimizer: Literal["sgd", "lars", "adamw"] = option("sgd", "linear: sgd, lars (MAE's, needs timm) or adamw.")
     linear_rates: list[float] = option(
-        [], f"linear: learning rates per 256 images to choose from; by default {RATES}, by optimizer.", above=0
+        [],
+        f"linear: learning rates per 256 images to choose from; by default {RATES}, by optimizer.",
+        exclusive_minimum=0,
     )
-    linear_momentum: float = option(0.9, "linear: momentum of sgd and lars.", minimum=0, below=1)
+    linear_momentum: float = option(0.9, "linear: momentum of sgd and lars.", minimum=0, exclusive_maximum=1)
     linear_weight_decay: float = option(0.0, "linear: weight decay.", minimum=0)
     linear_views: int = option(
         0,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from ldae.bounds import validate
+from ldae.options import validate
 from ldae.probes.metrics import Accuracy
 from ldae.probes.predictions import pack
 from ldae.probes.subject import Subject

@@ -1,37 +1,39 @@
-"""Images of what a model does: denoised examples, the principal components as patches (figure 4), their spectrum.
+"""Drawings of what a model does: denoised examples, the principal components as patches (figure 4), their spectrum.
 
-And of what a probe found: which classes it takes for which, and the nearest neighbours of images.
+And of what a probe found: which classes it takes for which, the nearest neighbours of images, accuracy by block and by t.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from sklearn.metrics import confusion_matrix as count_confusions
+from PIL import Image, ImageOps
 
-from configuration_ldae import LDAEConfig
-from ldae.generation.pipeline import denoise
-from modeling_ldae import LDAEForPreTraining, NoiseSchedule, PatchTokenizer
+from ldae.report.drawing import (
+    BLUE,
+    GAP,
+    GREEN,
+    INK,
+    LINE,
+    RED,
+    SIDE,
+    check_channels,
+    enlargement,
+    image_columns,
+    image_sheet,
+    panels,
+    save_figure,
+    save_image,
+    to_images,
+)
+from modeling_ldae import LDAEForPreTraining
+from tokenizers_ldae import PatchTokenizer
 
-SIDE = 192  # pixels to which small images are enlarged, by a whole factor
-GAP = 8  # pixels between images, and half of the margin around them
 FRAME = 5  # pixels of the coloured frame around a neighbour
 MAX_NUMBERED = 50  # classes up to which a confusion matrix has its numbers written into it
 MAX_NAMED = 100  # and up to which its classes are named
-INK, BLUE, RED, GREEN, ORANGE = "#333333", "#3b6ea5", "#c44e52", "#3f9b56", "#d18b2c"
-SCHEDULES = {
-    "ddpm": "DDPM: β linear",
-    "linear_gamma2": "γ² linear",
-    "linear_sigma": "γ = 1, σ linear to √2",
-    "single_sigma": "γ = 1, σ = √(1/3)",
-}
-LARGEST_RATIO = 4.0  # of noise to signal that is drawn
 
 
 def denoising_grid(
@@ -56,10 +58,7 @@ def denoising_grid(
     labels = None if sigmas is None else [f"σ = {float(sigma):.2f}" for sigma in sigmas]
     if labels is not None and len(labels) != len(clean):
         raise ValueError(f"sigmas must hold one number for each of the {len(clean)} images, got {len(labels)}")
-    columns = [_images(x) for x in (clean, noisy, denoised)]
-    factor = max(1, round(SIDE / max(clean.shape[-2:])))
-    rows = [[_enlarge(image, factor) for image in row] for row in zip(*columns, strict=True)]
-    return _save(_grid(rows, GAP, ("clean", "noisy", "denoised"), labels), path)
+    return save_image(image_columns({"clean": clean, "noisy": noisy, "denoised": denoised}, labels), path)
 
 
 @torch.no_grad()
@@ -77,6 +76,8 @@ def save_denoising(
         timesteps: noise level of each (B,), in [0, T); by default spread evenly, the last row the noisiest.
         seed: of the noise; the same seed gives the same image.
     """
+    from ldae.generation.pipeline import denoise  # loads diffusers
+
     pixel_values = pixel_values.to(model.device)
     if timesteps is None:
         num_rows = len(pixel_values)
@@ -94,34 +95,18 @@ def filters(
     Raises:
         ValueError: if `num_channels` is not 1, 3 or 4 (of which the colours are shown).
     """
-    return _save(_filter_sheet(tokenizer, patch_hw, num_channels, count), path)
+    return save_image(filter_sheet(tokenizer, patch_hw, num_channels, count), path)
 
 
-def compared_filters(
-    tokenizers: Mapping[str, PatchTokenizer],
-    patch_hw: tuple[int, int],
-    num_channels: int,
-    path: str | Path,
-    count: int = 16,
-) -> Path:
-    """Writes the `filters` of several tokenizers side by side, each below its name (paper, figure 4).
-
-    Raises:
-        ValueError: as `filters`.
-    """
-    count = min(count, *(len(tokenizer.V) for tokenizer in tokenizers.values()))
-    sheets = [_filter_sheet(tokenizer, patch_hw, num_channels, count) for tokenizer in tokenizers.values()]
-    return _save(_grid([sheets], GAP, tokenizers), path)
-
-
-def _filter_sheet(tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_channels: int, count: int) -> Image.Image:
+def filter_sheet(tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_channels: int, count: int) -> Image.Image:
+    """The image that `filters` writes."""
+    check_channels(num_channels)
     V = tokenizer.V[:count].float()
-    patches = _drawable(V.reshape(len(V), num_channels, *patch_hw))[:, :3]
+    patches = V.reshape(len(V), num_channels, *patch_hw)[:, :3]
     patches = patches / patches.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
-    factor = max(1, round(SIDE / 3 / max(patch_hw)))
-    images = [_enlarge(image, factor) for image in _images(patches)]
+    images = to_images(patches, enlargement(*patch_hw, SIDE / 3))
     width = max(1, round(len(images) ** 0.5))
-    return _grid([images[i : i + width] for i in range(0, len(images), width)], GAP // 2)
+    return image_sheet([images[i : i + width] for i in range(0, len(images), width)], GAP // 2)
 
 
 def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
@@ -135,8 +120,7 @@ def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
         raise ValueError("the tokenizer is not fitted: call ldae.tokenizers.pca.fit_to_images first")
     explained, d = variance.cumsum() / variance.sum(), len(tokenizer.V)
     index = np.arange(1, len(variance) + 1)
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    each, total = figure.subplots(1, 2)
+    figure, (each, total) = panels(2, 9, 3.4)
     drawn = variance > variance[0] * 1e-12  # what is below is rounding, and would stretch the axis
     each.semilogy(index[drawn], variance[drawn], color=BLUE, linewidth=1.8)
     each.set_ylabel("variance along the component")
@@ -157,11 +141,7 @@ def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
         axes.axvspan(1, d, color=RED, alpha=0.06, linewidth=0)
         axes.set_xlabel("component")
         axes.set_xlim(1, max(len(variance), 2))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.6)
-    path = _made(path)
-    figure.savefig(path, dpi=150)
-    return path
+    return save_figure(figure, path)
 
 
 def confusion_matrix(
@@ -184,11 +164,12 @@ def confusion_matrix(
         if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < count:
             got = f"{int(numbers.min())} to {int(numbers.max())}"
             raise ValueError(f"{name} must be in [0, {count}), the classes that have a name, got {got}")
+    from sklearn.metrics import confusion_matrix as count_confusions
+
     percent = 100 * count_confusions(labels.cpu(), predictions.cpu(), labels=range(count), normalize="true")
     side = max(3.0, 0.4 * count) if count <= MAX_NUMBERED else 13.0  # inches
     size = min(9.0, 0.8 * 72 * side / count)  # points
-    figure = Figure(figsize=(side + 2.5, side + 2), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = panels(1, side + 2.5, side + 2, grid=False)
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     if count <= MAX_NUMBERED:
         for i, j in np.argwhere(percent >= 0.5):
@@ -203,9 +184,7 @@ def confusion_matrix(
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, label="% of the class's images")
     bar.outline.set_visible(False)
-    path = _made(path)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-    return path
+    return save_figure(figure, path, bbox_inches="tight")
 
 
 def neighbours(queries: torch.Tensor, nearest: torch.Tensor, same_class: torch.Tensor, path: str | Path) -> Path:
@@ -226,21 +205,23 @@ def neighbours(queries: torch.Tensor, nearest: torch.Tensor, same_class: torch.T
         raise ValueError(
             f"queries, nearest and same_class must have shapes (B, C, H, W), (B, k, C, H, W), (B, k), got {shapes}"
         )
-    factor = max(1, round(SIDE / 2 / max(queries.shape[-2:])))
+    factor = enlargement(*queries.shape[-2:], SIDE / 2)
     rows = []
     for query, images, right in zip(queries, nearest, same_class.tolist(), strict=True):
         colours = ["white"] + [GREEN if x else RED for x in right]
-        drawn = [_enlarge(x, factor) for x in _images(torch.cat([query[None], images]))]
+        drawn = to_images(torch.cat([query[None], images]), factor)
         rows.append([ImageOps.expand(x, FRAME, colour) for x, colour in zip(drawn, colours, strict=True)])
     titles = ["query"] + [str(i) for i in range(1, nearest.shape[1] + 1)]
-    return _save(_grid(rows, GAP, titles), path)
+    return save_image(image_sheet(rows, GAP, titles), path)
 
 
 def sweep(result: dict[str, Any], path: str | Path) -> Path:
-    """Writes a sweep's accuracy by block and, where it has them, by t with clean and noisy images; the floor is dashed.
+    """Writes a sweep's accuracy by block and, where it has them, by t with clean and noisy images.
+
+    Bars are one standard error; the untrained network's accuracy is dashed.
 
     Args:
-        result: what `ldae.probes.sweep.sweep` returns. Bars are one standard error.
+        result: what `ldae.probes.sweep.sweep` returns.
 
     Raises:
         ValueError: if it has no blocks.
@@ -248,230 +229,44 @@ def sweep(result: dict[str, Any], path: str | Path) -> Path:
     depth, timesteps = result["depth"], result["timesteps"]
     if not depth:
         raise ValueError("a sweep without blocks cannot be drawn")
-    figure = Figure(figsize=(9 if timesteps else 5.2, 3.6), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, 2 if timesteps else 1, sharey=True))
-    places = np.arange(1, len(depth) + 1)
-    num_encoder = sum(row["part"] == "encoder" for row in depth)
-    for number, name in enumerate(depth[0]["protocols"]):
-        colour = (BLUE, RED, GREEN)[number % 3]
-        _measured(panels[0], places, [row["protocols"][name] for row in depth], color=colour, label=name)
+    count = 2 if timesteps else 1
+    figure, axes = panels(count, 9 if timesteps else 5.2, 3.6, sharey=True)
+    for name, colour in zip(depth[0]["protocols"], (BLUE, RED, GREEN) * len(depth[0]["protocols"]), strict=False):
+        _measured(axes[0], np.arange(1, len(depth) + 1), depth, name, color=colour, label=name)
         for noisy in (False, True) if timesteps else ():
             rows = [row for row in timesteps if row["noisy"] == noisy]
             style = {"linestyle": (0, (1, 1.5)), "markerfacecolor": "white"} if noisy else {}
             label = f"{name}, {'noisy' if noisy else 'clean'}"
-            figures = [row["protocols"][name] for row in rows]
-            _measured(panels[1], [row["t"] for row in rows], figures, color=colour, label=label, **style)
-        for axes in panels:
-            axes.axhline(result["floor"][name]["accuracy"], color=colour, linewidth=1, linestyle="--", alpha=0.7)
-    for axes in panels:  # what the dashed lines are
-        axes.plot([], [], color="grey", linewidth=1, linestyle="--", label="untrained")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.6)
-    panels[0].set_ylabel("accuracy (%)")
-    panels[0].set_xlabel("block")
-    shown = places[:: -(-len(places) // 16)]
-    panels[0].set_xticks(shown, [str(depth[i - 1]["block"]) for i in shown])
-    panels[0].set_xlim(0.5, len(depth) + 0.5)
-    if num_encoder < len(depth):
-        panels[0].axvspan(num_encoder + 0.5, len(depth) + 0.5, color=INK, alpha=0.06, linewidth=0)
-        for x, text in (((1 + num_encoder) / 2, "encoder"), ((num_encoder + 1 + len(depth)) / 2, "decoder")):
-            panels[0].annotate(text, (x, 1), (0, 3), ("data", "axes fraction"), "offset points", ha="center", color=INK)
+            _measured(axes[1], [row["t"] for row in rows], rows, name, color=colour, label=label, **style)
+        for panel in axes:
+            panel.axhline(result["floor"][name]["accuracy"], color=colour, linewidth=1, linestyle="--", alpha=0.7)
+    for panel in axes:  # what the dashed lines are
+        panel.plot([], [], color="grey", linewidth=1, linestyle="--", label="untrained")
+    axes[0].set_ylabel("accuracy (%)")
+    _name_blocks(axes[0], depth)
     if timesteps:
-        panels[1].set_xlabel("timestep t")
-        panels[1].set_xticks(sorted({row["t"] for row in timesteps}))
-    for axes in panels:
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
-    path = _made(path)
-    figure.savefig(path, dpi=150)
-    return path
+        axes[1].set_xlabel("timestep t")
+        axes[1].set_xticks(sorted({row["t"] for row in timesteps}))
+    for panel in axes:
+        panel.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+    return save_figure(figure, path)
 
 
-def road(steps: Sequence[tuple[str, float | None, tuple[float, float], float | None]], path: str | Path) -> Path:
-    """Writes the paper's figure 6 in bars: each rung's linear accuracy in the paper and here, the floor across ours.
-
-    Args:
-        steps: (name, the paper's accuracy or None, (ours, its standard error), the untrained network's or None), in %.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if not steps:
-        raise ValueError("a road without rungs cannot be drawn")
-    names, papers, ours, floors = zip(*steps, strict=True)
-    places = np.arange(len(steps))
-    figure = Figure(figsize=(max(4.0, 0.9 * len(steps) + 1.5), 3.8), layout="constrained")
-    axes = figure.subplots()
-    known = [i for i, paper in enumerate(papers) if paper is not None]
-    axes.bar(places[known] - 0.2, [papers[i] for i in known], 0.38, color="#c9d3de", label="paper (ImageNet)")
-    values, errors = zip(*ours, strict=True)
-    axes.bar(places + 0.2, values, 0.38, yerr=errors, color=BLUE, ecolor=INK, capsize=2, label="here")
-    measured = [i for i, floor in enumerate(floors) if floor is not None]
-    sides = [places[measured] + 0.01, places[measured] + 0.39]
-    axes.hlines([floors[i] for i in measured], *sides, color=ORANGE, linestyle=(0, (2, 1.5)), label="untrained")
-    axes.set_xticks(places, names, rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_ylabel("linear accuracy (%)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
-    path = _made(path)
-    figure.savefig(path, dpi=150)
-    return path
+def _name_blocks(axes, depth: list[dict[str, Any]]):
+    """The numbers of the blocks below, at most sixteen, and which of them are the encoder's and which the decoder's."""
+    shown = range(1, len(depth) + 1, -(-len(depth) // 16))
+    axes.set_xlabel("block")
+    axes.set_xticks(shown, [str(depth[i - 1]["block"]) for i in shown])
+    axes.set_xlim(0.5, len(depth) + 0.5)
+    num_encoder = sum(row["part"] == "encoder" for row in depth)
+    if num_encoder < len(depth):
+        axes.axvspan(num_encoder + 0.5, len(depth) + 0.5, color=INK, alpha=0.06, linewidth=0)
+        for x, text in (((1 + num_encoder) / 2, "encoder"), ((num_encoder + 1 + len(depth)) / 2, "decoder")):
+            axes.annotate(text, (x, 1), (0, 3), ("data", "axes fraction"), "offset points", ha="center", color=INK)
 
 
-def dimensions(
-    paper: Mapping[str, Mapping[int, float]], here: Mapping[str, Mapping[int, tuple[float, float]]], path: str | Path
-) -> Path:
-    """Writes accuracy by latent dimension, a line for each tokenizer: the paper's (table 2) beside ours (with figure 5).
-
-    Args:
-        paper: tokenizer -> {latent dimension: accuracy}, in %.
-        here: tokenizer -> {latent dimension: (accuracy, its standard error)}.
-    """
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True)
-    colours = dict(zip(dict.fromkeys([*paper, *here]), (BLUE, GREEN, ORANGE, RED, INK), strict=False))
-    style = {"marker": "o", "markersize": 4.5, "linewidth": 1.8}
-    for name, row in paper.items():
-        panels[0].plot(list(row), list(row.values()), color=colours[name], label=name, **style)
-    for name, row in here.items():
-        if row:
-            values, errors = zip(*row.values(), strict=True)
-            panels[1].errorbar(list(row), values, errors, color=colours[name], label=name, capsize=2.5, **style)
-    shown = sorted({d for row in (*paper.values(), *here.values()) for d in row})
-    for axes, title in zip(panels, ("paper (ImageNet)", "here"), strict=True):
-        axes.set_title(title, fontsize=10)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(shown, [str(d) for d in shown], fontsize=8)
-        axes.minorticks_off()
-        axes.set_xlabel("latent dimension d of a token")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(frameon=False, fontsize=8)
-    panels[0].set_ylabel("linear accuracy (%)")
-    path = _made(path)
-    figure.savefig(path, dpi=150)
-    return path
-
-
-def schedules(path: str | Path) -> Path:
-    """Writes how much of the latent is kept and how strong the noise beside it is, by t, for every noise schedule (figure 3)."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    kept, ratio = figure.subplots(1, 2)
-    for (schedule, label), colour in zip(SCHEDULES.items(), (INK, BLUE, RED, GREEN), strict=True):
-        gamma, sigma, _ = NoiseSchedule(LDAEConfig(noise_schedule=schedule)).tables()
-        style = {
-            "color": colour,
-            "linewidth": 1.8,
-            "linestyle": "--" if schedule == "single_sigma" else "-",
-            "label": label,
-        }
-        kept.plot(gamma.square(), **style)
-        ratio.plot(sigma / gamma, **style)
-    kept.set_ylabel("signal kept, γ²")
-    ratio.set_ylabel("noise to signal, σ / γ")
-    ratio.set_ylim(0, LARGEST_RATIO)
-    for axes in (kept, ratio):
-        axes.set_xlabel("timestep t")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.6)
-    kept.legend(frameon=False, fontsize=8)
-    path = _made(path)
-    figure.savefig(path, dpi=150)
-    return path
-
-
-@torch.no_grad()
-def noise_spaces(
-    models: Mapping[str, LDAEForPreTraining],
-    pixel_values: torch.Tensor,
-    path: str | Path,
-    timestep: int | None = None,
-    seed: int = 0,
-) -> Path:
-    """Writes images beside what models see of them: noise added where each adds it (paper, figure 7).
-
-    Args:
-        models: by the title of their column; they see images, of one size.
-        pixel_values: clean images (B, C, H, W) in [-1, 1].
-        timestep: of the noise; by default the middle.
-    """
-    columns = {"clean": pixel_values}
-    for name, model in models.items():
-        t = model.config.num_train_timesteps // 2 if timestep is None else timestep
-        generator = torch.Generator(model.device).manual_seed(seed)
-        columns[name] = denoise(model, pixel_values.to(model.device), t, generator)[0].cpu()
-    factor = max(1, round(SIDE / max(pixel_values.shape[-2:])))
-    drawn = [[_enlarge(image, factor) for image in _images(column)] for column in columns.values()]
-    return _save(_grid([list(row) for row in zip(*drawn, strict=True)], GAP, columns), path)
-
-
-# ------------------------------------------------------------------------------------------------------------ drawing
-
-
-def _measured(axes, places: Sequence[float], figures: list[dict[str, Any]], **style):
-    """A line through accuracies, with their standard errors."""
-    errors = [figure["standard_error"] for figure in figures]
-    style = {"marker": "o", "markersize": 4.5, "linewidth": 1.8, "capsize": 2.5, "elinewidth": 1, **style}
-    axes.errorbar(places, [figure["accuracy"] for figure in figures], errors, **style)
-
-
-def _drawable(images: torch.Tensor) -> torch.Tensor:
-    if images.shape[1] not in (1, 3, 4):
-        raise ValueError(f"only images of 1, 3 or 4 channels can be drawn, got {images.shape[1]}")
-    return images
-
-
-def _images(pixel_values: torch.Tensor) -> list[Image.Image]:
-    """(B, C, H, W) in [-1, 1] -> B RGB images; RGBA on white."""
-    levels = ((_drawable(pixel_values).detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    if levels.shape[1] == 1:
-        levels = levels.expand(-1, 3, -1, -1)
-    images = [Image.fromarray(x) for x in levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
-    if pixel_values.shape[1] == 4:
-        images = [Image.alpha_composite(Image.new("RGBA", x.size, "white"), x).convert("RGB") for x in images]
-    return images
-
-
-def _enlarge(image: Image.Image, factor: int) -> Image.Image:
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-def _grid(
-    rows: list[list[Image.Image]], gap: int, titles: Iterable[str] = (), labels: list[str] | None = None
-) -> Image.Image:
-    """Images of one size on white, with a title above each column and a label beside each row."""
-    width, height = rows[0][0].size if rows else (SIDE, 0)
-    font = ImageFont.truetype(_font(), 18)
-    left = 2 * gap + (round(max(map(font.getlength, labels), default=0)) + 2 * gap if labels else 0)
-    titles = list(titles)
-    top = 2 * gap + (26 if titles else 0)
-    num_columns = max(len(rows[0]) if rows else 0, len(titles))
-    size = (left + num_columns * (width + gap) + gap, top + len(rows) * (height + gap) + gap)
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for j, title in enumerate(titles):
-        draw.text((left + j * (width + gap) + width / 2, top / 2 + 2), title, INK, font, anchor="mm")
-    for i, row in enumerate(rows):
-        y = top + i * (height + gap)
-        if labels:
-            draw.text((left - 2 * gap, y + height / 2), labels[i], INK, font, anchor="rm")
-        for j, image in enumerate(row):
-            sheet.paste(image, (left + j * (width + gap), y))
-    return sheet
-
-
-@cache
-def _font() -> str:
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-
-
-def _made(path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _save(image: Image.Image, path: str | Path) -> Path:
-    path = _made(path)
-    image.save(path, "PNG")
-    return path
+def _measured(axes, places: Sequence[float], rows: list[dict[str, Any]], protocol: str, **style):
+    """A line through a protocol's accuracies, with their standard errors."""
+    figures = [row["protocols"][protocol] for row in rows]
+    accuracies, errors = ([figure[name] for figure in figures] for name in ("accuracy", "standard_error"))
+    axes.errorbar(places, accuracies, errors, **{**LINE, "capsize": 2.5, "elinewidth": 1, **style})

@@ -1,15 +1,21 @@
-"""Results are files: every training and probing run writes one JSON, and tables, plots and cards are made from those."""
+"""Results are files: a run writes one JSON for each thing that it measures, and tables, plots and cards are made from them.
+
+The results of many runs are kept together as a study: one .jsonl with a line for each result.
+"""
 
 import datetime
 import json
 import platform
-import re
 import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
+from ldae.files import atomic_write
 from ldae.hardware import hardware
+from ldae.names import short_name as short_name
 
 PACKAGES = (
     "torch",
@@ -29,7 +35,7 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "hardware": hardware(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -42,18 +48,64 @@ def save_result(path: str | Path, result: dict[str, Any], overwrite: bool = Fals
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} holds another run's result; choose another --output_dir or pass --overwrite")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**result, **environment()}, indent=2, default=str) + "\n")
-    temporary.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps({**result, **environment()}, indent=2, default=str) + "\n")
     return path
 
 
-def load_results(folder: str | Path) -> list[dict[str, Any]]:
-    """All results below a folder, in the order of their paths; each with its path as "file"."""
-    return [
-        {**json.loads(path.read_text()), "file": str(path)} for path in sorted(Path(folder).rglob("results/*.json"))
-    ]
+@dataclass(frozen=True)
+class Row:
+    """One result of a study.
+
+    Args:
+        study: the study's name, which is that of its file or folder.
+        run: the path of the run's folder below the study's, such as "first" or "tokenizers/first".
+        kind: "train", "probe", "generation" or "sweep".
+        result: what the run's file holds.
+    """
+
+    study: str
+    run: str
+    kind: str
+    result: dict[str, Any]
+
+
+def load_study(path: str | Path) -> list[Row]:
+    """The results of a study, sorted by run: of a .jsonl that `save_study` wrote, or of a folder of runs.
+
+    Below a folder these are all files results/*.json. Those of the folder itself belong to a run of the folder's name.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+        ValueError: if the file holds something else than rows, with the number of the line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        rows = []
+        for file in sorted(path.rglob("results/*.json")):
+            run = file.parent.parent.relative_to(path).as_posix()
+            result = json.loads(file.read_text())
+            rows.append(Row(path.name, path.name if run == "." else run, result["kind"], result))
+        return rows
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no study {str(path)!r}: give a folder of runs or a .jsonl of results")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: not a row of results ({error})") from error
+    return rows
+
+
+def save_study(path: str | Path, rows: Iterable[Row]) -> Path:
+    """Writes a study as one .jsonl, a line for each result, sorted by run and named after the file."""
+    path = Path(path)
+    rows = sorted(rows, key=lambda row: row.run.split("/"))  # stable: the results of a run keep their order
+    lines = (json.dumps({**asdict(row), "study": path.stem}, ensure_ascii=False) + "\n" for row in rows)
+    with atomic_write(path) as partial:
+        partial.write_text("".join(lines))
+    return path
 
 
 def open_losses(path: Path, step: int) -> TextIO:
@@ -64,12 +116,6 @@ def open_losses(path: Path, step: int) -> TextIO:
     ]  # a kill may tear the last
     path.write_text("".join(line + "\n" for line in kept))
     return path.open("a", buffering=1)
-
-
-def short_name(name: str) -> str:
-    """A data set's or model's name as part of a file name: a folder's own name, or the Hub id."""
-    name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
 
 
 def commit() -> str | None:

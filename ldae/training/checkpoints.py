@@ -1,6 +1,7 @@
-"""Checkpoints of a run: model, averaged weights and optimizer as safetensors, the rest as JSON; written whole or not at all.
+"""Checkpoints of a run: model, averaged weights and optimizer as safetensors, and the rest as JSON.
 
-The order of images, the crops and the noise depend on (seed, step) alone, so no state of a random generator is kept.
+A checkpoint is written whole or not at all. The order of the images, their crops and the noise depend on the seed and the step
+alone, so the state of no random generator is kept.
 """
 
 import json
@@ -16,13 +17,15 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import state_dict as dcp
 
+from ldae.files import atomic_write
+
 FULL = dcp.StateDictOptions(full_state_dict=True)  # whole tensors, gathered from shards, on every process
 SAVED = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)  # the same, on the first process's CPU only
 
 
 @contextmanager
 def averaged_weights(model: torch.nn.Module, ema: EMAModel | None) -> Iterator[None]:
-    """Inside, the model holds its averaged weights (where there are any)."""
+    """A context in which the model holds its averaged weights; without `ema` it keeps its own."""
     if ema is None:
         yield
         return
@@ -37,7 +40,12 @@ def averaged_weights(model: torch.nn.Module, ema: EMAModel | None) -> Iterator[N
 def full_state(
     model: torch.nn.Module, ema: EMAModel | None = None, options: dcp.StateDictOptions = SAVED
 ) -> dict[str, torch.Tensor]:
-    """The model's (averaged) weights and buffers, gathered from all processes, where `options` say."""
+    """The model's weights and buffers, gathered from all processes.
+
+    Args:
+        ema: if given, the averaged weights take the place of the model's own.
+        options: say on which processes and devices the tensors are: `FULL` or `SAVED`.
+    """
     with averaged_weights(model, ema):
         # clones: the gathered tensors may be the model's own
         return {name: value.clone() for name, value in dcp.get_model_state_dict(model, options=options).items()}
@@ -50,11 +58,19 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
 
     def last(self) -> Path | None:
-        """The newest whole checkpoint."""
-        return max(self.folder.glob("checkpoint-*"), default=None)
+        """The newest whole checkpoint, or None."""
+        return max(self._whole(), default=None)
+
+    def _whole(self) -> list[Path]:
+        """The whole checkpoints, the oldest first: those with a state.json, which `_remove` removes before the rest."""
+        return sorted(path.parent for path in self.folder.glob("checkpoint-*/state.json"))
 
     def stop(self, step: int, loss: float, names: list[str]):
-        """Ends a run whose loss is no number.
+        """Ends a run whose loss is not finite.
+
+        Args:
+            step: the step of that loss.
+            names: of the images of its batch.
 
         Raises:
             FloatingPointError: naming the step, its images and the checkpoint to go on from.
@@ -71,10 +87,10 @@ class Checkpoints:
         )
 
     def save(self, accelerator: Accelerator, model, optimizer, ema: EMAModel | None, state: dict[str, Any]) -> Path:
-        """Writes a checkpoint under another name, renames it when it is whole, and removes the oldest.
+        """Writes the checkpoint of a step, unless it is there, and removes the oldest.
 
         Args:
-            state: what else the run needs, JSON: at least "step".
+            state: what else the run needs, in JSON's types: at least "step".
         """
         files = {"model": full_state(model)}
         if ema is not None:
@@ -83,22 +99,23 @@ class Checkpoints:
         files["optimizer"] = {f"{name}/{key}": v.clone() for name, of in moments.items() for key, v in of.items()}
         final = self.folder / f"checkpoint-{state['step']:08d}"
         if accelerator.is_main_process:
-            partial = self.folder / ".partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            for name, tensors in files.items():
-                save_file(tensors, partial / f"{name}.safetensors")
-            (partial / "state.json").write_text(json.dumps(state, indent=2))
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            for old in sorted(self.folder.glob("checkpoint-*"))[: -self.keep]:
-                shutil.rmtree(old)
+            found = {*self.folder.glob("checkpoint-????????"), *self.folder.glob(".checkpoint-*")}
+            for left in found.difference(whole := self._whole()):  # by a process that was killed
+                _remove(left)
+            if final not in whole:
+                with atomic_write(final) as partial:
+                    partial.mkdir()
+                    for name, tensors in files.items():
+                        save_file(tensors, partial / f"{name}.safetensors")
+                    (partial / "state.json").write_text(json.dumps(state, indent=2))
+            for old in self._whole()[: -self.keep]:
+                _remove(old)
         accelerator.wait_for_everyone()
         return final
 
     @staticmethod
     def load(checkpoint: Path, model, optimizer, ema: EMAModel | None):
-        """Puts a checkpoint's tensors back into model, optimizer and averaged weights."""
+        """Puts a checkpoint's tensors back into the model, the optimizer and the averaged weights."""
         if ema is not None:
             dcp.set_model_state_dict(model, load_file(checkpoint / "ema.safetensors"), options=FULL)
             ema.shadow_params = [parameter.detach().clone() for parameter in model.parameters()]
@@ -112,14 +129,27 @@ class Checkpoints:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `Checkpoints.save` was given as `state`."""
+    """The state that `Checkpoints.save` was given."""
     return json.loads((checkpoint / "state.json").read_text())
 
 
-def refuse_changes(was: dict[str, Any], given: dict[str, Any]):
-    """Refuses, by a ValueError, to go on with a run by other options; those that one of the two does not know are its own."""
+def validate_unchanged(was: dict[str, Any], given: dict[str, Any]):
+    """Refuses to resume a run with other options.
+
+    Args:
+        was, given: the run's options and those of the command line. An option that only one of them has is not compared.
+
+    Raises:
+        ValueError: naming the options that differ.
+    """
     changed = [
         f"{name} was {was[name]!r}, is {value!r}" for name, value in given.items() if was.get(name, value) != value
     ]
     if changed:
         raise ValueError(f"--resume must go on with the run's own options, but {'; '.join(changed)}")
+
+
+def _remove(checkpoint: Path):
+    """Removes a checkpoint, and first the file that makes it count as whole."""
+    (checkpoint / "state.json").unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)

@@ -7,12 +7,9 @@ from typing import Any
 import datasets
 
 from configuration_ldae import LDAEConfig
-from ldae.data.images import count_classes
-from ldae.tokenizers import autoencoders
+from ldae import tokenizers
+from ldae.data.sources import count_classes
 from modeling_ldae import LDAEForPreTraining
-
-# what a fitted tokenizer is; PCA also has its mean or not, a convolutional one its architecture
-FITTED = ("tokenizer_type", "num_channels", "patch_hw", "latent_dim", "latent_scaling")
 
 
 def build_model(model_args, train_args, examples: datasets.Dataset | datasets.IterableDataset) -> LDAEForPreTraining:
@@ -30,11 +27,12 @@ def build_model(model_args, train_args, examples: datasets.Dataset | datasets.It
     if train_args.class_conditional:
         model_args = replace(model_args, num_classes=count_classes(examples))
     config = model_args.config()
-    if config.tokenizer_type == "conv_vae":
-        config = autoencoders.with_autoencoder(config, train_args.tokenizer)
+    trained = config.tokenizer_class.trainer is not None
+    if trained:
+        config = tokenizers.configure(config, train_args.tokenizer)
     model = LDAEForPreTraining._from_config(config, **attention)
-    if config.tokenizer_type in autoencoders.TRAINED:
-        autoencoders.load_into(model.ldae.tokenizer, train_args.tokenizer, model.config)
+    if trained:
+        tokenizers.load(model.ldae.tokenizer, train_args.tokenizer, model.config)
     return model
 
 
@@ -42,11 +40,11 @@ def _changed(source: str, given: dict[str, Any]) -> LDAEConfig:
     """The configuration of a folder or Hub id with other options, none of which changes its fitted tokenizer."""
     source = Path(source).expanduser()
     there = LDAEConfig.from_pretrained(source)
-    parts = given.pop("autoencoder", {}).items() if there.tokenizer_type == "conv_vae" else ()
-    config = LDAEConfig.from_pretrained(source, **{k: v for k, v in given.items() if k != "autoencoder"})
-    names = (*FITTED, "subtract_mean") if there.tokenizer_type == "pca" else FITTED
+    names, parts = there.tokenizer_class.defined_by, given.pop("autoencoder", {})
+    config = LDAEConfig.from_pretrained(source, **given)
     pairs = {name.replace("_hw", "_size"): (getattr(config, name), getattr(there, name)) for name in names}
-    pairs |= {f"autoencoder: {name}": (value, there.autoencoder_config.get(name)) for name, value in parts}
+    if "autoencoder_config" in names:
+        pairs |= {f"autoencoder: {name}": (value, there.autoencoder_config.get(name)) for name, value in parts.items()}
     for name, (asked, was) in pairs.items():
         if asked != was:
             raise ValueError(f"--{name} {asked} contradicts --init_from, whose tokenizer has {was}; leave it out")

@@ -1,27 +1,47 @@
-"""A run's folder: what it may not hold at the start, and what is written there in the end, beside the checkpoints."""
+"""A pre-training run: what is validated and built before its first step, and what is done between two steps."""
 
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import ProjectConfiguration, gather_object, set_seed
+from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
 
-from ldae.data.images import ImageDataset, StepSampler, hub_id, to_pixel_values, training_loader
-from ldae.hub.folder import save_hub_folder
-from ldae.report import figures
-from ldae.report.results import save_result, short_name
-from ldae.tokenizers.pca import variance_held
-from modeling_ldae import LDAEForPreTraining, PatchTokenizer
+from ldae.data.images import ImageDataset
+from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loader
+from ldae.data.sources import load_examples
+from ldae.files import LOCK, hold_folder
+from ldae.hardware import has_bf16
+from ldae.options import RUN_DEFINING
+from ldae.tokenizers.fitting import explained_variance, fit_to_images
+from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, validate_unchanged
+from ldae.training.models import build_model
+from ldae.training.optimization import Length, compile_blocks, parameter_groups
+from ldae.training.probing import RunProbes
+from ldae.training.recorder import Recorder
+from modeling_ldae import LDAEForPreTraining
+
+ENDLESS = 1 << 40  # steps, where the clock ends a run
 
 
-def refuse(train_args):
-    """What cannot end well, before any work starts.
+def validate(train_args):
+    """Refuses a run that could not end well, before any work starts.
 
     Raises:
         FileExistsError: if output_dir holds another run's results.
-        ValueError: if the run is to be uploaded and cannot.
+        ValueError: if the run is to be uploaded and there is no access token.
     """
-    if any(Path(train_args.output_dir).expanduser().glob("*")) and not (train_args.resume or train_args.overwrite):
+    found = {path.name for path in Path(train_args.output_dir).expanduser().glob("*")} - {LOCK}
+    if found and not (train_args.resume or train_args.overwrite):
         raise FileExistsError(
             f"output_dir {train_args.output_dir!r} is not empty; pass --resume to go on with its run, --overwrite to replace "
             "it, or another --output_dir"
@@ -30,53 +50,237 @@ def refuse(train_args):
         raise ValueError("push_to_hub needs an access token: log in with `hf auth login` or set HF_TOKEN")
 
 
-def write_run(
-    trained: torch.nn.Module,
-    images: ImageDataset,
-    output_dir: Path,
-    state: dict[str, Any],
-    per_step: int,
-    arguments: dict[str, Any],
-    uses_labels: bool,
-):
-    """The Hub folder, the drawings and results/train.json of a run that is done."""
-    save_hub_folder(trained, output_dir)
-    config = trained.config
-    if isinstance(trained, LDAEForPreTraining):
-        draw_denoised(trained, images, output_dir / "denoised.png")
-        if isinstance(trained.ldae.tokenizer, PatchTokenizer):
-            figures.filters(trained.ldae.tokenizer, config.patch_hw, config.num_channels, output_dir / "filters.png")
-            figures.spectrum(trained.ldae.tokenizer, output_dir / "spectrum.png")
-    images_seen = state["step"] * per_step
-    num_images, held = None if images.streaming else len(images), None
-    if isinstance(trained, LDAEForPreTraining) and not images.streaming:
-        held = variance_held(trained.ldae.tokenizer, images, config.patch_hw)
-    result = {
-        "kind": "train",
-        "data": {
-            "name": short_name(arguments["data"]),
-            "hub_id": hub_id(arguments["data"]),
-            "fingerprint": images.fingerprint(),
-            "num_images": num_images,
-            "bad_images": state["bad_images"],
-        },
-        "arguments": arguments,
-        "config": config.to_dict(),
-        "variance_held": held,
-        "steps": state["step"],
-        "images_seen": images_seen,
-        "epochs": images_seen / num_images if num_images else None,
-        "seconds": state["seconds"],
-        "loss": state["loss"],
-        "seed": arguments["seed"],
-        "uses_labels": uses_labels,
-    }
-    save_result(output_dir / "results" / "train.json", result, arguments["overwrite"] or arguments["resume"])
+class Run:
+    """A run that is ready for its next step: new, or resumed from its last checkpoint.
+
+    `state` is what a checkpoint holds beside tensors: the number of the last "step", the run's "seconds", its "loss" (a running
+    mean), the unreadable images ("bad_images"), its "options" and "images_per_step".
+
+    A run is a context that holds its folder, so that no other run writes to it.
+
+    Args:
+        model_args, data_args, train_args: as `ldae.options.parse_arguments` gives them.
+        model: replaces the l-DAE of the options (see `train_ldae.train`).
+
+    Raises:
+        FileExistsError, FileNotFoundError, ValueError: before any training, for what cannot work.
+    """
+
+    def __init__(self, model_args, data_args, train_args, model: torch.nn.Module | None = None):
+        validate(train_args)
+        self.began = time.monotonic()
+        self.model_args, self.data_args, self.train_args = model_args, data_args, train_args
+        self.output_dir = Path(train_args.output_dir).expanduser()
+        self.checkpoints = Checkpoints(self.output_dir / "checkpoints", train_args.keep_checkpoints)
+        self.accelerator = _accelerator(train_args, self.output_dir)
+        self._build(model)
+        with ExitStack() as held:
+            last = self._make_folder(held)
+            self.state = self._started() if last is None else self._resumed(last)
+            if (bad_images := self.state["bad_images"]) and data_args.on_bad_image == "error":
+                raise ValueError(f"unreadable images (--on_bad_image error): {'; '.join(bad_images[:5])}")
+            self._prepare(last)
+            self._held = held.pop_all()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception):
+        self._held.close()
+
+    # ------------------------------------------------------------------------------------------------- before the first step
+
+    def _build(self, model: torch.nn.Module | None):
+        """Loads the images and the model."""
+        data_args, train_args = self.data_args, self.train_args
+        set_seed(train_args.seed)
+        columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
+        examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
+        self.unwrapped = build_model(self.model_args, train_args, examples) if model is None else model
+        config = self.unwrapped.config
+        image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
+        self.is_ldae = isinstance(self.unwrapped, LDAEForPreTraining)
+        self.uses_labels = getattr(self.unwrapped, "uses_labels", False)
+        if self.uses_labels and "label" not in (examples.features or {}):
+            raise ValueError(
+                "--data has no labels, which this model needs: give --label_column or a folder for each class"
+            )
+        self.images = ImageDataset(
+            examples, image_hw, config.num_channels, data_args.crop, data_args.flip, train_args.seed
+        )
+        self.probes = RunProbes(
+            self.accelerator, self.images, image_hw, data_args, train_args, name=str(self.output_dir)
+        )
+        self.images_per_batch = train_args.per_device_batch_size * self.accelerator.num_processes
+        self.images_per_step = self.images_per_batch * train_args.gradient_accumulation_steps
+        self.peak_learning_rate = train_args.learning_rate or train_args.base_learning_rate * self.images_per_step / 256
+        self.length = self._length()
+
+    def _length(self) -> Length:
+        train_args, max_steps = self.train_args, self.train_args.max_steps
+        if max_steps is None and train_args.max_minutes is not None:
+            max_steps = ENDLESS
+        elif max_steps is None and self.images.streaming:
+            raise ValueError("a stream has no length: give max_steps or max_minutes")
+        elif max_steps is None:
+            max_steps = math.ceil(train_args.epochs * len(self.images) / self.images_per_step)
+        return Length(max_steps, train_args.max_minutes)
+
+    def _make_folder(self, held: ExitStack) -> Path | None:
+        """Makes the run's folder and holds it; returns the checkpoint to resume from.
+
+        With --overwrite, a fresh run removes what another run wrote there, and nothing else.
+        """
+        train_args, is_main_process = self.train_args, self.accelerator.is_main_process
+        with self.accelerator.main_process_first():
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            if is_main_process:
+                held.enter_context(hold_folder(self.output_dir))
+            last = self.checkpoints.last() if train_args.resume else None
+            if train_args.overwrite and last is None and is_main_process:
+                for name in ("checkpoints", "results", "images", "logs", "losses.jsonl"):
+                    path = self.output_dir / name
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if train_args.resume and last is None:
+            self.accelerator.print(f"There is no checkpoint in {self.checkpoints.folder}: starting afresh.")
+        return last
+
+    def _options(self) -> dict[str, Any]:
+        """The options that a resumed run must not change."""
+        given = {**vars(self.data_args), **vars(self.train_args)}
+        return {**vars(self.model_args), **{name: given[name] for name in RUN_DEFINING}}
+
+    def _started(self) -> dict[str, Any]:
+        """The state of a new run, whose tokenizer is fitted here."""
+        bad_images = []
+        if self.is_ldae and self.train_args.init_from is None:
+            data_args, model = self.data_args, self.unwrapped.to(self.accelerator.device)
+            bad_images = fit_to_images(model, self.images, data_args.pca_patches, data_args.num_workers)
+            if model.ldae.tokenizer.orthonormal and model.config.latent_dim < model.config.patch_dim:
+                held = f"{explained_variance(model.ldae.tokenizer):.1%} of the patches' variance"
+                self.accelerator.print(f"{model.config.latent_dim} principal components hold {held}.")
+        return {
+            "step": 0, "seconds": 0.0, "bad_images": bad_images, "loss": None, "options": self._options(),
+            "images_per_step": self.images_per_step,
+        }  # fmt: skip
+
+    def _resumed(self, last: Path) -> dict[str, Any]:
+        """The state of a checkpoint, if its run had the same options."""
+        state = read_state(last)
+        given = {**self._options(), "images per step": self.images_per_step}
+        if self.is_ldae:  # `ldae.tokenizers.stage` compares how its tokenizer is trained
+            given = {name: value for name, value in given.items() if not name.startswith("tokenizer_")}
+        validate_unchanged({**state["options"], "images per step": state["images_per_step"]}, given)
+        return state
+
+    def _prepare(self, last: Path | None):
+        """Builds the optimizer and the averaged weights, and loads the checkpoint `last` into them."""
+        train_args, accelerator, model = self.train_args, self.accelerator, self.unwrapped
+        on_gpu = accelerator.device.type == "cuda"
+        self.averaged = type(model)(model.config)
+        self.sample_noise = model.sample_noise
+        if train_args.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, train_args.weight_decay),
+            lr=self.peak_learning_rate,
+            betas=(train_args.adam_beta1, train_args.adam_beta2),
+            fused=on_gpu,  # on a CPU it would round otherwise
+        )
+        if train_args.torch_compile:
+            compile_blocks(model)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.ema = None
+        if train_args.ema_decay:
+            # a GPU would spend more time on launching one operation for each tensor; there is none for many of FSDP's
+            foreach = on_gpu and accelerator.distributed_type is not DistributedType.FSDP
+            self.ema = EMAModel(self.model.parameters(), train_args.ema_decay, foreach=foreach)
+        if last is not None:
+            self.checkpoints.load(last, self.model, self.optimizer, self.ema)
+            accelerator.print(f"Going on from {last}.")
+        arguments = {**vars(self.data_args), **vars(train_args)}
+        accelerator.init_trackers("ldae", {name: str(value) for name, value in arguments.items()})
+        self.generator = torch.Generator(accelerator.device)
+        self.recorder = Recorder(
+            accelerator, self.state, self.length, self.output_dir / "losses.jsonl", self.checkpoints,
+            self.began, self.images_per_step, train_args.logging_steps,
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------------- between two steps
+
+    @property
+    def progress(self) -> float:
+        """The part of the run that is done, by steps or by the clock: 0 at its start, at least 1 when it is over."""
+        return self.length.progress(self.state["step"], self.state["seconds"])
+
+    def is_due(self, every: int) -> bool:
+        """Whether something that is done every so many steps is due after the last one; 0: never."""
+        return bool(every) and self.state["step"] % every == 0
+
+    def batches(self) -> Iterator[Iterator[dict[str, Any]]]:
+        """Gives the micro-batches of each step, until the run is over.
+
+        Raises:
+            ValueError: for an unreadable image with --on_bad_image error.
+        """
+        train_args, accelerator = self.train_args, self.accelerator
+        sampler = StepSampler(
+            self.images, self.state["step"], self.length.max_steps, train_args.per_device_batch_size,
+            train_args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes,
+        )  # fmt: skip
+        batches = map(self._report_unreadable, training_loader(sampler, self.data_args.num_workers))
+        while self.progress < 1:
+            yield islice(batches, train_args.gradient_accumulation_steps)
+
+    def _report_unreadable(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for name in set(batch["bad"]).difference(self.state["bad_images"]):
+            if self.data_args.on_bad_image == "error":
+                raise ValueError(f"unreadable image (--on_bad_image error): {name}")
+            print(f"Skipping {name}")
+            self.state["bad_images"].append(name)
+        return batch
+
+    def inputs(self, batch: dict[str, Any], micro_step: int) -> dict[str, torch.Tensor]:
+        """The arguments of the model's forward for a micro-batch, on the device: images, noise, and labels if it uses them.
+
+        Noise is a function of the seed and the step. Every process draws that of the whole batch and takes its part, so that the
+        number of processes changes nothing.
+        """
+        accelerator, size = self.accelerator, self.train_args.per_device_batch_size
+        pixel_values = to_pixel_values(batch["pixel_values"].to(accelerator.device, non_blocking=True))
+        self.generator.manual_seed(mix_seed(self.train_args.seed, self.state["step"], micro_step))
+        noise = self.sample_noise(self.images_per_batch, generator=self.generator)
+        rank = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+        inputs = {"pixel_values": pixel_values, **{name: value[rank] for name, value in noise.items()}}
+        if self.uses_labels:
+            inputs["labels"] = batch["label"].to(accelerator.device, non_blocking=True)
+        return inputs
+
+    def snapshot(self) -> torch.nn.Module:
+        """The averaged model as it is now, whole, in evaluation mode; later calls change the same module."""
+        self.recorder.flush()
+        self.averaged.load_state_dict(full_state(self.model, self.ema, FULL))
+        return self.averaged.to(self.accelerator.device).eval()
+
+    def save_checkpoint(self):
+        """Writes a checkpoint, unless the loss of a step so far was not finite.
+
+        Raises:
+            FloatingPointError: if it was not.
+        """
+        self.recorder.flush()
+        self.state["bad_images"] = sorted(set(gather_object(self.state["bad_images"])))  # each process has met its own
+        self.checkpoints.save(self.accelerator, self.model, self.optimizer, self.ema, self.state)
 
 
-def draw_denoised(model: torch.nn.Module, images: ImageDataset, path: Path):
-    """Rows of clean | noisy | denoised, for models that denoise: the first images of the run."""
-    if isinstance(model, LDAEForPreTraining):
-        batch = next(iter(training_loader(StepSampler(images, 0, 1, batch_size=8))))
-        path.parent.mkdir(exist_ok=True)
-        figures.save_denoising(model, to_pixel_values(batch["pixel_values"]).to(model.device), path)
+def _accelerator(train_args, output_dir: Path) -> Accelerator:
+    accelerator = Accelerator(
+        mixed_precision=train_args.mixed_precision,
+        gradient_accumulation_steps=train_args.gradient_accumulation_steps,
+        log_with=[tracker for tracker in train_args.report_to if tracker != "none"] or None,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],  # probes are fitted while others wait
+    )
+    if accelerator.mixed_precision == "bf16" and not has_bf16(accelerator.device):
+        accelerator.print("This processor has no bf16 instructions: --mixed_precision no is many times faster here.")
+    return accelerator

@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 
 import ldae
 from ldae import LDAEForPreTraining, LDAEModel
-from ldae.data.images import ImageDataset, load_examples, to_pixel_values
+from ldae.data.images import ImageDataset
+from ldae.data.order import to_pixel_values
+from ldae.data.sources import load_examples
 from ldae.features import command
 
 ROOT = Path(ldae.__file__).resolve().parents[1]

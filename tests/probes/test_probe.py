@@ -14,7 +14,8 @@ from transformers import ResNetConfig, ResNetModel, ViTImageProcessor, ViTMAECon
 
 import probe_ldae
 from ldae import LDAEConfig, LDAEForPreTraining
-from ldae.data.images import ImageDataset, load_examples
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples
 from ldae.features import extraction
 from ldae.features.encoders import Encoder, load_encoder
 from ldae.probes import Knn, LinearFast, Subject, unpack

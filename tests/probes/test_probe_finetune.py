@@ -25,7 +25,9 @@ from transformers import (
 )
 
 from ldae import LDAEModel
-from ldae.data.images import ImageDataset, load_examples, to_pixel_values
+from ldae.data.images import ImageDataset
+from ldae.data.order import to_pixel_values
+from ldae.data.sources import load_examples
 from ldae.features.encoders import Encoder
 from ldae.probes import finetune
 from ldae.probes.finetune import Classifier, FineTune, drop_blocks, freeze_unused

@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from ldae import LDAEForPreTraining
-from ldae.data.images import mix_seed
+from ldae.data.order import mix_seed
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features, extract_features
 from ldae.probes import Knn, LinearFast, Subject, best_baseline, format_probe, probe, unpack

@@ -9,8 +9,7 @@ import torch
 
 import ldae.probes
 import probe_ldae
-from ldae.bounds import validate
-from ldae.options import option
+from ldae.options import option, validate
 from ldae.probes import PROTOCOLS, Knn, Protocol, pack, register_protocol, unpack
 
 NEW = """
@@ -98,9 +97,9 @@ def test_a_protocol_whose_options_would_be_lost_is_not_registered(folder):
 class Bounded:
     least: int = option(1, "", minimum=1)
     most: float = option(1.0, "", maximum=2)
-    above: float = option(1.0, "", above=0)
-    below: float = option(0.0, "", minimum=0, below=1)
-    several: list[float] = option([1.0], "", above=0)
+    above: float = option(1.0, "", exclusive_minimum=0)
+    below: float = option(0.0, "", minimum=0, exclusive_maximum=1)
+    several: list[float] = option([1.0], "", exclusive_minimum=0)
     some: list[int] = option([], "", minimum=1)
     maybe: int | None = option(None, "", minimum=1)
     choice: Literal["a", "b"] = option("a", "")

@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from ldae import LDAEForPreTraining, LDAEModel
-from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.images import ImageDataset
+from ldae.data.order import to_pixel_values
 from ldae.features.encoders import Encoder, load_encoder
 from ldae.features.extraction import extract_features, shared_features
 from ldae.probes import Knn, LinearFast, Subject
@@ -52,8 +53,8 @@ def test_blocks_equal_the_model_called_by_hand(subject, images):
     for layer in model.decoder.layers:
         layer.register_forward_hook(lambda module, args, output: seen.append(output))
     timesteps = torch.full((len(x),), model.config.feature_timestep)
-    model.ldae.register_forward_pre_hook(lambda module, args: (x, *args[1:3], None))  # clean, with t told
-    outputs = model(x, timesteps=timesteps, output_hidden_states=True)
+    outputs = model.ldae(x, timesteps=timesteps, output_hidden_states=True)
+    model.predict(model.ldae.tokenizer.encode(x), timesteps)  # clean, with t told
     usual = encoder(x)
     expected = [hidden.mean(dim=1) for hidden in (*outputs.hidden_states[1:], *seen, usual)]
     assert len(expected) == 2 + 1 + 1

@@ -1,0 +1,70 @@
+"""Whether a rung changes here what it changes in the paper."""
+
+import math
+
+import numpy as np
+
+from experiments.ablation.rungs import RUNGS, Rung, options
+from experiments.ablation.runs import TOKENIZER_TRAINING, Measured
+
+NO_CHANGE = 0.5  # points of accuracy: what changes less in the paper, which has one seed, is taken for no change
+VERDICTS = ("agrees", "none seen", "undecided", "does not", "one seed", "not comparable", "not run")
+
+
+def compare(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | str | None:
+    """A rung's change in accuracy and its standard error; None where one of the two is not run.
+
+    Both rungs are measured on the same images. Where the predictions of both were kept, that share of the error is the one of
+    the paired differences; otherwise it is counted as if the images were others, and is too large rather than too small.
+    Where the runs differ in more or in less than the rung's change, a sentence that says so.
+    """
+    after, before = figures.get(rung.name), figures.get(rung.before or "")
+    if after is None or before is None:
+        return None
+    settings = after.setting, before.setting
+    # A name that only one of the two has is an option of something that the other does not have.
+    differ = {name for name in settings[0].keys() & settings[1].keys() if settings[0][name] != settings[1][name]}
+    if stray := differ - _changes(rung):
+        return f"`{rung.name}` and `{rung.before}` also differ in {', '.join(sorted(stray))}"
+    if not differ:
+        return f"`{rung.name}` and `{rung.before}` are the same run here"
+    if after.right is not None and before.right is not None and after.images == before.images:
+        image_error = paired_error(after.right, before.right)
+    else:
+        image_error = math.hypot(after.image_error, before.image_error)
+    return after.accuracy - before.accuracy, math.hypot(image_error, after.seed_error or 0.0, before.seed_error or 0.0)
+
+
+def _changes(rung: Rung) -> set[str]:
+    """The settings that a rung may change; tokenizers of two kinds are each trained as they need."""
+    after, before = (options(r) for r in (rung, RUNGS[rung.before]))
+    changed = {name for name in after.keys() | before.keys() if after.get(name) != before.get(name)}
+    return changed | {TOKENIZER_TRAINING} if "tokenizer_type" in changed else changed
+
+
+def paired_error(after: np.ndarray, before: np.ndarray) -> float:
+    """The standard error of a difference in accuracy on the same images, in points; McNemar's for two single runs.
+
+    Args:
+        after, before: for each image, whether it is classified rightly, or the part of the seeds that do so (n,).
+    """
+    return 100 * float(np.std(after - before)) / math.sqrt(len(after))
+
+
+def verdict(rung: Rung, figures: dict[str, Measured]) -> str:
+    """Whether a rung's change does here what it does in the paper: one of `VERDICTS`, at two standard errors of the difference.
+
+    "none seen": the paper sees no difference, or one below `NO_CHANGE`, and none is seen. "one seed": no rung has several, so
+    that nothing is known of the deviation between seeds.
+    """
+    difference = compare(rung, figures)
+    if difference is None:
+        return "not run"
+    if isinstance(difference, str):
+        return "not comparable"
+    if figures[rung.name].seed_error is None:
+        return "one seed"
+    claims = rung.sign if rung.sign is not None else rung.claim if abs(rung.claim) >= NO_CHANGE else 0
+    if abs(difference[0]) <= 2 * difference[1]:
+        return "undecided" if claims else "none seen"
+    return "agrees" if claims * difference[0] > 0 else "does not"

@@ -1,0 +1,114 @@
+"""Tables of a study that compares encoders, made from its results.
+
+python -m experiments.comparison.tables experiments/results/imagenette64.jsonl [--write README.md] [--protocols knn linear]
+
+The study is a .jsonl of results, or a folder of runs. --details gives a row to each protocol of each run instead.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ldae.probes import PROTOCOLS, Result, format_figure
+from ldae.report.results import load_study
+from ldae.report.tables import fill, markdown
+
+SCALINGS = {"none": "unscaled", "global": "one global factor", "component": "each component scaled"}
+BASELINES = {  # by the class in experiments/baselines; another stands in tables under the name of its class
+    "ViTMAEBaseline": "ViTMAE (transformers), 75 % masked",
+    "MoCoV3": "MoCo v3 (lightly's parts)",
+    "Supervised": "supervised ViT",
+}
+
+
+def comparison(study: str | Path, protocols: Sequence[str] = tuple(PROTOCOLS)) -> str:
+    """A Markdown table of a study's encoders: what each cost, and the `protocols` by which any was measured.
+
+    Untrained encoders come first; that of an l-DAE, or of a ViT, is the same for all runs of its configuration.
+
+    Raises:
+        FileNotFoundError: if no run of the study has both a training and a probing result.
+    """
+    runs: dict[str, dict[str, Result]] = {}
+    for row in load_study(study):
+        runs.setdefault(row.run, {})[row.kind] = row.result
+    whole = [run for run in runs.values() if {"train", "probe"} <= run.keys()]
+    if not whole:
+        raise FileNotFoundError(f"no run of {str(study)!r} has results of its training and of a probe")
+    measured = {name for run in whole for name in run["probe"]["protocols"]}
+    protocols = [name for name in protocols if name in measured]
+
+    def row(name: str, minutes: float | None, epochs: str, figures: dict[str, Result]) -> dict[str, Any]:
+        accuracies = {PROTOCOLS[p].title: format_figure(p, figures.get(p)) for p in protocols}
+        return {"encoder": name, "minutes": minutes, "epochs": epochs, **accuracies}
+
+    untrained, trained = {}, []
+    for run in whole:
+        training, probe = run["train"], run["probe"]
+        name = _name(training["config"])
+        trained.append(row(name, training["seconds"] / 60, f"{training['epochs']:.1f}", probe["protocols"]))
+        if any(name in probe["floor"] for name in protocols):
+            name = _untrained_name(training["config"])
+            untrained.setdefault(name, row(name, None, "0", probe["floor"]))
+    parts = [
+        pd.DataFrame(rows).sort_values("encoder", kind="stable") for rows in (list(untrained.values()), trained) if rows
+    ]
+    return markdown(pd.concat(parts))
+
+
+def details(study: str | Path) -> str:
+    """A Markdown table of all that a study's probes measured: figure, untrained figure, what was done and the seconds it took.
+
+    The seconds of the first protocol of a run contain the pass over the images, which all others but fine-tuning share.
+    """
+    rows = [
+        {
+            "protocol": f"`{name}`",
+            "%": format_figure(name, figures),
+            "floor": format_figure(name, row.result["floor"].get(name)),
+            "seconds": round(figures["seconds"]),
+            "what was done": figures["description"],
+        }
+        for row in load_study(study)
+        if row.kind == "probe"
+        for name, figures in row.result["protocols"].items()
+    ]
+    return markdown(pd.DataFrame(rows), left=["protocol", "what was done"])
+
+
+def _name(config: dict[str, Any]) -> str:
+    if config["model_type"] != "ldae":
+        (architecture,) = config["architectures"]
+        return BASELINES.get(architecture, architecture)
+    if config["tokenizer_type"] == "pixels":
+        return "classical DAE: noise on pixels"
+    return f"l-DAE, d = {config['latent_dim']:>2}, {SCALINGS[config['latent_scaling']]}"
+
+
+def _untrained_name(config: dict[str, Any]) -> str:
+    if config["model_type"] != "ldae":
+        return "untrained ViT"
+    if config["tokenizer_type"] == "pixels":
+        return "untrained classical DAE"
+    return f"untrained l-DAE, d = {config['latent_dim']:>2}"
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser("experiments.comparison.tables", description=__doc__.split("\n")[0])
+    parser.add_argument("study", type=Path, help="a .jsonl of results, or a folder of runs; its name is the marker's")
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="its columns")
+    parser.add_argument("--write", type=Path, help="the file whose markers are filled; otherwise the table is printed")
+    parser.add_argument("--details", action="store_true", help="a row for each protocol of each run instead")
+    options = parser.parse_args(argv)
+    table = details(options.study) if options.details else comparison(options.study, options.protocols)
+    if options.write:
+        fill(options.write, options.study.stem, table)
+    else:
+        print(table)
+
+
+if __name__ == "__main__":
+    main()

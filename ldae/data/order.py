@@ -1,0 +1,249 @@
+"""The order of images, which depends on (seed, step) alone, and the loaders that read them in batches."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
+
+from ldae.data.crops import BatchCutter
+from ldae.data.images import ImageDataset
+
+
+class StepSampler(Sampler):
+    """Yields the keys of one process's batches, from optimizer step `start` to `stop`.
+
+    Every epoch is a permutation that is drawn from (seed, epoch). Epochs follow each other without a gap, and the
+    processes share each global batch. The order of the images is therefore the same for any number of workers and
+    processes, and a resumed run starts at its step without walking through the steps before it.
+
+    Args:
+        images: The images, whose seed is also the seed of the order.
+        start: The first optimizer step.
+        stop: The optimizer step before which the run ends.
+        batch_size: The number of images in a batch of one process.
+        accumulation: The number of batches in a step.
+        rank: The number of this process.
+        world: The number of processes.
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        start: int,
+        stop: int,
+        batch_size: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.images, self.start, self.stop = images, start, stop
+        self.batch_size, self.accumulation, self.rank, self.world = batch_size, accumulation, rank, world
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple]]:
+        keys = self._keys(self.start * self.accumulation * self.batch_size * self.world)
+        for _ in range(len(self)):
+            batch = [next(keys) for _ in range(self.batch_size * self.world)]
+            yield batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+
+    def _keys(self, position: int) -> Iterator[tuple]:
+        if self.images.streaming:
+            yield from self._streamed_keys(position)
+        n = len(self.images)
+        epoch, offset = divmod(position, n)
+        while True:
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(mix_seed(self.images.seed, epoch)))
+            for index in order[offset:].tolist():
+                yield epoch, index
+            epoch, offset = epoch + 1, 0
+
+    def _streamed_keys(self, position: int) -> Iterator[tuple]:
+        # a stream has no length: a resumed run reads past the examples that it has seen, without decoding them
+        shuffled, epoch, seen = self.images.examples.shuffle(seed=self.images.seed, buffer_size=1000), 0, 0
+        while True:
+            shuffled.set_epoch(epoch)
+            before = seen
+            for example in shuffled:
+                if seen >= position:
+                    yield epoch, seen, example
+                seen += 1
+            if seen == before:
+                raise ValueError("data: the stream gives no images")
+            epoch += 1
+
+
+def mix_seed(*numbers: int) -> int:
+    """Mixes several numbers into one seed in [0, 2^63). Zeros at the end of the numbers change nothing."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def refill(batch: dict[str, Any]) -> dict[str, Any]:
+    """Repeats readable images of a batch in the place of its unreadable ones, so that it has the size that was asked for.
+
+    Raises:
+        ValueError: if no image of the batch can be read.
+    """
+    bad, readable = batch["bad"], len(batch["index"])
+    if not bad:
+        return batch
+    if not readable:
+        raise ValueError(f"none of a batch's {len(bad)} images can be read, the first is {bad[0]}")
+    rows = torch.arange(readable + len(bad)) % readable
+    return {
+        **batch,
+        **{name: batch[name][rows] for name in ("pixel_values", "label", "index")},
+        "name": [batch["name"][row] for row in rows],
+    }
+
+
+def training_loader(
+    sampler: StepSampler, num_workers: int = 0, device: torch.device | None = None
+) -> Iterable[dict[str, Any]]:
+    """Loads the batches of a run in the sampler's order, as `ImageDataset` makes them, with `refill`.
+
+    Args:
+        num_workers: The number of processes that decode, crop and flip; 0 means this process.
+        device: If this is a GPU and the images fit there, they are first decoded, on all cores if `num_workers` is 0, and
+            a `DeviceLoader` then cuts the batches on the GPU. The images are the same, bit for bit.
+    """
+    images = sampler.images
+    if device is not None and device.type == "cuda" and _fits(images, device):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        unreadable = fill_cache(images, num_workers or cores // PartialState().num_processes)
+        if int(images.cached.sum()) + len(unreadable) == len(images):
+            return DeviceLoader(sampler, device, unreadable)
+    return _loader(images, sampler, refill, num_workers)
+
+
+def _fits(images: ImageDataset, device: torch.device) -> bool:
+    """Whether a `DeviceLoader` can give these images, with a quarter of the device's free memory at most."""
+    if images.cache is None or images.augment is not None:
+        return False
+    transparent = images.num_channels == 4 and images.crop.kind == "random_resized"
+    return not transparent and images.cache.numel() <= torch.cuda.mem_get_info(device)[0] // 4
+
+
+def fill_cache(images: ImageDataset, num_workers: int = 0) -> dict[int, str]:
+    """Decodes all images that are not in the cache yet and shows a progress bar.
+
+    Args:
+        images: Images that have a cache.
+        num_workers: The number of processes that decode; 0 means this process.
+
+    Returns:
+        The "name: error" of each image that cannot be read, by its index.
+    """
+    missing = torch.nonzero(~images.cached).flatten().tolist()
+    chunks = [missing[i : i + 256] for i in range(0, len(missing), 256)]
+    num_workers = min(num_workers, len(chunks))
+    loader = DataLoader(_Filler(images), batch_sampler=chunks, collate_fn=_as_it_is, num_workers=num_workers)
+    unreadable, hidden = {}, not missing or not PartialState().is_main_process
+    with tqdm(total=len(missing), desc="decoding", unit=" images", disable=hidden) as bar:
+        for chunk, bad in zip(chunks, loader, strict=True):
+            unreadable |= bad
+            bar.update(len(chunk))
+    return unreadable
+
+
+class _Filler(Dataset):
+    """Decodes the images of a list of indices; see `ImageDataset.fill`."""
+
+    def __init__(self, images: ImageDataset):
+        self.images = images
+
+    def __getitems__(self, indices: list[int]) -> dict[int, str]:
+        return self.images.fill(indices)
+
+
+class DeviceLoader:
+    """Batches that are cut on a device from a copy of the images there: the batches of `training_loader`, bit for bit.
+
+    Args:
+        sampler: The order. Its images' cache holds all images that can be read.
+        unreadable: The "name: error" of the others, by their index.
+    """
+
+    def __init__(self, sampler: StepSampler, device: torch.device, unreadable: dict[int, str]):
+        self.sampler, self.unreadable = sampler, unreadable
+        self.cutter = BatchCutter(sampler.images.crop, sampler.images.cache.to(device))
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for keys in self.sampler:
+            yield self._batch(keys)
+
+    def _batch(self, keys: list[tuple]) -> dict[str, Any]:
+        images = self.sampler.images
+        good = [key for key in keys if key[1] not in self.unreadable]
+        bad = [self.unreadable[index] for _, index in keys if index in self.unreadable]
+        if not good:
+            raise ValueError(f"none of a batch's {len(bad)} images can be read, the first is {bad[0]}")
+        epochs, indices = np.array([good[i % len(good)] for i in range(len(keys))], np.int64).T
+        uniforms, flips = images.crop.draw(epochs, indices)
+        boxes = images.crop.boxes(uniforms, *images.cache.shape[1:3])
+        names, labels = images.about(indices)
+        return {
+            "pixel_values": self.cutter(indices, boxes, flips),
+            "label": torch.from_numpy(labels),
+            "name": names,
+            "index": torch.from_numpy(indices),
+            "bad": bad,
+        }
+
+
+def evaluation_loader(
+    images: ImageDataset, batch_size: int, num_workers: int = 0, indices: Sequence[int] | None = None, view: int = 0
+) -> DataLoader:
+    """Loads every image once and in order. Unreadable images are left out.
+
+    Args:
+        indices: The images to load instead of all. For a stream this must be a range.
+        view: A number that takes the place of the epoch where an image's crop and flip are drawn.
+    """
+    if images.streaming:
+        return _loader(images, _Chunks(images.examples, batch_size, indices), _as_it_is, num_workers)
+    indices = range(len(images)) if indices is None else indices
+    batches = [[(view, int(i)) for i in indices[b : b + batch_size]] for b in range(0, len(indices), batch_size)]
+    return _loader(images, batches, _as_it_is, num_workers)
+
+
+class _Chunks:
+    """Yields lists of `size` keys of a stream, or of a range of it."""
+
+    def __init__(self, examples: Iterable[dict[str, Any]], size: int, part: range | None = None):
+        self.examples, self.size = examples, size
+        self.part = (None,) if part is None else (part.start, part.stop, part.step)
+
+    def __iter__(self) -> Iterator[list[tuple]]:
+        keys = ((0, i, example) for i, example in islice(enumerate(self.examples), *self.part))
+        while chunk := list(islice(keys, self.size)):
+            yield chunk
+
+
+def _as_it_is(batch: dict) -> dict:
+    return batch
+
+
+def _loader(images: ImageDataset, batch_sampler, collate_fn, num_workers: int) -> DataLoader:
+    return DataLoader(
+        images,
+        batch_sampler=batch_sampler,
+        collate_fn=collate_fn,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def to_pixel_values(images: torch.Tensor) -> torch.Tensor:
+    """Scales uint8 images (B, C, H, W) to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1

@@ -1,0 +1,230 @@
+"""Where images come from: the embedded set, a folder, parquet files or the Hub, as undecoded examples with labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from huggingface_hub.errors import HFValidationError
+from PIL import Image
+
+from ldae.data.photos import load_photos
+
+if TYPE_CHECKING:
+    import datasets  # takes a second to import, so that functions import it when they need it
+
+# Files that Pillow reads by itself: not those it only writes (PDF), or hands to a plug-in or program (PostScript's).
+_NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+EXTENSIONS = frozenset(
+    extension
+    for extension, name in Image.registered_extensions().items()
+    if name in Image.OPEN and name not in _NOT_READ
+)
+VALIDATION_NAMES = ("validation", "val", "valid", "test")
+
+
+def load_examples(
+    data: str,
+    split: str,
+    streaming: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> datasets.Dataset | datasets.IterableDataset | None:
+    """Loads undecoded examples.
+
+    They have the column `image` ({"bytes", "path"}) and, if the data set has labels, the column `label`.
+
+    Args:
+        data: "photos" (the embedded set), a folder of images in any nesting, a folder of parquet files, or the name of a
+            Hub data set, written NAME:CONFIGURATION if it has several configurations.
+        split: "train", "validation", or any other name that the data set uses. "validation" also finds a split or folder
+            that is called val, valid or test.
+        streaming: Whether a Hub data set or parquet files are read as they come instead of being prepared on disk.
+        image_column: The column of the images; by default the first of type Image.
+        label_column: The column of the labels; by default "label", or else the first of type ClassLabel.
+
+    Returns:
+        The examples, or None if a validation split is asked for and there is none.
+
+    Raises:
+        FileNotFoundError: if there is no such data.
+        ValueError: if the split, a column or the configuration is missing.
+    """
+    import datasets
+
+    if data == "photos":
+        if Path(data).is_dir():
+            raise ValueError("data: 'photos' is the name of the embedded images; './photos' is the folder that is here")
+        return load_photos(split)
+    if not data:
+        raise ValueError("data is empty; a folder of images in the working directory is '.'")
+    folder = Path(os.path.expanduser(data))
+    if folder.is_dir() and not any(path.suffix == ".parquet" for path in _files(folder)):
+        if streaming:
+            raise ValueError(
+                "streaming reads Hub data sets and parquet files; a folder of images needs none, leave it out"
+            )
+        return _load_folder(folder, split)
+    looks_local = folder.exists() or folder.is_absolute() or data.startswith((".", "~"))
+    if not folder.is_dir() and (looks_local or "\\" in data or data.count("/") > 1):
+        raise FileNotFoundError(f"data: there is no folder {data!r}")
+    name, _, config = (str(folder), "", "") if folder.is_dir() else data.partition(":")
+    try:
+        splits = datasets.load_dataset(name, config or None, streaming=streaming)
+    except (FileNotFoundError, ConnectionError, HFValidationError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise FileNotFoundError(
+            f"data: {data!r} is neither 'photos', nor a local folder, nor a data set that the Hub gives ({error})"
+        ) from error
+    except ValueError as error:  # no configuration is given, or an unknown one
+        how = "" if folder.is_dir() else f"; a configuration is given as {name}:CONFIGURATION"
+        raise ValueError(f"data: {data!r} cannot be loaded{how} ({error})") from error
+    names = VALIDATION_NAMES if split == "validation" else (split,)
+    name = next((name for name in names if name in splits), None)
+    if name is None:
+        if split == "validation":
+            return None
+        raise ValueError(f"data {data!r} has the splits {', '.join(splits)}, got {split!r}")
+    return _name_columns(splits, name, data, image_column, label_column)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yields the files below a folder.
+
+    Symbolic links are followed, but no folder is entered twice. Hidden files and folders are left out.
+    """
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def hub_id(data: str) -> str | None:
+    """Returns the name without its configuration if `load_examples` takes it for a Hub data set's, or else None."""
+    return None if data == "photos" or Path(data).expanduser().is_dir() else data.partition(":")[0]
+
+
+def _load_folder(folder: Path, split: str) -> datasets.Dataset | None:
+    """Lists the images of a folder. Its sub-folders are the classes if every image lies in one of them.
+
+    If an image lies outside of them, or there is only one, the examples have no labels.
+    """
+    import datasets
+
+    children = {child.name.lower(): child for child in folder.iterdir() if child.is_dir() and child.name[0] != "."}
+    validation = next((children[name] for name in VALIDATION_NAMES if name in children), None)
+    # "train" and "test" are splits only beside each other, or "train" alone: there are classes of these names
+    has_splits = "train" in children and (validation is not None or len(children) == 1)
+    if split == "validation":
+        root = validation if has_splits else None
+        if root is None:
+            return None
+    else:
+        root = folder if split == "train" and not has_splits else children.get(split.lower())
+        if root is None:
+            raise ValueError(f"split: data {str(folder)!r} has no folder {split!r}")
+    paths = sorted(path for path in _files(root) if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not paths:
+        raise FileNotFoundError(f"data: there are no images in {str(root)!r}")
+    columns: dict[str, list] = {"image": [{"bytes": None, "path": str(path)} for path in paths]}
+    features = {"image": datasets.Image(decode=False)}
+    parts = [path.relative_to(root).parts for path in paths]
+    classes = {part[0] for part in parts}
+    if root != folder and root != children["train"]:  # a class may be missing here: training decides on the numbers
+        classes |= {child.name for child in children["train"].iterdir() if child.is_dir() and child.name[0] != "."}
+    if all(len(part) > 1 for part in parts) and len(classes) > 1:
+        names = sorted(classes)
+        number = {name: i for i, name in enumerate(names)}
+        columns["label"] = [number[part[0]] for part in parts]
+        features["label"] = datasets.ClassLabel(names=names)
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _name_columns(splits, split: str, data: str, image_column: str | None, label_column: str | None):
+    """Selects one of `splits` and calls its columns of images and labels `image` and `label`."""
+    import datasets
+
+    examples = splits[split]
+    features = examples.features or {}
+    for option, column in (("image_column", image_column), ("label_column", label_column)):
+        if column is not None and column not in features:
+            raise ValueError(f"{option}: data {data!r} has the columns {', '.join(features)}, got {column!r}")
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    image = image_column or next(iter(images), None)
+    if image is None:
+        raise ValueError(
+            f"data {data!r} has no column of images among {', '.join(features)}; name it with image_column"
+        )
+    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    labels = ["label"] * ("label" in features and _is_label(features["label"])) + labels
+    label = label_column or next(iter(labels), None)
+    if label_column and not _is_label(features[label_column]):
+        raise ValueError(f"label_column: {label_column!r} must hold one class of each image, got {features[label]}")
+    examples = examples.select_columns([image] + ([label] if label else []))
+    if label and getattr(features[label], "dtype", None) in ("string", "large_string"):
+        if isinstance(examples, datasets.IterableDataset):
+            raise ValueError(f"label_column: {label!r} holds text, which streaming cannot number; leave streaming out")
+        names = sorted({name for part in splits.values() for name in part.unique(label) if name is not None})
+        examples = examples.cast_column(label, datasets.ClassLabel(names=names))
+    examples = examples.rename_columns(
+        {old: new for old, new in ((image, "image"), (label, "label")) if old not in (None, new)}
+    )
+    return examples.cast_column("image", datasets.Image(decode=False))
+
+
+def count_classes(examples) -> int:
+    """Counts the classes of the examples' labels.
+
+    Raises:
+        ValueError: if there are no labels, or if the labels of a stream are numbers without names.
+    """
+    import datasets
+
+    feature = (examples.features or {}).get("label")
+    if feature is None:
+        raise ValueError("class_conditional needs labels: give --label_column or a folder for each class")
+    if isinstance(feature, datasets.ClassLabel):
+        return feature.num_classes
+    if isinstance(examples, datasets.IterableDataset):
+        raise ValueError("class_conditional cannot count the classes of a stream: give --num_classes instead")
+    return 1 + int(label_array(examples).max())
+
+
+def label_array(examples: datasets.Dataset) -> np.ndarray | None:
+    """Returns the labels, int64 (n,), -1 for an image without one, or None if there is no column of labels."""
+    if "label" not in (examples.features or {}):
+        return None
+    column = examples.select_columns("label").with_format("arrow")[:]["label"]
+    return column.cast("int64").fill_null(-1).to_numpy()
+
+
+def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None) -> str | None:
+    """Says in words why the splits of a data set cannot be probed.
+
+    Probes need a training and a validation split with labels of the same classes. The answer is None if they have them.
+    """
+    if validation is None:
+        return "there is no validation split; name it with --validation_split"
+    for split, examples in (("training", train), ("validation", validation)):
+        labels = label_array(examples)
+        if labels is None:
+            return f"the {split} split has no labels; give --label_column or a folder for each class"
+        if labels.min(initial=0) < 0:
+            return f"the labels of the {split} split are not all class numbers; choose another --label_column"
+    names = [getattr(examples.features["label"], "names", None) for examples in (train, validation)]
+    if None not in names and names[0] != names[1]:
+        return f"the splits have different classes; not in both: {', '.join(sorted(set(names[0]) ^ set(names[1])))}"
+    return None
+
+
+def _is_label(feature) -> bool:
+    import datasets
+
+    dtype = feature.dtype if isinstance(feature, (datasets.ClassLabel, datasets.Value)) else ""
+    return dtype.startswith(("int", "uint", "bool")) or dtype in ("string", "large_string")

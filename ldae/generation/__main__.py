@@ -1,0 +1,3 @@
+from ldae.generation.command import main
+
+main()

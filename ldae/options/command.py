@@ -1,0 +1,71 @@
+"""The command line of pre-training: a recipe, and options that win over it."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from ldae.names import short_name
+from ldae.options.model import ModelArguments
+from ldae.options.parser import option_parser
+from ldae.options.recipes import read_recipe, recipe_path
+from ldae.options.training import DataArguments, TrainArguments
+from tokenizers_ldae import TRAINED
+
+DEFAULT_RECIPE = "photos"
+LENGTHS = {"epochs", "max_steps", "max_minutes"}  # of a run: one that is given replaces those of a recipe
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> tuple[Any, DataArguments, TrainArguments]:
+    """(ModelArguments, DataArguments, TrainArguments) of a command line: `[RECIPE] [--options]`. Options win.
+
+    Without a recipe and without --data, the recipe `photos` is run. An option that says how long a run is, such as --epochs,
+    replaces whatever a recipe says of it.
+
+    Raises:
+        SystemExit: with status 2 for an unknown option, or a value that it may not have. One line on stderr says what to do.
+        FileNotFoundError: if the recipe is missing.
+        ValueError: for a recipe that cannot be, or options that contradict each other.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = option_parser(
+        ModelArguments,
+        DataArguments,
+        TrainArguments,
+        usage="%(prog)s [RECIPE] [--option VALUE ...]",
+        description="Pre-trains l-DAE (arXiv 2401.14404) on images. RECIPE is a YAML file of options, or the name of a shipped "
+        "one; options win over it. Without a recipe and without --data, the recipe photos is run. Names of options may be "
+        "written with - or _.",
+    )
+    recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    given = parser.given(argv)
+    if recipe is None and "data" not in given:
+        recipe = DEFAULT_RECIPE
+    values = {} if recipe is None else read_recipe(recipe_path(recipe), parser.domains)
+    if not LENGTHS.isdisjoint(given):
+        values = {name: value for name, value in values.items() if name not in LENGTHS}
+    model, data, train = parser.build({**values, **given})
+    _validate_together(model, train)
+    train.output_dir = train.output_dir or f"runs/ldae-{model.model_size}-{short_name(data.data)}"
+    return model, data, train
+
+
+def _validate_together(model: Any, train: TrainArguments) -> None:
+    """Validates what no single option can say of itself."""
+    if train.init_from is not None:
+        for name in ("tokenizer", "class_conditional", "tokenizer_perceptual_weight", "tokenizer_adversarial_weight"):
+            if getattr(train, name):
+                raise ValueError(f"--{name} is what --init_from brings with it; give one of the two")
+        return
+    try:
+        config = model.config()
+    except StrictDataclassError as error:  # its cause is the sentence that names the field
+        raise ValueError(str(error.__cause__ or error)) from error
+    for name in ("tokenizer_perceptual_weight", "tokenizer_adversarial_weight"):
+        if getattr(train, name) and config.tokenizer_class.trainer != "convolutional":
+            raise ValueError(f"--{name} needs --tokenizer_type conv_vae, got {config.tokenizer_type!r}")
+    if train.tokenizer and config.tokenizer_type not in TRAINED:
+        raise ValueError(
+            f"--tokenizer needs --tokenizer_type {', '.join(TRAINED)}, got {config.tokenizer_type!r}, which is not trained"
+        )

@@ -1,0 +1,166 @@
+"""The command line of dataclasses of options."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, fields
+from typing import Any, NoReturn
+
+from ldae.options.declaration import Domain, domains
+
+METAVARS = {int: "N", float: "X", str: "TEXT", dict: "JSON"}
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser of dataclasses whose fields are options. It has the surface of transformers' HfArgumentParser.
+
+    `--help` shows the options in titled groups, with their bounds and defaults. Names may be written with - or _. A switch is
+    set by `--x` or `--x true`, and cleared by `--no_x` or `--x false`. A mistake ends the program with status 2 and one line
+    that names the option, the value and the remedy.
+    """
+
+    def __init__(self, types: Iterable[type], **kwargs: Any):
+        usage = kwargs.pop("usage", "%(prog)s [--option VALUE ...]")
+        super().__init__(
+            usage=usage, formatter_class=_Help, allow_abbrev=False, argument_default=argparse.SUPPRESS, **kwargs
+        )
+        self.types = tuple(types)
+        self.domains: dict[str, Domain] = {}
+        self._names = {"--help"}
+        groups: dict[str | None, Any] = {None: self}
+        for cls in self.types:
+            for f in fields(cls):
+                if (domain := domains(cls).get(f.name)) is not None:
+                    title = f.metadata["group"] or getattr(cls, "title", None)
+                    if title not in groups:
+                        groups[title] = self.add_argument_group(title)
+                    action = groups[title].add_argument(f"--{f.name}", **_argument(f, domain))
+                    self._names.update(action.option_strings)
+                    self.domains[f.name] = domain
+
+    def given(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
+        """The options that a command line gives, by name, each checked.
+
+        Raises:
+            SystemExit: with status 2 for an unknown option, a value that an option may not have, or a missing option.
+        """
+        arguments: list[str] = []
+        for argument in sys.argv[1:] if argv is None else argv:
+            argument = _with_underscores(argument)
+            last = arguments[-1].removeprefix("--") if arguments else ""
+            if argument.startswith("--") and (name := argument.partition("=")[0]) not in self._names:
+                self._unknown(name)
+            if re.match(r"-[\d.]", argument) and last in self.domains and not self.domains[last].many:
+                arguments[-1] += f"={argument}"  # argparse takes -1e-4 for an option
+            else:
+                arguments.append(argument)
+        namespace, rest = self.parse_known_args(arguments)
+        for argument in rest:
+            if argument.startswith("-"):
+                self._unknown(argument)
+            self.error(f"unexpected argument {argument!r}; {self.format_usage()}")
+        return vars(namespace)
+
+    def build(self, values: dict[str, Any]) -> tuple[Any, ...]:
+        """An instance of each dataclass, with these values and otherwise its defaults."""
+        return tuple(cls(**{name: values[name] for name in domains(cls) if name in values}) for cls in self.types)
+
+    def parse_args_into_dataclasses(
+        self, args: Sequence[str] | None = None, look_for_args_file: bool = False
+    ) -> tuple[Any, ...]:
+        """An instance of each dataclass from a command line.
+
+        Args:
+            args: the command line; by default the program's own.
+            look_for_args_file: as HfArgumentParser's; there are no such files here.
+
+        Raises:
+            SystemExit: as `given`.
+        """
+        return self.build(self.given(args))
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with status 2 and one line, without the usage of all options."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def _unknown(self, name: str) -> NoReturn:
+        hint = closest(f"--{name.lstrip('-')}", self._names)
+        self.error(f"unknown option {name}; {hint or '--help lists the options'}")
+
+
+def option_parser(*types: type, description: str, usage: str = "%(prog)s [--option VALUE ...]") -> OptionParser:
+    """A parser of dataclasses whose fields are options; see `OptionParser`."""
+    return OptionParser(types, description=description, usage=usage)
+
+
+def names_given(argv: Iterable[str]) -> set[str]:
+    """The options that a command line names, as fields: of --max-steps=3, max_steps."""
+    names = (_with_underscores(argument).partition("=")[0] for argument in argv if argument.startswith("--"))
+    return {name.removeprefix("--") for name in names}
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """ "did you mean X?" for the known name that is closest to this one; empty where none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+class _Switch(argparse.Action):
+    """`--x`, `--x true` or `--x false`, and `--no_x`: one option, shown once."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
+        super().__init__([*option_strings, f"--no_{dest}"], dest, nargs="?", **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if option_string == self.option_strings[0]:
+            setattr(namespace, self.dest, True if values is None else values)
+        elif values is None:
+            setattr(namespace, self.dest, False)
+        else:
+            raise argparse.ArgumentError(
+                None, f"argument {option_string}: takes no value, got {values!r}; leave it out"
+            )
+
+
+class _Help(argparse.HelpFormatter):
+    """Switches as "--x, --no_x", without a value."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, _Switch):
+            return ", ".join(action.option_strings)
+        return super()._format_action_invocation(action)
+
+
+def _argument(f: Field, domain: Domain) -> dict[str, Any]:
+    """What argparse is told of an option."""
+    default = f.default_factory() if callable(f.default_factory) else f.default
+    notes = [domain.bounds] if domain.bounds else []
+    if default not in (None, MISSING, []):  # of these, the help itself says what is taken
+        shown = " ".join(map(str, default)) if domain.many else str(default)
+        notes.append(f"default: {shown}")
+    text = f.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
+    argument: dict[str, Any] = {"help": text.replace("%", "%%"), "type": _converter(domain)}
+    if f.default is MISSING and f.default_factory is MISSING:
+        argument["required"] = True
+    if domain.type is bool and not domain.many:
+        return {**argument, "action": _Switch}
+    choices = "{" + ",".join(map(str, domain.choices)) + "}"
+    argument["metavar"] = choices if domain.choices else METAVARS[domain.type]
+    return {**argument, "nargs": "+"} if domain.many else argument
+
+
+def _converter(domain: Domain) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return domain.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _with_underscores(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if argument.startswith("--") else argument

@@ -1,0 +1,286 @@
+"""The options of a pre-training run: its images, and how it trains."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from ldae.options.declaration import option
+
+DATA, RUN, OPTIMIZATION, TOKENIZER_TRAINING = "Data", "Run", "Optimization", "Tokenizer and its training"
+COMPUTE, RECORDS, HUB = "Precision and memory", "Checkpoints, logs and probes", "Hub"
+
+
+@dataclass
+class DataArguments:
+    """The options that say which images a run reads, and how."""
+
+    data: str = option(
+        "photos",
+        "'photos' (embedded), a folder of images in any nesting with or without labels, a folder of parquet files, or "
+        "the name of a Hub data set (NAME:CONFIGURATION where it has several).",
+        group=DATA,
+        defines_run=True,
+    )
+    train_split: str = option("train", "Split to train on.", group=DATA, defines_run=True)
+    validation_split: str = option(
+        "validation", "Labelled split that the probes are measured on; val, valid and test are found too.", group=DATA
+    )
+    image_column: str | None = option(None, "Column of the images; by default the first that holds images.", group=DATA)
+    label_column: str | None = option(
+        None, "Column of the labels; by default 'label' or the first that holds classes.", group=DATA
+    )
+    streaming: bool = option(
+        False,
+        "Read the training split of a Hub data set, or parquet files, as they come, without preparing them on disk. A stream "
+        "needs max_steps or max_minutes, and nothing is probed.",
+        group=DATA,
+    )
+    crop: Literal["center", "random", "random_resized"] = option(
+        "center",
+        "Part of an image that is trained on: the centre (the paper's default), a random window, or a random part, resized.",
+        group=DATA,
+        defines_run=True,
+    )
+    flip: bool = option(True, "Mirror half of the images (the paper does not say).", group=DATA, defines_run=True)
+    on_bad_image: Literal["skip", "error"] = option(
+        "skip", "Unreadable images are counted, named and skipped, or they stop the run.", group=DATA
+    )
+    num_workers: int = option(0, "Processes that read images, for each training process.", group=DATA, minimum=0)
+    pca_patches: int = option(
+        1_000_000,
+        "Patches that PCA is fitted to, from images in random order; 0 takes all patches of all images.",
+        group=DATA,
+        minimum=0,
+    )
+
+
+@dataclass
+class TrainArguments:
+    """The options that say how a run trains, and what it leaves."""
+
+    output_dir: str | None = option(
+        None,
+        "Folder of the run, which in the end is a Hub folder; by default runs/ldae-SIZE-DATA.",
+        group=RUN,
+    )
+    overwrite: bool = option(False, "Replace another run's results in output_dir.", group=RUN)
+    resume: bool = option(
+        False, "Go on from the last checkpoint in output_dir, or start afresh where there is none.", group=RUN
+    )
+    init_from: str | None = option(
+        None,
+        "Start a new run from the weights and the configuration of this folder or Hub model. Its tokenizer is taken as it "
+        "is, without a fit to the new images.",
+        group=RUN,
+    )
+    epochs: float = option(
+        100,
+        "Passes over the images; given here, it replaces a recipe's max_steps and max_minutes.",
+        group=RUN,
+        exclusive_minimum=0,
+    )
+    max_steps: int | None = option(None, "Optimizer steps, instead of epochs.", group=RUN, minimum=1)
+    max_minutes: float | None = option(
+        None,
+        "Wall-clock budget of the run with PCA and without the probes, instead of epochs; the learning rate follows it. With "
+        "max_steps, the run ends at what comes first.",
+        group=RUN,
+        exclusive_minimum=0,
+    )
+    seed: int = option(
+        0,
+        "Seed of the weights, the order of the images, crops, noise and timesteps.",
+        group=RUN,
+        minimum=0,
+        maximum=2**32 - 1,
+        defines_run=True,
+    )
+    class_conditional: bool = option(
+        False,
+        "Condition the blocks on the data's classes; num_classes is then their number.",
+        group=RUN,
+        defines_run=True,
+    )
+
+    per_device_batch_size: int = option(
+        64, "Images in a batch of one process.", group=OPTIMIZATION, minimum=1, defines_run=True
+    )
+    gradient_accumulation_steps: int = option(
+        1, "Batches in an optimizer step.", group=OPTIMIZATION, minimum=1, defines_run=True
+    )
+    base_learning_rate: float = option(
+        2e-3,
+        "Peak learning rate for 256 images in a step, scaled linearly with them; chosen for the tiny size (paper: 1e-4).",
+        group=OPTIMIZATION,
+        exclusive_minimum=0,
+        defines_run=True,
+    )
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate as it is, instead of base_learning_rate.",
+        group=OPTIMIZATION,
+        exclusive_minimum=0,
+        defines_run=True,
+    )
+    warmup_ratio: float = option(
+        0.1,
+        "Part of the run in which the learning rate rises linearly; it then falls by half a cosine.",
+        group=OPTIMIZATION,
+        minimum=0,
+        exclusive_maximum=1,
+        defines_run=True,
+    )
+    adam_beta1: float = option(
+        0.9, "AdamW's beta 1.", group=OPTIMIZATION, minimum=0, exclusive_maximum=1, defines_run=True
+    )
+    adam_beta2: float = option(
+        0.999, "AdamW's beta 2.", group=OPTIMIZATION, minimum=0, exclusive_maximum=1, defines_run=True
+    )
+    weight_decay: float = option(
+        0.0, "AdamW's weight decay of matrices (paper: none).", group=OPTIMIZATION, minimum=0, defines_run=True
+    )
+    max_grad_norm: float = option(
+        1.0, "Gradients are clipped to this norm; 0 does not clip.", group=OPTIMIZATION, minimum=0, defines_run=True
+    )
+    ema_decay: float = option(
+        0.9999,
+        "Decay of the averaged weights, which are the run's result; it rises to this by (1 + step) / (10 + step). With 0, "
+        "nothing is averaged.",
+        group=OPTIMIZATION,
+        minimum=0,
+        exclusive_maximum=1,
+        defines_run=True,
+    )
+
+    tokenizer: str | None = option(
+        None,
+        "Folder of a trained tokenizer, for tokenizer_type patch_ae, patch_vae or conv_vae; by default one is trained first, "
+        "into OUTPUT_DIR-tokenizer. For conv_vae it may also be diffusers' AutoencoderKL or a pipeline with one, as a folder "
+        "or a Hub id.",
+        group=TOKENIZER_TRAINING,
+        defines_run=True,
+    )
+    tokenizer_only: bool = option(False, "Train only the tokenizer, into output_dir.", group=TOKENIZER_TRAINING)
+    tokenizer_epochs: float = option(
+        10,
+        "Passes over the images in the training of a tokenizer.",
+        group=TOKENIZER_TRAINING,
+        exclusive_minimum=0,
+        defines_run=True,
+    )
+    tokenizer_learning_rate: float = option(
+        1e-3,
+        "Peak learning rate of a tokenizer's training, for 256 images in a step.",
+        group=TOKENIZER_TRAINING,
+        exclusive_minimum=0,
+        defines_run=True,
+    )
+    tokenizer_kl_weight: float | None = option(
+        None,
+        "Weight of the KL term of a VAE; by default 1 for patch_vae (as the paper writes it), 1e-6 for conv_vae (as latent "
+        "diffusion).",
+        group=TOKENIZER_TRAINING,
+        exclusive_minimum=0,
+        defines_run=True,
+    )
+    tokenizer_perceptual_weight: float = option(
+        0.0,
+        "Weight of LPIPS for conv_vae (latent diffusion: 1).",
+        group=TOKENIZER_TRAINING,
+        minimum=0,
+        defines_run=True,
+    )
+    tokenizer_lpips_net: Literal["vgg", "alex", "squeeze"] = option(
+        "vgg",
+        "Backbone of LPIPS: torchvision's VGG16 (as latent diffusion), AlexNet or SqueezeNet 1.1.",
+        group=TOKENIZER_TRAINING,
+        defines_run=True,
+    )
+    tokenizer_lpips_weights: str | None = option(
+        None,
+        "File of that backbone's weights, .safetensors or .pth; by default torchvision downloads it.",
+        group=TOKENIZER_TRAINING,
+    )
+    tokenizer_adversarial_weight: float = option(
+        0.0,
+        "Weight of the adversarial loss for conv_vae, beside its adaptive weight (latent diffusion: 0.5).",
+        group=TOKENIZER_TRAINING,
+        minimum=0,
+        defines_run=True,
+    )
+    tokenizer_discriminator_start: int = option(
+        1000,
+        "Batches of a tokenizer's training before the adversarial loss (latent diffusion: 50,001).",
+        group=TOKENIZER_TRAINING,
+        minimum=0,
+        defines_run=True,
+    )
+    tokenizer_discriminator_width: int = option(
+        64,
+        "Channels of the discriminator's first layer (VQGAN: 64).",
+        group=TOKENIZER_TRAINING,
+        minimum=1,
+        defines_run=True,
+    )
+
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
+        None, "Precision of products, as accelerate's; by default what accelerate's configuration says.", group=COMPUTE
+    )
+    attn_implementation: str | None = option(
+        None,
+        "Attention by transformers' name: sdpa (the default), eager, flash_attention_2 or flex_attention.",
+        group=COMPUTE,
+    )
+    gradient_checkpointing: bool = option(False, "Compute activations twice instead of keeping them.", group=COMPUTE)
+    torch_compile: bool = option(False, "Compile the model.", group=COMPUTE)
+
+    checkpointing_steps: int = option(
+        500, "Steps between checkpoints; 0 keeps only the one at the end.", group=RECORDS, minimum=0
+    )
+    keep_checkpoints: int = option(2, "Number of checkpoints that are kept.", group=RECORDS, minimum=1)
+    logging_steps: int = option(
+        10,
+        "Steps between two entries of the trackers; losses.jsonl holds every step.",
+        group=RECORDS,
+        minimum=1,
+    )
+    report_to: list[str] = option(
+        ["tensorboard"], "Accelerate's trackers, such as tensorboard, trackio or wandb; or none.", group=RECORDS
+    )
+    image_steps: int = option(
+        1000,
+        "Steps between drawings of images, clean, noisy and denoised; with 0, they are drawn at the end only.",
+        group=RECORDS,
+        minimum=0,
+    )
+    knn_steps: int = option(
+        1000,
+        "Steps between k-NN probes in training, where there are labels; with 0, there are none.",
+        group=RECORDS,
+        minimum=0,
+    )
+    probe: bool = option(True, "Measure k-NN and linear accuracy at the end, where there are labels.", group=RECORDS)
+    baseline: bool = option(True, "Measure the untrained baseline beside the trained encoder.", group=RECORDS)
+
+    push_to_hub: bool = option(
+        False,
+        "Upload output_dir when the run ends, without checkpoints and logs. Its denoised.png shows eight of the training "
+        "images, and its results name the data's folder.",
+        group=HUB,
+    )
+    hub_model_id: str | None = option(
+        None, "Repository to upload to, as org/name; by default the name of output_dir in your own account.", group=HUB
+    )
+    hub_private: bool = option(False, "Make a new repository private.", group=HUB)
+
+
+def run_defining(*groups: str) -> tuple[str, ...]:
+    """The options of the data and the training, or those of these groups, that a resumed run must keep.
+
+    Every option of the model defines the run, too; a run's configuration holds those.
+    """
+    fields = (*dataclasses.fields(DataArguments), *dataclasses.fields(TrainArguments))
+    return tuple(f.name for f in fields if f.metadata["defines_run"] and (not groups or f.metadata["group"] in groups))
+
+
+RUN_DEFINING = run_defining()

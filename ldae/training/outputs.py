@@ -1,0 +1,102 @@
+"""What a run leaves in its folder beside its checkpoints: images while it trains; at its end weights, results and a card."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldae.data.order import StepSampler, to_pixel_values, training_loader
+from ldae.data.sources import hub_id
+from ldae.hub.cards import write_card
+from ldae.hub.folder import push_folder, save_hub_folder
+from ldae.probes import format_probe
+from ldae.report import figures
+from ldae.report.results import save_result, short_name
+from ldae.tokenizers.fitting import variance_held
+from ldae.training.run import Run
+
+
+def draw_images(run: Run):
+    """Draws clean, noisy and denoised images of an l-DAE as it is now, into images/."""
+    model = run.snapshot()
+    if run.is_ldae and run.accelerator.is_main_process:
+        _draw_denoised(run, model, run.output_dir / "images" / f"step-{run.state['step']:08d}.png")
+
+
+def finish(run: Run):
+    """Ends a run: writes its Hub folder, drawings, results and card, probes it, and uploads it if it is to be."""
+    model, probed = run.snapshot(), None
+    data_args, train_args, output_dir = run.data_args, run.train_args, run.output_dir
+    replaces, name = train_args.overwrite or train_args.resume, short_name(data_args.data)
+    is_main_process = run.accelerator.is_main_process
+    run.recorder.close()
+    if is_main_process:
+        save_hub_folder(model, output_dir)
+        _draw(run, model)
+        save_result(output_dir / "results" / "train.json", _result(run, model), replaces)
+    if run.probes.splits and train_args.probe:
+        probed = run.probes.measure(model, train_args.baseline, name)
+    if is_main_process:
+        if probed is not None:
+            save_result(output_dir / "results" / f"probe-{name}.json", probed, replaces)
+            print(format_probe(probed))
+        write_card(output_dir, train_args.hub_model_id)
+        if bad_images := run.state["bad_images"]:
+            print(f"Unreadable images, skipped: {len(bad_images)}; results/train.json names them.")
+        print(f"Checkpoint: {output_dir}")
+        if run.is_ldae:
+            print(f"clean | noisy | denoised: {output_dir / 'denoised.png'}")
+        if train_args.push_to_hub:
+            print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
+    for (
+        tracker
+    ) in run.accelerator.trackers:  # end_training() would end the processes' group, which a next training needs
+        tracker.finish()
+
+
+def _draw(run: Run, model: torch.nn.Module):
+    """Draws what an l-DAE denoises, and the filters and the spectrum of a linear tokenizer."""
+    if not run.is_ldae:
+        return
+    _draw_denoised(run, model, run.output_dir / "denoised.png")
+    tokenizer, config = model.ldae.tokenizer, model.config
+    if tokenizer.linear:
+        figures.filters(tokenizer, config.patch_hw, config.num_channels, run.output_dir / "filters.png")
+        figures.spectrum(tokenizer, run.output_dir / "spectrum.png")
+
+
+def _draw_denoised(run: Run, model: torch.nn.Module, path: Path):
+    """Draws rows of clean, noisy and denoised images: the first eight of the run."""
+    batch = next(iter(training_loader(StepSampler(run.images, 0, 1, batch_size=8))))
+    path.parent.mkdir(exist_ok=True)
+    figures.save_denoising(model, to_pixel_values(batch["pixel_values"]).to(model.device), path)
+
+
+def _result(run: Run, model: torch.nn.Module) -> dict[str, Any]:
+    """The content of results/train.json."""
+    images, state, data = run.images, run.state, run.data_args.data
+    images_seen = state["step"] * run.images_per_step
+    num_images, held = None, None
+    if not images.streaming:
+        num_images = len(images)
+        held = variance_held(model.ldae.tokenizer, images, model.config.patch_hw) if run.is_ldae else None
+    return {
+        "kind": "train",
+        "data": {
+            "name": short_name(data),
+            "hub_id": hub_id(data),
+            "fingerprint": images.fingerprint(),
+            "num_images": num_images,
+            "bad_images": state["bad_images"],
+        },
+        "arguments": {"model_size": run.model_args.model_size, **vars(run.data_args), **vars(run.train_args)},
+        "config": model.config.to_dict(),
+        "variance_held": held,
+        "steps": state["step"],
+        "images_seen": images_seen,
+        "epochs": images_seen / num_images if num_images else None,
+        "seconds": state["seconds"],
+        "loss": state["loss"],
+        "seed": run.train_args.seed,
+        "uses_labels": run.uses_labels,
+    }

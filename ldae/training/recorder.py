@@ -1,0 +1,131 @@
+"""What a run reports of its steps: losses.jsonl, the progress bar and the trackers."""
+
+import json
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from ldae.report.results import open_losses
+from ldae.training.checkpoints import Checkpoints
+from ldae.training.optimization import Length
+
+
+@dataclass
+class Step:
+    """A step whose figures may still be on their way from the device."""
+
+    number: int
+    learning_rate: float
+    names: list[list[str]]  # of the images of each micro-batch
+    figures: torch.Tensor  # on the CPU: the loss of each micro-batch, the gradient norm, the run's seconds
+    arrived: torch.cuda.Event | None
+
+
+class Recorder:
+    """Reports every step's loss, and stops the run at one that is not finite.
+
+    On CUDA, a step's figures are read when the next step has been queued, so that the GPU never waits for the host; elsewhere
+    they are read at once. `flush` reads what is left and must be called before anything is made of the weights.
+
+    Args:
+        state: the run's state, in which "loss" (a running mean) and "seconds" are kept up to the last step that was read.
+        losses: path of losses.jsonl.
+        began: when the run was started or resumed, on the clock of `time.monotonic`.
+        images_per_step: of all processes.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        state: dict[str, Any],
+        length: Length,
+        losses: Path,
+        checkpoints: Checkpoints,
+        began: float,
+        images_per_step: int,
+        logging_steps: int,
+    ):
+        self.accelerator, self.state, self.length, self.checkpoints = accelerator, state, length, checkpoints
+        self.images_per_step, self.logging_steps = images_per_step, logging_steps
+        self.losses = open_losses(losses, state["step"]) if accelerator.is_main_process else None
+        hidden = not accelerator.is_main_process
+        self.bar = tqdm(initial=state["step"], total=length.max_steps, desc="training", disable=hidden)
+        self.waiting: deque[Step] = deque()
+        self.lag = 1 if accelerator.device.type == "cuda" else 0
+        self.first_step, self.started = state["step"], time.monotonic()
+        self.began = began - state["seconds"]  # as if a resumed run had never stopped
+
+    def record(self, losses: Sequence[torch.Tensor], norm: torch.Tensor, learning_rate: float, names: list[list[str]]):
+        """Takes the figures of the step that was just made, the `state["step"]`-th.
+
+        Args:
+            losses: this process's loss of each micro-batch, scalars on the device.
+            norm: of the gradient, a scalar on the device.
+            names: of this process's images, for each micro-batch.
+
+        Raises:
+            FloatingPointError: on all processes, if the loss of a step that is now read is not finite.
+        """
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 shards it
+        seconds = torch.full(
+            (), time.monotonic() - self.began, device=norm.device
+        )  # torch.tensor would wait for the GPU
+        figures = self.accelerator.reduce(torch.stack([*(loss.float() for loss in losses), norm, seconds]), "mean")
+        arrived = None
+        if figures.is_cuda:
+            figures, arrived = figures.to("cpu", non_blocking=True), torch.cuda.Event()
+            arrived.record()
+        self.waiting.append(Step(self.state["step"], learning_rate, names, figures.cpu(), arrived))
+        while len(self.waiting) > self.lag:
+            self._report(self.waiting.popleft())
+
+    def flush(self):
+        """Reads the steps whose figures have not been read; raises as `record` does."""
+        while self.waiting:
+            self._report(self.waiting.popleft())
+
+    def close(self):
+        """Reads what is left and closes the progress bar and the file."""
+        self.flush()
+        self.bar.close()
+        if self.losses is not None:
+            self.losses.close()
+
+    def _report(self, step: Step):
+        if step.arrived is not None:
+            step.arrived.synchronize()
+        *losses, norm, seconds = step.figures.unbind()
+        mean = torch.zeros(())
+        for loss in losses:
+            mean += loss / len(losses)
+        if not torch.isfinite(mean):
+            own = [
+                name
+                for loss, names in zip(losses, step.names, strict=True)
+                if not torch.isfinite(loss)
+                for name in names
+            ]
+            self.checkpoints.stop(step.number, mean.item(), gather_object(own))
+        state, loss = self.state, mean.item()
+        state["seconds"] = seconds.item()
+        state["loss"] = loss if state["loss"] is None else 0.98 * state["loss"] + 0.02 * loss
+        speed = (step.number - self.first_step) * self.images_per_step / (time.monotonic() - self.started)
+        entry = {
+            "loss": loss, "learning_rate": step.learning_rate, "images_per_second": speed, "grad_norm": norm.item()
+        }  # fmt: skip
+        if self.losses is not None:
+            self.losses.write(json.dumps({"step": step.number, **entry}) + "\n")
+        self.bar.total = max(step.number, round(step.number / self.length.progress(step.number, state["seconds"])))
+        rate = f"{step.learning_rate:.1e}"
+        self.bar.set_postfix(loss=f"{state['loss']:.4f}", lr=rate, images_s=f"{speed:.0f}", refresh=False)
+        self.bar.update()
+        if step.number % self.logging_steps == 0:
+            self.accelerator.log(entry, step.number)

@@ -1,0 +1,93 @@
+"""Files that are written whole, and folders that are held."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldae.files import LOCK, atomic_write, hold_folder
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_file_is_atomic_write_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "new/file.txt"
+    with atomic_write(path) as partial:
+        partial.write_text("first")
+        assert not path.exists()
+    assert path.read_text() == "first"
+
+    def stopped():
+        with atomic_write(path) as partial:
+            partial.write_text("half of the sec")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert path.read_text() == "first"
+    with atomic_write(path) as partial:
+        partial.write_text("second")
+    assert path.read_text() == "second"
+    assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_is_atomic_write_and_what_a_killed_process_left_is_removed(tmp_path):
+    path = tmp_path / "folder"
+    with atomic_write(path) as partial:
+        pass_on = partial
+        partial.mkdir()
+        (partial / "a").touch()
+    pass_on.mkdir()
+    (pass_on / "left").touch()
+    path.rename(tmp_path / "other")
+    with atomic_write(path) as partial:
+        partial.mkdir()
+    assert list(path.iterdir()) == []
+    assert {file.name for file in tmp_path.iterdir()} == {"folder", "other"}
+
+
+def test_a_folder_that_is_not_empty_is_never_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").touch()
+    with pytest.raises(OSError, match="not empty"), atomic_write(tmp_path / "folder") as partial:
+        partial.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "file"]
+
+
+def test_a_held_folder_is_refused_by_the_name_of_its_holder(tmp_path):
+    with hold_folder(tmp_path):
+        with (
+            pytest.raises(FileExistsError, match=rf"{tmp_path}' is in use by process {os.getpid()} on"),
+            hold_folder(tmp_path),
+        ):
+            pass
+        assert (tmp_path / LOCK).exists()  # who was refused has released nothing
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt), hold_folder(tmp_path):
+        raise KeyboardInterrupt
+    with hold_folder(tmp_path):
+        pass
+
+
+def test_a_process_that_was_killed_holds_no_folder_even_if_its_children_live_on(tmp_path):
+    script = (
+        "import os, sys, time\nfrom ldae.files import hold_folder\nwith hold_folder(sys.argv[1]):\n"
+        "    if os.fork() == 0:\n        time.sleep(60)\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True
+    )
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(FileExistsError, match=f"in use by process {holder.pid} on"), hold_folder(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+        assert (tmp_path / LOCK).exists()
+        with hold_folder(tmp_path):
+            pass
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
