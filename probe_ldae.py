@@ -18,7 +18,7 @@ import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
-from ldae.options import option, option_parser, validate
+from ldae.options import option, option_parser
 from ldae.probes import (
     DEFAULT_PROTOCOLS,
     PROTOCOLS,
@@ -96,7 +96,6 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list
     options, *protocols = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     if unknown := [name for name in options.protocols if name not in PROTOCOLS]:
         raise ValueError(f"--protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")
-    validate(options)
     chosen = {protocol.name: protocol for protocol in protocols}
     chosen = [chosen[name] for name in dict.fromkeys(options.protocols)]
     for protocol in chosen:
