@@ -5,7 +5,7 @@
 #   check  the tests that need a GPU
 #   step   time, FLOP utilization and memory of a training step, for l-DAE, ViTMAE and DiT at base and half-large, 256 px
 #   train  the recipe's run, MINUTES long; a run that was cut short goes on from its last checkpoint
-#   mae    ViTMAE by the same recipe, as long
+#   mae    ViTMAE by the same recipe, as long, with its authors' beta2 and weight decay
 #   probe  both encoders on DATA
 #   pack   the weights, in bf16, as files of at most 15 MB in OUT
 #
@@ -74,7 +74,8 @@ train() {
 }
 
 mae() {
-  limit $((minutes * 60 + 150)) python -m experiments.baselines.vit_mae "$recipe" "${common[@]}" --output_dir "$runs/mae"
+  limit $((minutes * 60 + 150)) python -m experiments.baselines.vit_mae "$recipe" "${common[@]}" --adam_beta2 0.95 --weight_decay 0.05 \
+    --output_dir "$runs/mae"
 }
 
 probe() {

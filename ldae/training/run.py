@@ -228,7 +228,7 @@ class Run:
             self.images, self.state["step"], self.length.max_steps, train_args.per_device_batch_size,
             train_args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
-        batches = map(self._report_unreadable, training_loader(sampler, self.data_args.num_workers))
+        batches = map(self._report_unreadable, training_loader(sampler, self.data_args.num_workers, accelerator.device))
         while self.progress < 1:
             yield islice(batches, train_args.gradient_accumulation_steps)
 
