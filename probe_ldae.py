@@ -89,8 +89,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list
     """Reads the options of a command line, and the protocols that they name.
 
     Raises:
-        SystemExit: for an unknown option.
-        ValueError: for an unknown protocol, or a value outside its bounds.
+        SystemExit: for an unknown option or value, named on stderr.
+        ValueError: for an unknown protocol, or options of a chosen protocol that do not fit together.
     """
     parser = option_parser(ProbeArguments, *PROTOCOLS.values(), description=__doc__.split("\n")[0])
     options, *protocols = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)

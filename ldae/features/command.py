@@ -67,7 +67,7 @@ def parse_arguments(argv: list[str] | None = None) -> FeatureArguments:
 
     Raises:
         SystemExit: for an unknown option or value, named on stderr.
-        ValueError: for a number outside its bounds, or an output_dir inside the data's folder.
+        ValueError: for an output_dir inside the data's folder.
     """
     parser = option_parser(FeatureArguments, description="Writes the features of images to files.")
     (options,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
