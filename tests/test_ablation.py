@@ -12,7 +12,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 import probe_ldae
-from experiments.ablation import report, run, rungs
+from experiments.ablation import figures, report, run, rungs, runs, verdicts
+from experiments.ablation.tables import tables
 from ldae import LDAEConfig, LDAEForPreTraining
 from ldae.generation.command import GenerationArguments
 from ldae.options import option_parser, parse_arguments
@@ -47,9 +48,9 @@ def config(rung):
     return LDAEConfig(**{name: value for name, value in rungs.options(rung).items() if name in names})
 
 
-def made_road(recipe, some, output_dir=Path("runs"), seeds=(3,), workers=2, **kwargs):
+def make_ablation(recipe, some, output_dir=Path("runs"), seeds=(3,), workers=2, **kwargs):
     model_args, data_args, _ = parse_arguments([recipe, *TINY])
-    return run.Road(recipe, output_dir, some, list(seeds), workers, model_args.config(), data_args, TINY, **kwargs)
+    return run.Ablation(recipe, output_dir, some, list(seeds), workers, model_args.config(), data_args, TINY, **kwargs)
 
 
 def latent_dim(name, patch_size):
@@ -72,13 +73,13 @@ def test_a_rung_differs_from_the_one_before_in_exactly_its_change(rung):
 
 
 def test_the_papers_figures():
-    """Tables 1 to 3, figure 5 and section 4.4, as METHOD.md has them."""
-    road = [rung for rung in rungs.RUNGS.values() if not rung.side]
-    assert [rung.paper for rung in road] == [
+    """Tables 1 to 3, figure 5 and section 4.4 of the paper."""
+    path = rungs.main_path()
+    assert [rung.paper for rung in path] == [
         57.5, 62.5, 58.4, 59.0, 63.4, 64.9, 64.7, 65.1, 62.4, 63.6, 63.6, 63.9, 64.5
     ]  # fmt: skip
-    assert [rung.fid for rung in road[:5]] == [11.6, 30.9, 54.3, 75.6, 93.2]
-    assert all(rung.fid is None for rung in road[5:])
+    assert [rung.fid for rung in path[:5]] == [11.6, 30.9, 54.3, 75.6, 93.2]
+    assert all(rung.fid is None for rung in path[5:])
     table2 = {
         "linear-gamma2": "conv-vae-d8 54.5 linear-gamma2 63.4 conv-vae-d32 62.8 conv-vae-d64 57.0 conv-vae-d128 48.1",
         "patch-vae": "patch-vae-d8 58.3 patch-vae 64.9 patch-vae-d32 64.8 patch-vae-d64 56.8",
@@ -92,7 +93,7 @@ def test_the_papers_figures():
     assert {name: rungs.RUNGS[name].paper for name in sides} == sides
 
 
-def test_the_end_of_the_road_is_the_default():
+def test_the_last_rung_is_the_default():
     assert config(rungs.RUNGS["l-dae"]).to_dict() == LDAEConfig().to_dict()
 
 
@@ -115,18 +116,18 @@ def test_pixels_at_four_sizes_have_as_many_tokens():
 
 @pytest.mark.parametrize("rung", rungs.RUNGS.values(), ids=lambda rung: rung.name)
 def test_every_rung_is_an_option_list_that_the_script_takes(rung, recipe, tmp_path):
-    road = made_road(recipe, [rung])
-    command = road.command(tmp_path / "run", rung, 3)
+    ablation = make_ablation(recipe, [rung])
+    command = ablation.command(tmp_path / "run", rung, 3)
     model_args, data_args, train_args = parse_arguments(command[3:])
     assert (train_args.seed, train_args.output_dir, train_args.resume) == (3, str(tmp_path / "run"), True)
     given = {**vars(model_args), **vars(data_args), **vars(train_args)}
-    assert {name: given[name] for name in rungs.options(rung, road.config)} == rungs.options(rung, road.config)
+    assert {name: given[name] for name in rungs.options(rung, ablation.config)} == rungs.options(rung, ablation.config)
 
 
 @pytest.mark.parametrize("rung", rungs.RUNGS.values(), ids=lambda rung: rung.name)
 def test_every_rung_takes_a_training_step_and_reloads(rung, recipe, tmp_path):
     model_args, _, _ = parse_arguments(
-        [recipe, *TINY, *rungs.as_arguments(rungs.options(rung, made_road(recipe, []).config))]
+        [recipe, *TINY, *rungs.as_arguments(rungs.options(rung, make_ablation(recipe, []).config))]
     )
     torch.manual_seed(0)
     size = model_args.image_size
@@ -173,9 +174,10 @@ def test_runs_reload_and_are_reported(recipe, tmp_path, capsys):
         [recipe, "--rungs", "all", "--seeds", "3", "--output_dir", str(tmp_path / "ablation"), "--dry_run", "--", *TINY]
     )
     assert f"{len(rungs.RUNGS) - 2} runs to do" in capsys.readouterr().out
-    run.main(["--output_dir", str(tmp_path / "ablation"), "--report", str(tmp_path / "docs/ablation.md")])
-    for name in ("road", "dimensions", "schedules", "filters", "denoised"):
-        assert (tmp_path / f"docs/ablation/{name}.png").stat().st_size > 1000
+    report.main([str(tmp_path / "ablation"), "--write", str(tmp_path / "docs/ablation.md")])
+    for name in ("rungs", "dimensions", "schedules", "filters", "denoised"):
+        with Image.open(tmp_path / f"docs/ablation/{name}.png") as image:
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 10
     assert "| `l-dae` | predict the original image | 64.5 |" in (tmp_path / "docs/ablation.md").read_text()
 
 
@@ -212,9 +214,9 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_
 
     monkeypatch.setattr(run.subprocess, "run", train)
     some = [rungs.RUNGS[name] for name in ("no-perceptual", "no-adversarial", "linear-gamma2", "patch-pca")]
-    road = made_road(recipe, some, tmp_path, [7])
-    assert "2 tokenizers to do, 2 at a time: unknown until one is done" in road.plan()
-    assert road.run() == ["tokenizers/no-perceptual-seed7", "no-perceptual-seed7 (its tokenizer failed)"]
+    ablation = make_ablation(recipe, some, tmp_path, [7])
+    assert "2 tokenizers to do, 2 at a time: unknown until one is done" in ablation.plan()
+    assert ablation.run() == ["tokenizers/no-perceptual-seed7", "no-perceptual-seed7 (its tokenizer failed)"]
     shared = tmp_path / "tokenizers/no-adversarial-seed7"
     assert {folder for folder, only, _ in calls[:2] if only} == {shared, tmp_path / "tokenizers/no-perceptual-seed7"}
     assert sorted(calls[2:]) == [
@@ -222,7 +224,7 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_
         (tmp_path / "no-adversarial-seed7", False, str(shared)),
         (tmp_path / "patch-pca-seed7", False, None),
     ]
-    assert "1 tokenizers to do, 2 at a time: 1 minutes, from 1 that are done" in road.plan()
+    assert "1 tokenizers to do, 2 at a time: 1 minutes, from 1 that are done" in ablation.plan()
 
 
 def test_distances_and_sweeps_are_measured_once_after_the_runs(recipe, tmp_path, monkeypatch):
@@ -248,77 +250,70 @@ def test_distances_and_sweeps_are_measured_once_after_the_runs(recipe, tmp_path,
         return subprocess.CompletedProcess(command, 0)
 
     some = [rungs.RUNGS[name] for name in ("linear-gamma2", "no-adversarial", "l-dae")]
-    road = made_road(recipe, some, tmp_path, [3, 4], generate=8, encoder="org/mae", sweep=True)
-    commands = dict(road.measurements())
+    ablation = make_ablation(recipe, some, tmp_path, [3, 4], generate=8, encoder="org/mae", sweep=True)
+    commands = dict(ablation.measurements())
     assert {folder.name for folder in commands} == {
         "linear-gamma2-seed3", "linear-gamma2-seed4", "no-adversarial-seed3", "no-adversarial-seed4", "l-dae-seed3",
     }  # fmt: skip
     parser = option_parser(GenerationArguments, description="")
     (given,) = parser.parse_args_into_dataclasses(commands[tmp_path / "linear-gamma2-seed3"][3:])
     assert (given.model, given.output_dir) == (str(tmp_path / "linear-gamma2-seed3"),) * 2
-    assert (given.data, given.num_images, given.encoder) == (road.data.data, 8, "org/mae")
+    assert (given.data, given.num_images, given.encoder) == (ablation.data.data, 8, "org/mae")
     probe, _ = probe_ldae.parse_arguments(commands[tmp_path / "l-dae-seed3"][3:])
-    assert (probe.model, probe.data, probe.sweep) == (str(tmp_path / "l-dae-seed3"), road.data.data, True)
+    assert (probe.model, probe.data, probe.sweep) == (str(tmp_path / "l-dae-seed3"), ablation.data.data, True)
     assert probe.seed == 3  # the probe's, whose figures it goes beside
-    assert "5 measurements to do after them" in road.plan()
+    assert "5 measurements to do after them" in ablation.plan()
     with monkeypatch.context() as context:
         context.setattr(run.subprocess, "run", execute)
-        assert road.run() == ["no-adversarial-seed3", "no-adversarial-seed4"]
+        assert ablation.run() == ["no-adversarial-seed3", "no-adversarial-seed4"]
     assert calls.index("ldae.generation") > max(i for i, name in enumerate(calls) if name == "train_ldae")
     assert (calls.count("ldae.generation"), calls.count("probe_ldae")) == (2, 1)
-    assert "2 measurements to do after them" in road.plan()
-
-
-@pytest.mark.parametrize("options", ["--generate 1", "--encoder org/mae"])
-def test_distances_that_cannot_be_are_refused(recipe, tmp_path, options, capsys):
-    with pytest.raises(SystemExit):
-        run.main([recipe, "--output_dir", str(tmp_path / "out"), *options.split(), "--", *TINY])
-    assert "--generate" in capsys.readouterr().err.split("error:")[1]
+    assert "2 measurements to do after them" in ablation.plan()
 
 
 def test_a_shared_tokenizer_is_trained_by_the_same_command_for_any_rung(recipe, tmp_path):
     """Or one that was stopped could not go on for another rung."""
     commands = set()
     for some in (["no-adversarial"], ["linear-gamma2"], ["linear-gamma2", "no-adversarial"]):
-        road = made_road(recipe, [rungs.RUNGS[name] for name in some], tmp_path, [7])
-        (job,) = road.tokenizer_jobs()
-        commands.add(tuple(road.command(*job, "--tokenizer_only")))
+        ablation = make_ablation(recipe, [rungs.RUNGS[name] for name in some], tmp_path, [7])
+        (job,) = ablation.tokenizer_jobs()
+        commands.add(tuple(ablation.command(*job, "--tokenizer_only")))
     (command,) = commands
     assert command[command.index("--noise_schedule") + 1] == "ddpm"
 
 
-def test_a_given_autoencoder_is_the_first_rungs_tokenizer(recipe, tmp_path, monkeypatch, capsys):
+def test_a_given_autoencoder_is_the_first_rungs_tokenizer(recipe, tmp_path, monkeypatch):
     calls = []
     some = [rungs.RUNGS[name] for name in ("dit", "no-classes")]
-    road = made_road(recipe, some, tmp_path, [7], autoencoder="org/vae")
-    assert "tokenizers to do" not in road.plan()
+    ablation = make_ablation(recipe, some, tmp_path, [7], autoencoder="org/vae")
+    assert "tokenizers to do" not in ablation.plan()
     with monkeypatch.context() as context:
         done = subprocess.CompletedProcess([], 0)
         context.setattr(run.subprocess, "run", lambda command, **_: calls.append(command) or done)
-        assert road.run() == []
+        assert ablation.run() == []
     assert [command[command.index("--tokenizer") + 1] for command in calls] == ["org/vae"] * 2
-    third = made_road(recipe, [rungs.RUNGS["no-perceptual"]], tmp_path, [7], autoencoder="org/vae")
+    third = make_ablation(recipe, [rungs.RUNGS["no-perceptual"]], tmp_path, [7], autoencoder="org/vae")
     assert len(third.tokenizer_jobs()) == 1
-    with pytest.raises(SystemExit):
-        run.main([recipe, "--autoencoder", "org/vae", "--without_lpips"])
-    assert "give one of the two" in capsys.readouterr().err
     made(tmp_path, "dit", 40.0)
     path = tmp_path / "dit-seed0/results/train.json"
     train = json.loads(path.read_text())
     train["arguments"]["tokenizer"] = "org/vae"
     save_result(path, train, overwrite=True)
-    assert "`dit` was run with `--tokenizer org/vae`." in report.tables(tmp_path)["table 1"]
+    assert "`dit` was run with `--tokenizer org/vae`." in tables(tmp_path)["table 1"]
 
 
 def test_the_plan_says_what_a_rung_changes(recipe, tmp_path):
-    road = made_road(recipe, [rungs.RUNGS[name] for name in ("linear-gamma2", "pixels-d192", "patch-pca")], tmp_path)
-    lines = road.plan().splitlines()
+    ablation = make_ablation(
+        recipe, [rungs.RUNGS[name] for name in ("linear-gamma2", "pixels-d192", "patch-pca")], tmp_path
+    )
+    lines = ablation.plan().splitlines()
     assert lines[0].endswith("γ² falls linearly: --noise_schedule linear_gamma2")
     assert lines[1].endswith(": --latent_dim 48 --image_size 16 16 --patch_size 4 4")
     assert lines[2].endswith(": --tokenizer_type pca --latent_dim 8")
 
 
 def test_nothing_is_started_after_an_interrupt(recipe, tmp_path, monkeypatch):
+    """With one worker, a job is started only after the one before it has ended well."""
     started = []
 
     def interrupted(command, **kwargs):
@@ -328,8 +323,8 @@ def test_nothing_is_started_after_an_interrupt(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(run.subprocess, "run", interrupted)
     some = [rungs.RUNGS[name] for name in ("patch-pca", "clean-latent", "image-input", "l-dae")]
     with pytest.raises(KeyboardInterrupt):
-        made_road(recipe, some, tmp_path, workers=1).run()
-    assert len(started) < 4
+        make_ablation(recipe, some, tmp_path, workers=1).run()
+    assert len(started) == 1
 
 
 def test_every_worker_has_a_gpu_of_those_that_may_be_used(monkeypatch):
@@ -340,25 +335,47 @@ def test_every_worker_has_a_gpu_of_those_that_may_be_used(monkeypatch):
     assert [run._environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
 
 
-def test_what_the_ablation_decides_cannot_be_given(recipe, capsys):
-    for option in (
-        "--latent_dim=16",
-        "--seed",
-        "--output_dir",
-        "--prediction",
-        "--crop",
-        "--num_classes",
-        "--output-dir",
-    ):
-        with pytest.raises(SystemExit):
-            run.main([recipe, "--", option, "noise"])
-        assert option.strip("-").split("=")[0].replace("-", "_") in capsys.readouterr().err
-
-
-def test_other_ablations_are_for_a_report(recipe, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("--latent_dim=16", "latent_dim"),
+        ("--seed 1", "seed"),
+        ("--output_dir x", "output_dir"),
+        ("--output-dir x", "output_dir"),
+        ("--prediction noise", "prediction"),
+        ("--crop random", "crop"),
+        ("--num_classes 2", "num_classes"),
+    ],
+)
+def test_what_the_ablation_decides_cannot_be_given(recipe, given, name, capsys):
+    """Each is a valid option of train_ldae.py."""
     with pytest.raises(SystemExit):
-        run.main([recipe, "--output_dir", str(tmp_path / "out"), "--also", str(tmp_path)])
-    assert "--also is for --report" in capsys.readouterr().err
+        run.main([recipe, "--dry_run", "--", *given.split()])
+    assert f"rungs, or the ablation itself, decide {name}: leave them out after --" in capsys.readouterr().err
+
+
+def test_a_recipe_does_not_decide_about_classes(recipe, capsys):
+    with open(recipe, "a") as file:
+        file.write("num_classes: 2\n")
+    with pytest.raises(SystemExit):
+        run.main([recipe, "--dry_run"])
+    assert "leave num_classes out of the recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("--workers 0", "--workers must be at least 1, got 0"),
+        ("--generate 1", "--generate must be 0 or at least 2, got 1"),
+        ("--generate -1", "--generate must be 0 or at least 2, got -1"),
+        ("--encoder org/mae", "--encoder is the one that --generate measures with"),
+        ("--autoencoder org/vae --without_lpips", "give one of the two"),
+    ],
+)
+def test_options_that_contradict_each_other_end_the_command(recipe, given, text, capsys):
+    with pytest.raises(SystemExit):
+        run.main([recipe, "--dry_run", *given.split(), "--", *TINY])
+    assert text in capsys.readouterr().err
 
 
 def test_data_that_cannot_be_probed_is_refused(recipe, tmp_path, capsys):
@@ -402,7 +419,7 @@ def test_the_cost_is_that_of_training_and_probing(recipe, tmp_path):
     made(tmp_path, "l-dae", 50.0)
     made(tmp_path, "patch-pca", 50.0)
     some = [rungs.RUNGS[name] for name in ("l-dae", "image-input", "image-output", "clean-latent")]
-    plan = made_road(recipe, some, tmp_path, [0]).plan()
+    plan = make_ablation(recipe, some, tmp_path, [0]).plan()
     assert "3 runs to do, 2 at a time: 3 minutes, from 2 that are done" in plan
 
 
@@ -413,7 +430,7 @@ def test_the_cost_is_that_of_the_same_kind_of_tokenizer(recipe, tmp_path):
     path = tmp_path / "linear-gamma2-seed0/results/train.json"
     save_result(path, {**json.loads(path.read_text()), "seconds": 600}, overwrite=True)
     some = [rungs.RUNGS[name] for name in ("no-adversarial", "image-input")]
-    plan = made_road(recipe, some, tmp_path, [0], workers=1).plan()
+    plan = make_ablation(recipe, some, tmp_path, [0], workers=1).plan()
     assert "2 runs to do, 1 at a time: 12 minutes, from 2 that are done" in plan
 
 
@@ -425,26 +442,26 @@ def test_verdicts(tmp_path):
     made(tmp_path, "image-input", 40.5)
     made(tmp_path, "image-output", 41.0)
     made(tmp_path, "l-dae", 41.5)
-    figures = report.measured(tmp_path)
+    figures = runs.measure(tmp_path)
     between = (2 * 1**2 + 2 * 1**2) / 3  # of the five runs with other seeds beside them, three degrees of freedom
     assert [figures[name].error for name in ("patch-pca", "clean-latent", "no-input-scaling")] == pytest.approx(
         [(0.25 + between / n) ** 0.5 for n in (2, 3, 1)]
     )
     assert [figures["clean-latent"].accuracy, figures["clean-latent"].seeds] == [45.0, 3]
-    found = {name: report.verdict(rungs.RUNGS[name], figures) for name in figures}
+    found = {name: verdicts.verdict(rungs.RUNGS[name], figures) for name in figures}
     assert found == {
         "patch-pca": "not run", "clean-latent": "agrees", "no-input-scaling": "does not", "image-input": "none seen",
         "image-output": "none seen", "l-dae": "undecided",
     }  # fmt: skip
-    tables = report.tables(tmp_path)
+    texts = tables(tmp_path)
     assert (
         "| `clean-latent` | `patch-pca` | predict the clean latent, λ = γ² | -2.7 | -6.0 ± 1.3 | agrees |"
-        in tables["claims"]
+        in texts["claims"]
     )
-    assert "34 claims: 1 agrees, 2 none seen, 1 undecided, 1 does not, 29 not run." in tables["claims"]
-    assert "9 runs of 6 rungs with 1 to 3 seeds each; 3.0 epochs of 1,234 images in 1 minutes" in tables["setting"]
-    assert "| patch-wise PCA | 56.0 / – | 63.4 / – | 65.1 / 51.0 ± 1.0 |" in tables["table 2"]
-    assert "Untrained, these networks reach 51.0 to 51.0 %." in tables["table 2"]  # of two seeds
+    assert "34 claims: 1 agrees, 2 none seen, 1 undecided, 1 does not, 29 not run." in texts["claims"]
+    assert "9 runs of 6 rungs with 1 to 3 seeds each; 3.0 epochs of 1,234 images in 1 minutes" in texts["setting"]
+    assert "| patch-wise PCA | 56.0 / – | 63.4 / – | 65.1 / 51.0 ± 1.0 |" in texts["table 2"]
+    assert "Untrained, these networks reach 51.0 to 51.0 %." in texts["table 2"]  # of two seeds
 
 
 def test_no_verdict_where_more_or_less_than_the_change_differs(tmp_path):
@@ -454,18 +471,18 @@ def test_no_verdict_where_more_or_less_than_the_change_differs(tmp_path):
     made(tmp_path, "patch-pca", 50.0, 50.5)
     made(tmp_path, "clean-latent", 40.0, weight_decay=0.1)
     made(tmp_path, "no-input-scaling", 40.0, config={"hidden_size": 96})
-    figures = report.measured(tmp_path)
+    figures = runs.measure(tmp_path)
     assert figures["dit"].differs == {"tokenizer_perceptual_weight": 0.0}
-    found = {name: report.verdict(rungs.RUNGS[name], figures) for name in figures}
+    found = {name: verdicts.verdict(rungs.RUNGS[name], figures) for name in figures}
     assert found == {
         "dit": "not run", "no-classes": "agrees", "no-perceptual": "not comparable", "patch-pca": "not run",
         "clean-latent": "not comparable", "no-input-scaling": "not comparable",
     }  # fmt: skip
-    tables = report.tables(tmp_path)
-    assert "`dit` was run with `--tokenizer_perceptual_weight 0.0`." in tables["table 1"]
-    assert "`no-perceptual` and `no-classes` are the same run here." in tables["claims"]
-    assert "`clean-latent` and `patch-pca` also differ in weight_decay." in tables["claims"]
-    assert "`no-input-scaling` and `clean-latent` also differ in hidden_size, weight_decay." in tables["claims"]
+    texts = tables(tmp_path)
+    assert "`dit` was run with `--tokenizer_perceptual_weight 0.0`." in texts["table 1"]
+    assert "`no-perceptual` and `no-classes` are the same run here." in texts["claims"]
+    assert "`clean-latent` and `patch-pca` also differ in weight_decay." in texts["claims"]
+    assert "`no-input-scaling` and `clean-latent` also differ in hidden_size, weight_decay." in texts["claims"]
 
 
 def made_tokenizer(folder, rung, images_seen, **arguments):
@@ -481,13 +498,13 @@ def test_tokenizers_of_one_kind_must_be_trained_alike(tmp_path):
     for name, seen in (("linear-gamma2", 2), ("patch-vae", 20), ("patch-vae-d8", 10), ("patch-vae-d32", 20)):
         made(tmp_path, name, 50.0, 50.5)
         made_tokenizer(tmp_path, name, seen, base_learning_rate=0.1)
-    figures = report.measured(tmp_path)
+    figures = runs.measure(tmp_path)
     found = {
-        name: report.verdict(rungs.RUNGS[name], figures) for name in ("patch-vae", "patch-vae-d8", "patch-vae-d32")
+        name: verdicts.verdict(rungs.RUNGS[name], figures) for name in ("patch-vae", "patch-vae-d8", "patch-vae-d32")
     }
     assert found == {"patch-vae": "undecided", "patch-vae-d8": "not comparable", "patch-vae-d32": "none seen"}
     reason = "`patch-vae-d8` and `patch-vae` also differ in the tokenizer's training."
-    assert reason in report.tables(tmp_path)["claims"]
+    assert reason in tables(tmp_path)["claims"]
 
 
 @pytest.mark.parametrize(
@@ -503,26 +520,26 @@ def test_what_a_tokenizers_losses_are_counts_where_they_have_a_weight(tmp_path, 
     for name, perceptual, given in (("no-classes", 1.0, arguments), ("no-perceptual", 0.0, {})):
         made(tmp_path, name, 50.0, 50.5)
         made_tokenizer(tmp_path, name, 2, **{**base, "tokenizer_perceptual_weight": perceptual, **given})
-    found = report.verdict(rungs.RUNGS["no-perceptual"], report.measured(tmp_path))
+    found = verdicts.verdict(rungs.RUNGS["no-perceptual"], runs.measure(tmp_path))
     assert found == ("undecided" if comparable else "not comparable")
 
 
 def test_one_seed_is_no_verdict(tmp_path):
     """The deviation between seeds is that of all rungs, in other ablations too."""
-    made(tmp_path / "road", "l-dae", 50.0)
-    made(tmp_path / "road", "classical-dae", 30.0)
+    made(tmp_path / "first", "l-dae", 50.0)
+    made(tmp_path / "first", "classical-dae", 30.0)
     made(tmp_path / "other", "patch-pca", 50.0, 51.0)
     row = "| `classical-dae` | `l-dae` | noise on pixels: the classical DAE | -40.9 | -20.0 ± "
-    assert f"{row}0.7 | one seed |" in report.tables(tmp_path / "road")["claims"]
-    assert f"{row}1.2 | agrees |" in report.tables(tmp_path / "road", [tmp_path / "other"])["claims"]
+    assert f"{row}0.7 | one seed |" in tables(tmp_path / "first")["claims"]
+    assert f"{row}1.2 | agrees |" in tables(tmp_path / "first", [tmp_path / "other"])["claims"]
 
 
 def test_a_reports_drawings_have_the_errors_of_its_tables(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(report.plots, "road", lambda steps, path: drawn.append(steps) or path)
-    made(tmp_path / "road", "l-dae", 50.0)
+    monkeypatch.setattr(figures, "rungs", lambda steps, path: drawn.append(steps) or path)
+    made(tmp_path / "first", "l-dae", 50.0)
     made(tmp_path / "other", "patch-pca", 50.0, 51.0)
-    report.write(tmp_path / "road", tmp_path / "road.md", [tmp_path / "other"])
+    report.write(tmp_path / "first", tmp_path / "first.md", [tmp_path / "other"])
     (((_, _, (accuracy, error), _),),) = drawn
     assert (accuracy, error) == (50.0, pytest.approx(0.75**0.5))
 
@@ -531,17 +548,17 @@ def test_the_variance_that_tokenizers_hold_stands_below_table_2(tmp_path):
     made(tmp_path, "patch-pca", 50.0)
     path = tmp_path / "patch-pca-seed0/results/train.json"
     save_result(path, {**json.loads(path.read_text()), "variance_held": 0.91234}, overwrite=True)
-    assert report.tables(tmp_path)["table 2"].endswith("| patch-wise PCA | – | – | 91.2 | – | – |")
+    assert tables(tmp_path)["table 2"].endswith("| patch-wise PCA | – | – | 91.2 | – | – |")
 
 
 def test_a_claim_that_is_not_run_is_judged_in_another_ablation(tmp_path):
     """With that ablation's own figures: there l-dae is 40, here 50."""
-    road, crops = tmp_path / "road", tmp_path / "crops"
-    for folder, accuracy in ((road, 50.0), (crops, 40.0)):
+    first, crops = tmp_path / "first", tmp_path / "crops"
+    for folder, accuracy in ((first, 50.0), (crops, 40.0)):
         made(folder, "l-dae", accuracy, accuracy)
         made(folder, "classical-dae", accuracy - 10)
     made(crops, "random-crop", 45.0, crop="other")
-    alone, both = report.tables(road), report.tables(road, [crops])
+    alone, both = tables(first), tables(first, [crops])
     row = "| `random-crop` | `l-dae` | random crops | +0.5 | "
     assert row + "– | not run |" in alone["claims"]
     assert row + "+5.0 ± 0.7 | agrees |" in both["claims"]
@@ -552,13 +569,13 @@ def test_a_claim_that_is_not_run_is_judged_in_another_ablation(tmp_path):
     assert both["claims"].endswith(reason)
     assert both["branches"] == f"{alone['branches']}\n\n{reason}"
     assert [both[name] for name in ("setting", "table 3")] == [alone[name] for name in ("setting", "table 3")]
-    run.main(["--output_dir", str(road), "--report", str(tmp_path / "road.md"), "--also", str(crops)])
-    assert reason in (tmp_path / "road.md").read_text()
+    report.main([str(first), "--write", str(tmp_path / "first.md"), "--also", str(crops)])
+    assert reason in (tmp_path / "first.md").read_text()
     with pytest.raises(FileNotFoundError, match=r"no rung in '.*nowhere'"):
-        report.tables(road, [tmp_path / "nowhere"])
+        tables(first, [tmp_path / "nowhere"])
 
 
-def test_only_the_roads_own_runs_and_probes_count(tmp_path):
+def test_only_the_ablations_own_runs_and_probes_count(tmp_path):
     made(tmp_path, "l-dae", 50.0)
     results = tmp_path / "l-dae-seed0/results"
     other = json.loads((results / "probe-x.json").read_text())
@@ -566,7 +583,7 @@ def test_only_the_roads_own_runs_and_probes_count(tmp_path):
     save_result(results / "probe-photos.json", {**other, "data": {"name": "photos"}})
     shutil.copytree(tmp_path / "l-dae-seed0", tmp_path / "old/l-dae-seed0")
     shutil.copytree(tmp_path / "l-dae-seed0", tmp_path / "l-dae-seed0-old")
-    (found,) = report.measured(tmp_path).values()
+    (found,) = runs.measure(tmp_path).values()
     assert (found.accuracy, found.seeds) == (50.0, 1)
 
 
@@ -581,7 +598,7 @@ def test_distances_of_generated_images_stand_in_table_1(tmp_path):
     save_result(tmp_path / "no-adversarial-seed0/results/generation.json", guided)
     other = {**result, "value": 99.0, "data_fingerprint": "of other images"}
     save_result(tmp_path / "no-adversarial-seed1/results/generation.json", other)
-    table = report.tables(tmp_path)["table 1"]
+    table = tables(tmp_path)["table 1"]
     assert "| 93.2 | – | 11.0 ± 1.0 |" in table  # the seeds' variance is 2, over two of them
     assert "| 75.6 | 12.0 | – |" in table  # of one seed
     assert "99.0" not in table
@@ -597,23 +614,23 @@ def test_figures_by_timestep_stand_beside_the_papers(tmp_path):
     depth = [{"protocols": {"linear-fast": {"accuracy": 30.0 + i, "standard_error": 0.8}}} for i in range(3)]
     sweep = {"kind": "sweep", "timesteps": rows, "depth": depth, "data": {"name": "x"}}
     made(tmp_path, "classical-dae", 30.0)
-    for rung in ("classical-dae", "patch-pca"):  # neither is the end of the road
+    for rung in ("classical-dae", "patch-pca"):  # neither is the last rung
         save_result(tmp_path / f"{rung}-seed0/results/sweep-x.json", {**sweep, "timesteps": [], "depth": depth[:1]})
-    assert "block 3 of 3" not in report.tables(tmp_path)["blocks"]
+    assert "block 3 of 3" not in tables(tmp_path)["blocks"]
     save_result(tmp_path / "l-dae-seed0/results/sweep-x.json", sweep)
     save_result(tmp_path / "l-dae-seed0/results/sweep-y.json", {**sweep, "timesteps": [], "data": {"name": "y"}})
-    table = report.tables(tmp_path)["timesteps"].splitlines()
+    table = tables(tmp_path)["timesteps"].splitlines()
     assert table[2].startswith("| clean | 64.1 / 40.0 ± 0.8 | 64.5 / 41.0 ± 0.8 |")
     assert table[3].endswith("| 64.5 / 47.0 ± 0.8 |")
-    assert report.tables(tmp_path)["blocks"].endswith("| linear-fast | 30.0 ± 0.8 | 31.0 ± 0.8 | 32.0 ± 0.8 |")
+    assert tables(tmp_path)["blocks"].endswith("| linear-fast | 30.0 ± 0.8 | 31.0 ± 0.8 | 32.0 ± 0.8 |")
 
 
 def test_a_report_keeps_the_words_around_it(tmp_path):
     made(tmp_path, "l-dae", 50.0)
-    path = tmp_path / "docs" / "road.md"
+    path = tmp_path / "docs" / "mine.md"
     path.parent.mkdir()
     path.write_text("# Mine\n<!-- setting -->\nold\n<!-- setting -->\nwords\n")
-    assert report.write(tmp_path, path)[1] == tmp_path / "docs/road/schedules.png"
+    assert report.write(tmp_path, path)[1] == tmp_path / "docs/mine/schedules.png"
     text = path.read_text()
     assert text.startswith("# Mine\n<!-- setting -->\n1 runs of 1 rungs")
     assert "<!-- setting -->\nwords\n" in text
@@ -621,7 +638,7 @@ def test_a_report_keeps_the_words_around_it(tmp_path):
     assert "\n<!-- claims -->\n34 claims" in text
     report.write(tmp_path, path)
     assert path.read_text() == text
-    with pytest.raises(ValueError, match=r"Markdown file.*got '.*road'"):
+    with pytest.raises(ValueError, match=r"Markdown file.*got '.*mine'"):
         report.write(tmp_path, path.with_suffix(""))
     path.write_text("<!-- claims -->\n")
     with pytest.raises(ValueError, match="twice, got it 1 times"):
@@ -630,4 +647,4 @@ def test_a_report_keeps_the_words_around_it(tmp_path):
 
 def test_nothing_done_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no rung in"):
-        report.tables(tmp_path)
+        tables(tmp_path)

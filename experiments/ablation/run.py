@@ -38,6 +38,7 @@ from experiments.ablation.rungs import (
 from experiments.ablation.tables import tables
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.options import DataArguments, names_given, parse_arguments
+from ldae.probes.baselines import TITLES
 from ldae.report.results import load_study
 
 # The options of train_ldae.py that the ablation gives itself, beside those that rungs change.
@@ -128,9 +129,8 @@ class Ablation:
         """The command line of one training."""
         command = [sys.executable, "-m", "train_ldae", self.recipe, "--output_dir", folder, "--seed", seed, "--resume"]
         command += ["--probe", "--report_to", "none", *more]
-        command += (
-            [] if seed == self.seeds[0] else ["--no_baseline"]
-        )  # untrained, all seeds of a rung are about the same
+        if seed != self.seeds[0]:
+            command.append("--no_baseline")  # untrained, all seeds of a rung are about the same
         return [*map(str, command), *self.extra, *as_arguments(options(rung, self.config, self.lpips))]
 
     def run(self) -> list[str]:
@@ -253,10 +253,10 @@ def _environment(slot: int, workers: int) -> dict[str, str]:
 
 
 def _seconds(result: dict[str, Any]) -> float:
-    """What a training, or the protocols of a probe, took."""
+    """How long a training, or the protocols of a probe with its baselines, took."""
     if result["kind"] == "probe":
-        measured = [*result["protocols"].values(), *result["floor"].values()]
-        return sum(figures["seconds"] for figures in measured if isinstance(figures, dict))
+        parts = [result.get(key, {}) for key in ("protocols", *TITLES)]
+        return sum(figures["seconds"] for part in parts for figures in part.values() if isinstance(figures, dict))
     return result["seconds"] if result["kind"] == "train" else 0.0
 
 

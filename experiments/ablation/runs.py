@@ -12,6 +12,7 @@ import numpy as np
 from configuration_ldae import LDAEConfig
 from experiments.ablation.rungs import RUNGS, options, rung_of
 from ldae.options import RUN_DEFINING
+from ldae.probes import unpack
 from ldae.report.results import load_study
 
 PROTOCOL = "linear-fast"  # by which rungs are compared
@@ -37,8 +38,8 @@ class Measured:
         seed_error: the one that comes from the choice of the seeds; None where no rung has several, so that it is not known.
         seeds: their number.
         floor: the accuracy of the untrained network; None where it was not measured.
-        right: for each validation image, the part of the seeds that classify it rightly; None where no predictions were kept.
-        images: the fingerprint of these images.
+        images: what tells the validation images from others: their fingerprint, and the classes of those that can be read.
+        right: for each of them, the part of the seeds that classify it rightly (n,); None where predictions were not kept.
         distances: of generated images from real ones, by what it is measured on: values of the seeds.
         variance_held: the part of the patches' variance that the tokenizer holds; None where it was not measured.
         setting: what the runs had; where seeds differ, the values of all.
@@ -50,8 +51,8 @@ class Measured:
     seed_error: float | None
     seeds: int
     floor: float | None
+    images: tuple[str | None, str | None]
     right: np.ndarray | None
-    images: str | None
     distances: dict[str, list[float]]
     variance_held: float | None
     setting: dict[str, Any]
@@ -129,8 +130,8 @@ def _measured(name: str, done: list[Run], between: float | None) -> Measured:
         seed_error=None if between is None else math.sqrt(between / len(done)),
         seeds=len(done),
         floor=mean(floors) if floors else None,
-        right=None,
-        images=done[0]["probe"]["data"].get("fingerprint"),
+        images=_images_of(done[0]),
+        right=_right(done),
         distances=distances,
         variance_held=mean(held) if held else None,
         setting={k: values[0] if all(v == values[0] for v in values) else values for k, values in setting.items()},
@@ -140,6 +141,21 @@ def _measured(name: str, done: list[Run], between: float | None) -> Measured:
 
 def _figures(done: list[Run], which: str) -> list[float]:
     return [run["probe"]["protocols"][PROTOCOL][which] for run in done]
+
+
+def _images_of(run: Run) -> tuple[str | None, str | None]:
+    data = run["probe"]["data"]
+    return data.get("fingerprint"), data.get("labels")
+
+
+def _right(done: list[Run]) -> np.ndarray | None:
+    """For each validation image, the part of the runs that classify it rightly (n,); None unless all kept what it takes."""
+    probes = [run["probe"] for run in done]
+    kept = all("labels" in probe["data"] and "predictions" in probe["protocols"][PROTOCOL] for probe in probes)
+    if not kept or any(_images_of(run) != _images_of(done[0]) for run in done):
+        return None
+    labels = unpack(probes[0]["data"]["labels"])
+    return np.mean([unpack(probe["protocols"][PROTOCOL]["predictions"]) == labels for probe in probes], axis=0)
 
 
 def _describe(generation: dict[str, Any]) -> str:

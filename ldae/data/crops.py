@@ -96,11 +96,11 @@ class Crop:
         """
         if self.kind == "center":
             return np.tile((0, 0, *self.image_hw), (len(uniforms), 1))
-        places, sizes = uniforms[:, :2], np.tile(self.image_hw, (len(uniforms), 1))
+        sizes, fitted = np.tile(self.image_hw, (len(uniforms), 1)), True
         if self.kind == "random_resized":
-            sizes, fits = self._sizes(uniforms[:, 2:], height, width)
-            places = np.where(fits, places, 0.5)
-        corners = np.floor(places * (np.array((height, width)) - sizes + 1)).astype(np.int64)
+            sizes, fitted = self._sizes(uniforms[:, 2:], height, width)
+        room = np.array((height, width)) - sizes
+        corners = np.where(fitted, np.floor(uniforms[:, :2] * (room + 1)).astype(np.int64), room // 2)
         return np.concatenate([corners, sizes], axis=1)
 
     def _sizes(self, uniforms: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,8 +124,12 @@ class Crop:
         crop = pixels[top : top + height, left : left + width]
         if (height, width) != self.image_hw:
             image = Image.fromarray(crop.squeeze(-1) if crop.shape[-1] == 1 else crop)
-            resized = np.asarray(image.resize(self.image_hw[::-1], Image.Resampling.BICUBIC))
-            crop = resized.reshape(*self.image_hw, -1)
+            for size in (
+                (self.image_hw[1], height),
+                self.image_hw[::-1],
+            ):  # Pillow's versions disagree on the first axis
+                image = image.resize(size, Image.Resampling.BICUBIC)
+            crop = np.asarray(image).reshape(*self.image_hw, -1)
         return crop[:, ::-1] if flip else crop
 
 

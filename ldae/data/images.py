@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from ldae.data.crops import Crop, random_bits
+from ldae.data.sources import label_array
 
 if TYPE_CHECKING:
     import datasets
@@ -102,8 +103,8 @@ class ImageDataset(Dataset):
             shape = (len(examples), *first.shape)
             if np.prod(shape, dtype=np.int64) <= CACHE_BYTES:
                 try:
-                    self.cache = torch.empty(shape, dtype=torch.uint8).share_memory_()
-                    self.cached = torch.zeros(len(examples), dtype=torch.bool).share_memory_()
+                    self.cache = _shared_bytes(int(np.prod(shape))).view(shape)
+                    self.cached = _shared_bytes(len(examples)).view(torch.bool)
                 except RuntimeError:  # a container's /dev/shm may be small: images are decoded every time instead
                     self.cache = self.cached = None
 
@@ -112,16 +113,14 @@ class ImageDataset(Dataset):
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """The labels (n,), -1 for an image without one, or None if the data set has no labels."""
-        if "label" not in (self.examples.features or {}):
-            return None
-        return np.array([-1 if label is None else label for label in self.examples["label"]])
+        """The labels, int64 (n,), -1 for an image without one, or None if the data set has no labels."""
+        return label_array(self.examples)
 
     @cached_property
     def _paths(self):
-        """The paths of all images as an array of arrow."""
-        paths = self.examples.select_columns("image").flatten().select_columns("image.path").with_format("arrow")
-        return paths[:]["image.path"].combine_chunks()
+        """The paths of all images, an array of arrow."""
+        paths = self.examples.select_columns("image").flatten().select_columns("image.path")
+        return paths.with_format("arrow")[:]["image.path"].combine_chunks()
 
     def names(self, indices: Sequence[int]) -> list[str]:
         """Returns the names of images: their paths, or "image 7" for an image without a path."""
@@ -203,11 +202,10 @@ class ImageDataset(Dataset):
                 bad[index] = f"{self.names([index])[0]}: {type(image).__name__}: {image}"
         return bad
 
-    def about(self, indices: np.ndarray, examples: list[dict] | None) -> tuple[list[str], np.ndarray]:
-        """The names and the labels (B,) of images, from their examples in a stream."""
+    def about(self, indices: np.ndarray, examples: list[dict] | None = None) -> tuple[list[str], np.ndarray]:
+        """Returns the names and the labels, int64 (B,), of images; those of a stream are read from its `examples`."""
         if examples is None:
-            labels = np.full(len(indices), -1) if self.labels is None else self.labels[indices]
-            return self.names(indices), labels.astype(np.int64)
+            return self.names(indices), np.full(len(indices), -1) if self.labels is None else self.labels[indices]
         paths = [(example["image"] or {"path": None})["path"] for example in examples]
         names = [path or f"image {index}" for path, index in zip(paths, indices, strict=True)]
         labels = (example.get("label") for example in examples)
@@ -254,3 +252,9 @@ class ImageDataset(Dataset):
             return self.augment(pixel_values)
         finally:
             generator.set_state(state)
+
+
+def _shared_bytes(count: int) -> torch.Tensor:
+    """Returns zeros, uint8 (count,), in memory that worker processes share."""
+    # `share_memory_` would copy them there, which takes seconds
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(count, device="cpu"))

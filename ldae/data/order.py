@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
@@ -110,12 +111,13 @@ def training_loader(
 
     Args:
         num_workers: The number of processes that decode, crop and flip; 0 means this process.
-        device: If this is a GPU and the images fit there, they are decoded first, and a `DeviceLoader` cuts the batches on
-            the GPU. The images are the same, bit for bit.
+        device: If this is a GPU and the images fit there, they are first decoded, on all cores if `num_workers` is 0, and
+            a `DeviceLoader` then cuts the batches on the GPU. The images are the same, bit for bit.
     """
     images = sampler.images
     if device is not None and device.type == "cuda" and _fits(images, device):
-        unreadable = fill_cache(images, num_workers)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        unreadable = fill_cache(images, num_workers or cores // PartialState().num_processes)
         if int(images.cached.sum()) + len(unreadable) == len(images):
             return DeviceLoader(sampler, device, unreadable)
     return _loader(images, sampler, refill, num_workers)
@@ -129,20 +131,22 @@ def _fits(images: ImageDataset, device: torch.device) -> bool:
     return not transparent and images.cache.numel() <= torch.cuda.mem_get_info(device)[0] // 4
 
 
-def fill_cache(images: ImageDataset, num_workers: int = 0, progress: bool = True) -> dict[int, str]:
-    """Decodes all images that are not in the cache yet, in `num_workers` processes, or on all cores if that is 0.
+def fill_cache(images: ImageDataset, num_workers: int = 0) -> dict[int, str]:
+    """Decodes all images that are not in the cache yet and shows a progress bar.
+
+    Args:
+        images: Images that have a cache.
+        num_workers: The number of processes that decode; 0 means this process.
 
     Returns:
         The "name: error" of each image that cannot be read, by its index.
     """
     missing = torch.nonzero(~images.cached).flatten().tolist()
     chunks = [missing[i : i + 256] for i in range(0, len(missing), 256)]
-    workers = min(num_workers or len(os.sched_getaffinity(0)), len(chunks))
-    loader = DataLoader(
-        _Filler(images), batch_sampler=chunks, collate_fn=dict, num_workers=workers if workers > 1 else 0
-    )
-    unreadable = {}
-    with tqdm(total=len(missing), desc="decoding", unit=" images", disable=not (missing and progress)) as bar:
+    num_workers = min(num_workers, len(chunks))
+    loader = DataLoader(_Filler(images), batch_sampler=chunks, collate_fn=_as_it_is, num_workers=num_workers)
+    unreadable, hidden = {}, not missing or not PartialState().is_main_process
+    with tqdm(total=len(missing), desc="decoding", unit=" images", disable=hidden) as bar:
         for chunk, bad in zip(chunks, loader, strict=True):
             unreadable |= bad
             bar.update(len(chunk))
@@ -180,8 +184,8 @@ class DeviceLoader:
 
     def _batch(self, keys: list[tuple]) -> dict[str, Any]:
         images = self.sampler.images
-        good = [key for key in keys if key[1] not in self.unreadable] if self.unreadable else keys
-        bad = [self.unreadable[index] for _, index in keys if index in self.unreadable] if self.unreadable else []
+        good = [key for key in keys if key[1] not in self.unreadable]
+        bad = [self.unreadable[index] for _, index in keys if index in self.unreadable]
         if not good:
             raise ValueError(f"none of a batch's {len(bad)} images can be read, the first is {bad[0]}")
         epochs, indices = np.array([good[i % len(good)] for i in range(len(keys))], np.int64).T
@@ -226,7 +230,7 @@ class _Chunks:
             yield chunk
 
 
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is(batch: dict) -> dict:
     return batch
 
 

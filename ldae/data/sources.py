@@ -193,7 +193,15 @@ def count_classes(examples) -> int:
         return feature.num_classes
     if isinstance(examples, datasets.IterableDataset):
         raise ValueError("class_conditional cannot count the classes of a stream: give --num_classes instead")
-    return 1 + max(label for label in examples["label"] if label is not None)
+    return 1 + int(label_array(examples).max())
+
+
+def label_array(examples: datasets.Dataset) -> np.ndarray | None:
+    """Returns the labels, int64 (n,), -1 for an image without one, or None if there is no column of labels."""
+    if "label" not in (examples.features or {}):
+        return None
+    column = examples.select_columns("label").with_format("arrow")[:]["label"]
+    return column.cast("int64").fill_null(-1).to_numpy()
 
 
 def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None) -> str | None:
@@ -204,10 +212,10 @@ def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None)
     if validation is None:
         return "there is no validation split; name it with --validation_split"
     for split, examples in (("training", train), ("validation", validation)):
-        if "label" not in examples.features:
+        labels = label_array(examples)
+        if labels is None:
             return f"the {split} split has no labels; give --label_column or a folder for each class"
-        labels = np.asarray(examples["label"])
-        if labels.dtype.kind not in "iub" or labels.min(initial=0) < 0:
+        if labels.min(initial=0) < 0:
             return f"the labels of the {split} split are not all class numbers; choose another --label_column"
     names = [getattr(examples.features["label"], "names", None) for examples in (train, validation)]
     if None not in names and names[0] != names[1]:

@@ -4,7 +4,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
@@ -127,8 +127,9 @@ class Domain:
             return False
         if self.choices:
             return value in self.choices
-        if self.type not in (int, float):
-            return True
+        return self.type not in (int, float) or self._within_bounds(value)
+
+    def _within_bounds(self, value: Any) -> bool:
         return (
             (isinstance(value, int) or math.isfinite(value))
             and (self.minimum is None or value >= self.minimum)
@@ -152,7 +153,8 @@ def validate(options: Any) -> None:
         ValueError: for the first value that is out of bounds or of another type. It names the option, what it must be, and
             what was got.
     """
-    for name, domain in domains(type(options)).items():
+    cls: type = type(options)
+    for name, domain in domains(cls).items():
         if not domain.holds(value := getattr(options, name)):
             raise ValueError(f"--{name} must be {domain.expected}, got {value!r}")
 
@@ -181,4 +183,4 @@ def _bool(text: str) -> bool:
     return text.lower() in TRUE
 
 
-_PARSERS = {bool: _bool, int: int, float: float, str: str, dict: json.loads}
+_PARSERS: dict[type, Callable[[str], Any]] = {bool: _bool, int: int, float: float, str: str, dict: json.loads}

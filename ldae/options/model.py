@@ -13,6 +13,8 @@ MODEL = "Model"
 class _ModelOptions:
     """What `ModelArguments` can do beside holding its options."""
 
+    model_size: str
+
     def overrides(self) -> dict[str, Any]:
         """The options that were given, as fields of LDAEConfig."""
         given = {name: value for name, value in vars(self).items() if value is not None and name != "model_size"}
@@ -34,7 +36,7 @@ def _model_arguments() -> type:
     """A dataclass of the options that configure the model: `model_size` and every documented field of LDAEConfig."""
     documented = r"^        (\w+) \(.*?(?:defaults to (.*))?\):\n((?:            .*\n)+)"
     texts = {}
-    for name, default, text in re.findall(documented, LDAEConfig.__doc__, re.MULTILINE):
+    for name, default, text in re.findall(documented, LDAEConfig.__doc__ or "", re.MULTILINE):
         default = "that of model_size" if name in SIZES["tiny"] else default
         text = f"{text} (default: {default})" if default else text
         texts[name] = " ".join(text.split()).replace("`", "")

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
+from ldae.files import atomic_write
 from ldae.hardware import hardware
 from ldae.names import short_name as short_name
 
@@ -47,16 +48,9 @@ def save_result(path: str | Path, result: dict[str, Any], overwrite: bool = Fals
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} holds another run's result; choose another --output_dir or pass --overwrite")
-    write_whole(path, json.dumps({**result, **environment()}, indent=2, default=str) + "\n")
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps({**result, **environment()}, indent=2, default=str) + "\n")
     return path
-
-
-def write_whole(path: Path, text: str):
-    """Writes a file so that it is there with all of its text or not at all; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,8 @@ def save_study(path: str | Path, rows: Iterable[Row]) -> Path:
     path = Path(path)
     rows = sorted(rows, key=lambda row: row.run.split("/"))  # stable: the results of a run keep their order
     lines = (json.dumps({**asdict(row), "study": path.stem}, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(path, "".join(lines))
+    with atomic_write(path) as partial:
+        partial.write_text("".join(lines))
     return path
 
 

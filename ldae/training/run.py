@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
@@ -176,6 +176,7 @@ class Run:
     def _prepare(self, last: Path | None):
         """Builds the optimizer and the averaged weights, and loads the checkpoint `last` into them."""
         train_args, accelerator, model = self.train_args, self.accelerator, self.unwrapped
+        on_gpu = accelerator.device.type == "cuda"
         self.averaged = type(model)(model.config)
         self.sample_noise = model.sample_noise
         if train_args.gradient_checkpointing:
@@ -184,12 +185,16 @@ class Run:
             parameter_groups(model, train_args.weight_decay),
             lr=self.peak_learning_rate,
             betas=(train_args.adam_beta1, train_args.adam_beta2),
-            fused=accelerator.device.type == "cuda",  # on a CPU it would round otherwise
+            fused=on_gpu,  # on a CPU it would round otherwise
         )
         if train_args.torch_compile:
             compile_blocks(model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.ema = EMAModel(self.model.parameters(), train_args.ema_decay) if train_args.ema_decay else None
+        self.ema = None
+        if train_args.ema_decay:
+            # a GPU would spend more time on launching one operation for each tensor; there is none for many of FSDP's
+            foreach = on_gpu and accelerator.distributed_type is not DistributedType.FSDP
+            self.ema = EMAModel(self.model.parameters(), train_args.ema_decay, foreach=foreach)
         if last is not None:
             self.checkpoints.load(last, self.model, self.optimizer, self.ema)
             accelerator.print(f"Going on from {last}.")

@@ -16,8 +16,9 @@ import probe_ldae
 from ldae import LDAEConfig, LDAEForPreTraining
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
+from ldae.features import extraction
 from ldae.features.encoders import Encoder, load_encoder
-from ldae.probes import Knn, LinearFast, Subject
+from ldae.probes import Knn, LinearFast, Subject, unpack
 
 TINY = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 COLOURS = {"blue": (60, 60, 190), "green": (60, 190, 60), "red": (190, 60, 60)}
@@ -83,9 +84,12 @@ def test_end_to_end(folder, data, capsys):
         "name": "colours", "num_train": 30, "num_validation": 15, "num_classes": 3,
     }  # fmt: skip
     assert result["commit"] is None or len(result["commit"]) >= 40
-    expected = by_hand(Encoder(LDAEForPreTraining.from_pretrained(folder)), data, Knn(knn_k=5), LinearFast())
+    encoder = Encoder(LDAEForPreTraining.from_pretrained(folder))
+    expected = by_hand(encoder, data, Knn(knn_k=5), LinearFast())
     assert figures(result["protocols"]) == figures(expected)
-    assert all(result["floor"][name] for name in ("knn", "linear-fast", "description"))
+    assert figures(result["floor"]) == figures(by_hand(encoder.untrained(), data, Knn(knn_k=5), LinearFast()))
+    right = unpack(result["protocols"]["knn"]["predictions"]) == unpack(result["data"]["labels"])
+    assert (len(right), 100 * right.mean()) == (15, pytest.approx(expected["knn"]["accuracy"]))
     out = capsys.readouterr().out
     assert f"{expected['knn']['accuracy']:.1f} ± {expected['knn']['standard_error']:.1f}" in out
 
@@ -104,7 +108,8 @@ def test_every_protocol_with_sweep_and_figures(folder, data, capsys):
     assert {"probe-colours.json", "sweep-colours.json", "sweep-colours.png", "neighbours-colours.png"} <= made
     assert {f"confusion-{name}-colours.png" for name in EVERY if name not in ("few-shot", "retrieval")} <= made
     out = capsys.readouterr().out
-    assert all(name in out for name in EVERY)
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[1 : 1 + len(EVERY)]] == EVERY
     assert "decoder block 1" in out
 
 
@@ -125,7 +130,26 @@ def test_protocols_are_added_and_not_measured_again(folder, data, monkeypatch):
 def test_without_a_baseline(folder, data, capsys):
     result = run("--model", folder, "--data", data, "--protocols", "knn", "--no_baseline")
     assert result["floor"] == {}
-    assert "–" in capsys.readouterr().out
+    assert not {"random_vit", "thumbnail"} & result.keys()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("knn "))
+    assert line.split()[1] == "–"
+
+
+def test_attentive_protocols_leave_the_cache_to_the_others(folder, data, tmp_path, monkeypatch):
+    options = ["--model", folder, "--data", data, "--attentive_epochs", 1, "--protocols", "knn"]
+    cache = tmp_path / "home" / ".cache" / "ldae" / "features"
+    both = run(*options, "attentive", "--output_dir", tmp_path / "both")
+    assert len(list(cache.iterdir())) == 6  # two splits of the encoder, the network as initialized, the random ViT
+    shared = extraction.shared_features
+
+    def only_thumbnails(*args, represent, **kwargs):
+        assert represent is not None
+        return shared(*args, represent=represent, **kwargs)
+
+    monkeypatch.setattr(extraction, "shared_features", only_thumbnails)
+    knn = run(*options, "--output_dir", tmp_path / "knn")
+    for part in ("protocols", "floor", "random_vit", "thumbnail"):
+        assert figures({"knn": knn[part]["knn"]}) == figures({"knn": both[part]["knn"]})
 
 
 def test_unreadable_images_are_named(folder, data, capsys):
@@ -222,15 +246,19 @@ def test_code_of_a_model_is_not_run_unasked(data, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--protocols", "everything"), ("--knn_k", "0"), ("--batch_size", "0")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--protocols", "everything"), ("--knn_k", "0"), ("--batch_size", "0"), ("--num_workers", "-1")],
+)
 def test_impossible_values(option, value):
-    with pytest.raises(ValueError, match=option):
+    with pytest.raises(ValueError, match=f"^{option}(:| must)"):
         probe_ldae.parse_arguments(["--model", "x", option, value])
 
 
-def test_a_model_must_be_named():
+def test_a_model_must_be_named(capsys):
     with pytest.raises(SystemExit):
         probe_ldae.parse_arguments([])
+    assert "required: --model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -256,8 +284,9 @@ def test_two_processes_equal_one(folder, data, tmp_path):
     subprocess.run(list(map(str, command)), check=True, env=environment, timeout=300)
     two = json.loads((tmp_path / "two" / "probe-colours.json").read_text())
     assert figures(two["protocols"]) == figures(one["protocols"])
-    assert figures(two["floor"]) == figures(one["floor"])
+    for part in ("floor", "random_vit", "thumbnail"):
+        assert figures(two[part]) == figures(one[part])
     assert two["data"] == one["data"]
-    assert sorted(path.name for path in (tmp_path / "two").glob("*.safetensors")) == sorted(
-        path.name for path in (tmp_path / "one").glob("*.safetensors")
-    )
+    one, two = (sorted(path.name for path in (tmp_path / run).glob("*.safetensors")) for run in ("one", "two"))
+    assert two == one
+    assert len(one) == 6  # two splits of the encoder, the network as initialized, the random ViT

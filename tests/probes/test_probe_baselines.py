@@ -67,7 +67,11 @@ def test_the_baselines_of_a_probe_are_those_computed_by_hand(labelled_images, ti
         layer.modulation.bias.data = torch.tensor([0.0, 0, 1, 0, 0, 1]).repeat_interleave(16)
     with torch.no_grad():
         expected = {"random_vit": opened.pool(pixel_values), "thumbnail": thumbnail_features(pixel_values)}
+    found = {
+        b.key: b.subject.features("train").features for b in baselines(Subject(encoder, *2 * [labelled_images]), [])
+    }
     for key, features in expected.items():
+        torch.testing.assert_close(found[key], features)
         known = {split: Features(features, labels) for split in ("train", "validation")}
         by_hand = Subject(encoder, labelled_images, labelled_images, known=known)
         for protocol in protocols:

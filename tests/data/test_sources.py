@@ -1,0 +1,191 @@
+"""Folders, parquet files and Hub data sets become examples with images and labels."""
+
+import datasets
+import pytest
+from image_files import encoded, examples, parquet, save
+from PIL import Image
+
+from ldae.data.images import ImageDataset
+from ldae.data.sources import EXTENSIONS, hub_id, load_examples, why_not_probed
+
+IMAGE = encoded(Image.new("RGB", (8, 8)), "PNG")
+
+
+def names_of(data) -> list[str]:
+    return sorted(path["path"].rsplit("/", 1)[-1] for path in data["image"])
+
+
+def test_flat_folder_has_no_labels_and_any_case_of_suffix(tmp_path):
+    for name in ("one.png", "two.JPG", "three.TiFF"):
+        save(tmp_path / name)
+    for name in ("notes.txt", "paper.pdf", "._one.png", "clip.mpg"):
+        (tmp_path / name).write_bytes(b"x")
+    data = load_examples(str(tmp_path), "train")
+    assert names_of(data) == ["one.png", "three.TiFF", "two.JPG"]
+    assert "label" not in data.column_names
+    assert ImageDataset(data, (8, 8)).labels is None
+    assert load_examples(str(tmp_path), "validation") is None
+    assert {".png", ".jpg", ".webp"} <= EXTENSIONS
+
+
+def test_class_folders_of_any_depth(tmp_path):
+    for name in ("cat/1.png", "cat/deep/er/2.png", "ape/3.png"):
+        save(tmp_path / name)
+    data = load_examples(str(tmp_path), "train")
+    assert data.features["label"].names == ["ape", "cat"]
+    assert list(data["label"]) == [0, 1, 1]
+    save(tmp_path / "stray.png")
+    assert "label" not in load_examples(str(tmp_path), "train").column_names
+
+
+def test_train_and_val_folders_number_classes_alike(tmp_path):
+    for name in ("Train/a/1.png", "Train/b/2.png", "Train/c/3.png", "val/a/4.png", "val/c/5.png"):
+        save(tmp_path / name)
+    assert list(load_examples(str(tmp_path), "train")["label"]) == [0, 1, 2]
+    for split in ("validation", "val"):
+        assert list(load_examples(str(tmp_path), split)["label"]) == [0, 2]
+    with pytest.raises(ValueError, match=r"split.*'extra'"):
+        load_examples(str(tmp_path), "extra")
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_train_and_test_may_be_classes(tmp_path, name):
+    for folder in (name, "car", "ship"):
+        save(tmp_path / folder / "1.png")
+    data = load_examples(str(tmp_path), "train")
+    assert data.features["label"].names == sorted([name, "car", "ship"])
+    assert load_examples(str(tmp_path), "validation") is None
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    save(tmp_path / "elsewhere" / "1.png")
+    save(tmp_path / "set" / "cat" / "2.png")
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "cat" / "loop").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "cat" / "broken.png").symlink_to(tmp_path / "gone.png")
+    data = load_examples(str(tmp_path / "set"), "train")
+    assert names_of(data) == ["1.png", "2.png"]
+    assert data.features["label"].names == ["cat", "dog"]
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data: there are no images"):
+        load_examples(str(tmp_path), "train")
+    file = save(tmp_path / "file.png")
+    for name in (str(tmp_path / "gone"), "./gone", "~nobody/gone", "a/b/c", "C:\\gone", "some\\gone", str(file)):
+        with pytest.raises(FileNotFoundError, match="data: there is no folder"):
+            load_examples(name, "train")
+    with pytest.raises(FileNotFoundError, match="data: 'not a name' is neither"):
+        load_examples("not a name", "train")
+    with pytest.raises(ValueError, match="data is empty"):
+        load_examples("", "train")
+    with pytest.raises(ValueError, match="streaming"):
+        load_examples(str(tmp_path), "train", streaming=True)
+
+
+def test_a_folder_called_photos_is_not_the_embedded_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(load_examples("photos", "train"))
+    save(tmp_path / "photos/a.png")
+    with pytest.raises(ValueError, match=r"'\./photos' is the folder that is here"):
+        load_examples("photos", "train")
+    assert len(load_examples("./photos", "train")) == 1
+
+
+def test_a_hub_data_set_may_have_configurations(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config=None, streaming=False):
+        asked.append((name, config))
+        if config is None:
+            raise ValueError("Config name is missing. Please pick one among the available configs: ['160px']")
+        return {"train": datasets.Dataset.from_dict({"image": [IMAGE]}, datasets.Features(image=datasets.Image()))}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(load_examples("org/set:160px", "train")) == 1
+    with pytest.raises(ValueError, match=r"as org/set:CONFIGURATION \(.*'160px'"):
+        load_examples("org/set", "train")
+    assert asked == [("org/set", "160px"), ("org/set", None)]
+    assert hub_id("org/set:160px") == "org/set"
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "reason"),
+    [
+        ([0, 1], [1, 0], None),
+        ([0, 1], None, "no validation split"),
+        (None, [0, 1], "the training split has no labels"),
+        ([0, 1], [0, -1], "labels of the validation split are not all class numbers"),
+        ([0, None], [0, 1], "labels of the training split are not all class numbers"),
+    ],
+)
+def test_what_cannot_be_probed(train, validation, reason):
+    splits = [
+        None
+        if labels is None and split == "validation"
+        else datasets.Dataset.from_dict({"image": ["x", "y"]} if labels is None else {"label": labels})
+        for split, labels in (("train", train), ("validation", validation))
+    ]
+    found = why_not_probed(*splits)
+    assert found is None if reason is None else reason in found
+
+
+def test_splits_with_other_classes_cannot_be_probed(tmp_path):
+    for split, name in (("train", "cat"), ("train", "dog"), ("val", "cat"), ("val", "emu")):
+        save(tmp_path / f"set/{split}/{name}/{name}.png")
+    splits = [load_examples(str(tmp_path / "set"), split) for split in ("train", "validation")]
+    assert "not in both: emu" in why_not_probed(*splits)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_folder(tmp_path, streaming):
+    features = {
+        "photo": datasets.Image(),
+        "name": datasets.Value("string"),
+        "kind": datasets.ClassLabel(names=["a", "b"]),
+    }
+    rows = {"photo": [IMAGE, IMAGE], "name": ["x", "y"], "kind": [1, 0]}
+    folder = parquet(tmp_path / "set", rows, **features)
+    assert load_examples(folder, "validation", streaming) is None
+    parquet(tmp_path / "set", rows, split="test", **features)
+    for split in ("train", "validation", "test"):
+        data = load_examples(folder, split, streaming)
+        assert [example["label"] for example in data] == [1, 0]
+        assert all(example["image"]["bytes"] == IMAGE["bytes"] for example in data)
+        assert set(data.features) == {"image", "label"}
+    with pytest.raises(ValueError, match=r"train, test, got 'train\[:10%\]'"):
+        load_examples(folder, "train[:10%]", streaming)
+    with pytest.raises(ValueError, match=r"image_column: .*photo, name, kind, got 'image'"):
+        load_examples(folder, "train", streaming, image_column="image")
+    with pytest.raises(ValueError, match=r"label_column: .*got 'class'"):
+        load_examples(folder, "train", streaming, label_column="class")
+    assert set(load_examples(folder, "train", streaming, label_column="kind").features) == {"image", "label"}
+
+
+def test_labels_of_other_types(tmp_path):
+    numbers = parquet(
+        tmp_path / "n", {"image": [IMAGE], "label": [7]}, image=datasets.Image(), label=datasets.Value("int32")
+    )
+    assert ImageDataset(load_examples(numbers, "train"), (8, 8)).labels.tolist() == [7]
+
+    text = {"image": datasets.Image(), "label": datasets.Value("string")}
+    folder = parquet(tmp_path / "t", {"image": [IMAGE] * 3, "label": ["cat", "ape", "dog"]}, **text)
+    parquet(tmp_path / "t", {"image": [IMAGE] * 2, "label": ["dog", "cat"]}, split="validation", **text)
+    assert list(load_examples(folder, "train")["label"]) == [1, 0, 2]
+    assert list(load_examples(folder, "validation")["label"]) == [2, 1]
+    with pytest.raises(ValueError, match=r"label_column.*streaming"):
+        load_examples(folder, "train", streaming=True)
+
+    several = {"image": datasets.Image(), "label": datasets.List(datasets.Value("int64"))}
+    folder = parquet(tmp_path / "m", {"image": [IMAGE], "label": [[1, 2]]}, **several)
+    assert load_examples(folder, "train").column_names == ["image"]  # such images can still be learned from
+    with pytest.raises(ValueError, match="label_column: 'label' must hold one class"):
+        load_examples(folder, "train", label_column="label")
+
+
+def test_parquet_without_images_or_rows(tmp_path):
+    folder = parquet(tmp_path / "none", {"label": [1]}, label=datasets.Value("int64"))
+    with pytest.raises(ValueError, match="no column of images among label; name it with image_column"):
+        load_examples(folder, "train")
+    with pytest.raises(ValueError, match="data holds no images"):
+        ImageDataset(examples(1).select([]), (8, 8))
