@@ -36,17 +36,19 @@ class GenerationArguments:
     output_dir: str = option(MISSING, "Folder of samples.png and results/generation.json.")
     data: str | None = option(None, "Real images, to measure the Fréchet distance to; by default it is not measured.")
     split: str = option("train", "Split of the real images.")
-    num_images: int = option(64, "Images to generate; the paper's FID is of 50,000.")
+    num_images: int = option(
+        64, "Images to generate, at least 2 for a distance; the paper's FID is of 50,000.", minimum=1
+    )
     sampler: Literal["ddim", "ddpm", "dpm"] = option("ddim", "DDIM, DDPM's ancestral sampling, or DPM-Solver++.")
-    num_inference_steps: int = option(50, "Noise levels that are visited.")
-    guidance_scale: float = option(1.0, "Classifier-free guidance, of a model with classes; 1: none.")
+    num_inference_steps: int = option(50, "Noise levels that are visited.", minimum=1)
+    guidance_scale: float = option(1.0, "Classifier-free guidance, of a model with classes; 1 is none.")
     encoder: str | None = option(
         None,
-        "Encoder whose features the distance is taken on; by default Inception's, from torch-fidelity (the fid extra).",
+        "Encoder on whose features the distance is measured; by default Inception's, from torch-fidelity (the fid extra).",
     )
     seed: int = option(0, "Seed of the noise.")
-    batch_size: int = option(64, "Images in a forward pass.")
-    num_workers: int = option(0, "Processes that read images.")
+    batch_size: int = option(64, "Images in a forward pass.", minimum=1)
+    num_workers: int = option(0, "Processes that read images.", minimum=0)
     overwrite: bool = option(False, "Replace another run's result in output_dir.")
 
 
@@ -54,15 +56,13 @@ def parse_arguments(argv: list[str] | None = None) -> GenerationArguments:
     """The options of a command line.
 
     Raises:
-        SystemExit: for an unknown option.
-        ValueError: for a number out of its bounds, or an encoder without images to measure the distance to.
+        SystemExit: for an unknown option or value, named on stderr.
+        ValueError: for options that contradict each other.
     """
     parser = option_parser(GenerationArguments, description=__doc__.split("\n")[0])
-    (options,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    least = {"num_images": 1 if options.data is None else 2, "batch_size": 1, "num_workers": 0}
-    for name, minimum in least.items():
-        if getattr(options, name) < minimum:
-            raise ValueError(f"--{name} must be at least {minimum}, got {getattr(options, name)}")
+    (options,) = parser.parse_args_into_dataclasses(argv)
+    if options.data is not None and options.num_images < 2:
+        raise ValueError(f"--num_images must be at least 2 for a distance to --data, got {options.num_images}")
     if options.encoder is not None and options.data is None:
         raise ValueError("--encoder measures a distance to real images: name them by --data")
     return options
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     Raises:
         FileExistsError: if output_dir holds another run's result.
-        ValueError: for a model that does not generate, or a number out of its bounds.
+        ValueError: for a model that does not generate, or options that contradict it or each other.
     """
     options, start = parse_arguments(argv), time.perf_counter()
     output_dir = Path(options.output_dir).expanduser()
