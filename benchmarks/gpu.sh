@@ -42,6 +42,7 @@ if [ -n "$dry" ]; then
     --decoder_num_hidden_layers 1 --latent_dim 4 --per_device_batch_size 8 --max_steps 4 --num_workers 1)
   data=photos
   workers=0
+  protocols=knn
 else
   tests=(-m gpu)
   python -c "import xdist" 2>/dev/null && tests+=(-n 4) # most of a test is not spent on the GPU
