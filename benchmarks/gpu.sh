@@ -74,11 +74,11 @@ step() {
 }
 
 train() {
-  limit $((minutes * 60 + 150)) python train_ldae.py "$recipe" "${common[@]}" --output_dir "$runs/ldae"
+  limit "$(awk "BEGIN {print int($minutes * 60 + 150)}")" python train_ldae.py "$recipe" "${common[@]}" --output_dir "$runs/ldae"
 }
 
 mae() {
-  limit $((minutes * 60 + 150)) python -m experiments.baselines.vit_mae "$recipe" "${common[@]}" --output_dir "$runs/mae" \
+  limit "$(awk "BEGIN {print int($minutes * 60 + 150)}")" python -m experiments.baselines.vit_mae "$recipe" "${common[@]}" --output_dir "$runs/mae" \
     --adam_beta2 0.95 --weight_decay 0.05 ${MAE_OPTIONS:-}
 }
 
