@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from configuration_ldae import pair
 from ldae.data.images import PIL_MODES
 from ldae.probes import PROTOCOLS, Result, format_figure
+from ldae.report.tables import markdown
 
 # Images that a run may leave in its folder, and what they show.
 IMAGES = {
@@ -159,8 +160,14 @@ def _results(probes: dict[Path, Result]) -> str:
         for name, figures in probe["protocols"].items():
             title = PROTOCOLS[name].title
             rows.append(
-                f"| {title} | {format_figure(name, figures)} | {format_figure(name, floor.get(name))} | {data['name']} "
-                f"| {probe['seed']} | [{path.name}]({path.as_posix()}) |\n"
+                {
+                    "Protocol": title,
+                    "This model": format_figure(name, figures),
+                    "Floor": format_figure(name, floor.get(name)),
+                    "Data": data["name"],
+                    "Seed": probe["seed"],
+                    "File": f"[{path.name}]({path.as_posix()})",
+                }
             )
             notes.append(f"- {title}: {figures['description']}\n")
         notes.append(f"- Floor: {floor.get('description', 'not measured here')}\n")
@@ -171,8 +178,7 @@ def _results(probes: dict[Path, Result]) -> str:
     return (
         "In percent, on validation images, ± one standard error. The floor is what the same network reaches\n"
         "untrained; only the difference was learned.\n\n"
-        "| Protocol | This model | Floor | Data | Seed | File |\n|---|---|---|---|---|---|\n"
-        + "".join(rows) + "\n" + "".join(dict.fromkeys(notes))
+        + markdown(rows, left=("Protocol", "Data", "File")) + "\n\n" + "".join(dict.fromkeys(notes))
     )  # fmt: skip
 
 
@@ -213,7 +219,7 @@ def _training(result: Result) -> str:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    return "| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in facts.items())
+    return markdown([{"": name, " ": fact} for name, fact in facts.items()], left=("", " ")) + "\n"
 
 
 def main():
