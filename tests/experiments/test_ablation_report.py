@@ -161,6 +161,13 @@ def test_only_the_ablations_own_runs_and_probes_count(tmp_path):
     save_result(results / "probe-photos.json", {**other, "data": {"name": "photos"}})
     shutil.copytree(tmp_path / "l-dae-seed0", tmp_path / "old/l-dae-seed0")
     shutil.copytree(tmp_path / "l-dae-seed0", tmp_path / "l-dae-seed0-old")
+    made(tmp_path, "patch-pca", 50.0)
+    (tmp_path / "patch-pca-seed0/results/probe-x.json").unlink()  # trained, and not probed yet
+    made(tmp_path, "one-level", 50.0)
+    path = tmp_path / "one-level-seed0/results/probe-x.json"
+    probe = json.loads(path.read_text())
+    probe["protocols"] = {"knn": probe["protocols"]["linear-fast"]}  # by another protocol
+    save_result(path, probe, overwrite=True)
     (found,) = runs.measure(tmp_path).values()
     assert (found.accuracy, found.seeds) == (50.0, 1)
 
