@@ -109,8 +109,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             is predicted.
         loss_units (`str`, defaults to `"image"`):
             Units of the error where the image is predicted. `"image"`: those of the pixels, as equation 4 reads. `"latent"`:
-            those of the scaled latents, in which the noise is added; with `latent_scaling="component"` every component of
-            the error is then divided by its deviation, the residual ones too.
+            those of the scaled latents, in which the noise is added; with `latent_scaling="component"` the network then
+            predicts the principal components of a patch, each divided by its deviation, the residual ones too.
         keep_ratio (`float`, defaults to 1.0):
             Share of the tokens that the encoder sees in training, a random subset of each image's; the decoder fills in the
             others from a mask token. 1 is the paper; below 1 a step is cheaper. Inference always sees all tokens.
@@ -307,7 +307,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def whitens_residual(self) -> bool:
-        """Whether the loss divides each component of an image's error by its own deviation, for which all are needed."""
+        """Whether the network predicts every principal component of a patch divided by its deviation, and not pixels."""
         return self.predicts_image and self.loss_units == "latent" and self.latent_scaling == "component"
 
 

@@ -520,16 +520,18 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             return noise.expand_as(latents)
         if self.config.prediction == "latent":
             return latents
+        patches = patchify(pixel_values, self.config.patch_hw)
         if self.config.prediction == "projected_image":
-            return self.ldae.tokenizer.decode_patches(latents)
-        return patchify(pixel_values, self.config.patch_hw)
+            patches = self.ldae.tokenizer.decode_patches(latents)
+        return self.ldae.tokenizer.whiten(patches) if self.config.whitens_residual else patches
 
     def loss(self, target: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """The loss of targets and predictions, both (B, N, D or d), by `config.prediction`; a mean over B, N and D or d.
 
         "noise": the plain square, DDPM's simple loss. "latent", "projected_image": lambda_t e_i^2 (section 4.3). "image":
         equation 4, lambda_t w_i r_i^2, where r = V_full (target - prediction), w_i = 1 for i <= d and `residual_weight` above.
-        With `loss_units="latent"` r_i of an image is in the units of the scaled latents.
+        With `loss_units="latent"` r_i of an image is in the units of the scaled latents; where these are whitened, so are target
+        and prediction, all components of a patch.
         """
         with torch.autocast(target.device.type, enabled=False):
             error = target.float() - prediction.float()
@@ -542,8 +544,8 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         """sum_i w_i r_i^2 (B, N) of errors (B, N, D or d)."""
         config, tokenizer, weight = self.config, self.ldae.tokenizer, self.config.residual_weight
         if config.whitens_residual:
-            squares = ((error @ tokenizer.V.T) / tokenizer.scale).square().sum(-1)
-            return squares + weight * (error @ tokenizer.residual.T).square().sum(-1)
+            squares = error.square()
+            return squares[..., : config.latent_dim].sum(-1) + weight * squares[..., config.latent_dim :].sum(-1)
         squares = error.square().sum(-1)
         if config.prediction == "image":
             # V_full is orthonormal, so sum_i w_i r_i^2 = w ||e||^2 + (1 - w) ||V e||^2: the d rows of V suffice
@@ -556,6 +558,8 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         self, prediction: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor, image_hw: tuple[int, int]
     ) -> torch.Tensor:
         """The clean images (B, C, *image_hw) that a prediction (B, N, D or d) stands for."""
+        if self.config.whitens_residual:
+            prediction = self.ldae.tokenizer.unwhiten(prediction)
         if self.config.predicts_image:
             return unpatchify(prediction, self.config.patch_hw, image_hw)
         if self.config.prediction == "noise":

@@ -18,7 +18,7 @@ import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
-from ldae.options import option, option_parser, validate
+from ldae.options import option, option_parser
 from ldae.probes import (
     DEFAULT_PROTOCOLS,
     PROTOCOLS,
@@ -89,14 +89,13 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list
     """Reads the options of a command line, and the protocols that they name.
 
     Raises:
-        SystemExit: for an unknown option.
-        ValueError: for an unknown protocol, or a value outside its bounds.
+        SystemExit: for an unknown option or value, named on stderr.
+        ValueError: for an unknown protocol, or options of a chosen protocol that do not fit together.
     """
     parser = option_parser(ProbeArguments, *PROTOCOLS.values(), description=__doc__.split("\n")[0])
     options, *protocols = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     if unknown := [name for name in options.protocols if name not in PROTOCOLS]:
         raise ValueError(f"--protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")
-    validate(options)
     chosen = {protocol.name: protocol for protocol in protocols}
     chosen = [chosen[name] for name in dict.fromkeys(options.protocols)]
     for protocol in chosen:

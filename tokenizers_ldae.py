@@ -217,6 +217,19 @@ class PatchTokenizer(Tokenizer):
     def decode(self, latents: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
         return unpatchify(self.decode_patches(latents), self.patch_hw, image_hw)
 
+    def whiten(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches (B, N, D) -> all their principal components, each divided by its deviation, (B, N, D): first the latents."""
+        with torch.autocast(patches.device.type, enabled=False):
+            centred = patches.float() - self.mean
+            return torch.cat([centred @ self.V.T / self.scale, centred @ self.residual.T], dim=-1)
+
+    def unwhiten(self, whitened: torch.Tensor) -> torch.Tensor:
+        """The inverse of `whiten`."""
+        with torch.autocast(whitened.device.type, enabled=False):
+            latents, rest = whitened.float().split([len(self.V), len(self.residual)], dim=-1)
+            variance = 1 / self.residual.square().sum(dim=1)  # rows were divided by their deviations
+            return self.decode_patches(latents) + (rest * variance) @ self.residual
+
     def fit(self, batches: Iterable[torch.Tensor], config: Any) -> "PatchTokenizer":
         moments = PatchMoments(config.patch_dim, self.scale.device)
         for pixel_values in batches:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from ldae import LDAEConfig, LDAEForPreTraining
+from ldae.training.optimization import compile_blocks
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def make(contender: Contender, config: LDAEConfig) -> nn.Module:
     attention = {"attn_implementation": contender.attention}
     if contender.family == "l-DAE":
         if contender.keep_ratio != 1:
-            config = LDAEConfig(**{**config.to_diff_dict(), "keep_ratio": contender.keep_ratio})
+            config = LDAEConfig.from_dict({**config.to_dict(), "keep_ratio": contender.keep_ratio})
         model = LDAEForPreTraining._from_config(config, **attention)
         model.ldae.tokenizer.spectrum.fill_(1)  # stands for a fitted tokenizer
         return model
@@ -90,14 +91,13 @@ def make(contender: Contender, config: LDAEConfig) -> nn.Module:
     return ViTMAEForPreTraining._from_config(mae, **attention)
 
 
-def compile_blocks(module: nn.Module):
-    """Compiles every block of the model's stacks by itself, which takes one compilation for all blocks of a kind."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            for block in child:
-                block.compile()
-        else:
-            compile_blocks(child)
+def compile_contender(model: nn.Module):
+    """Compiles the model's blocks one by one, as train_ldae.py does."""
+    if isinstance(model, DiTForTraining):
+        for block in model.transformer.transformer_blocks:
+            block.compile()
+    else:
+        compile_blocks(model)
 
 
 class Step:
@@ -116,7 +116,7 @@ class Step:
         with device:  # initial values of hundreds of millions of weights take long on a CPU
             self.model = make(contender, config).to(device).train()
         if contender.compiled:
-            compile_blocks(self.model)
+            compile_contender(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.images = torch.rand(batch_size, config.num_channels, *config.image_hw, device=device) * 2 - 1
         self.device, self.bf16 = device, bf16

@@ -5,9 +5,9 @@
 #   check  the tests that need a GPU
 #   step   time, FLOP utilization and memory of a training step, for l-DAE, ViTMAE and DiT at base and half-large, 256 px
 #   train  the recipe's run, MINUTES long; a run that was cut short goes on from its last checkpoint
-#   mae    ViTMAE by the same recipe, as long
+#   mae    ViTMAE by the same recipe, as long, with its authors' beta2 and weight decay
 #   probe  both encoders on DATA
-#   pack   the weights, in bf16, as files of at most 15 MB in OUT
+#   pack   the l-DAE's weights, in bf16, as files of at most 15 MB in OUT
 #
 # Every stage has a time limit; one that fails does not keep the others from running. After each, the small files of all
 # stages (logs, results, losses, cards, images) are in OUT/results.tar.gz. The exit status counts the stages that failed.
@@ -17,6 +17,7 @@
 # RECIPE     recipes/tiny-imagenet-gpu.yaml by default
 # BATCH      images in a step of the runs, 1024 by default
 # WORKERS    processes that read images, all cores but two by default
+# OPTIONS    more options of both runs; MAE_OPTIONS, of ViTMAE's; STEP_OPTIONS, of benchmarks.step
 # PROTOCOLS  what probe measures, "knn linear-fast" by default
 # RUNS       the runs' folder, runs/gpu by default
 # DRY=1      all of it at tiny sizes on the CPU, in place of DATA on embedded images, to see that the script works
@@ -43,13 +44,15 @@ if [ -n "$dry" ]; then
   workers=0
 else
   tests=(-m gpu)
+  python -c "import xdist" 2>/dev/null && tests+=(-n 4) # most of a test is not spent on the GPU
   patience=0
   step=(--device cuda --image_size 256 --patch_size 16 --steps 10 --warmup 3 --compile)
   sizes=(base half-large)
   common=(--data "$data" --max_minutes "$minutes" --per_device_batch_size "$batch" --num_workers "$workers"
     --mixed_precision bf16 --torch_compile)
 fi
-common+=(--no_probe --report_to none --knn_steps 0 --image_steps 0 --resume)
+common+=(--no_probe --report_to none --knn_steps 0 --image_steps 0 --resume ${OPTIONS:-})
+step+=(${STEP_OPTIONS:-})
 
 limit() { # seconds, command: with a time limit, its output to the screen and to the stage's log
   timeout --kill-after=10 $(($1 + patience)) "${@:2}" 2>&1 | tee -a "$runs/report/$stage.log"
@@ -74,7 +77,8 @@ train() {
 }
 
 mae() {
-  limit $((minutes * 60 + 150)) python -m experiments.baselines.vit_mae "$recipe" "${common[@]}" --output_dir "$runs/mae"
+  limit $((minutes * 60 + 150)) python -m experiments.baselines.vit_mae "$recipe" "${common[@]}" --output_dir "$runs/mae" \
+    --adam_beta2 0.95 --weight_decay 0.05 ${MAE_OPTIONS:-}
 }
 
 probe() {
@@ -88,12 +92,12 @@ probe() {
 }
 
 pack() {
-  rm -rf "$out/weights"
-  limit 60 python -m benchmarks.weights "$runs/ldae" "$out/weights"
+  rm -rf "$runs/weights" "$out"/*.safetensors
+  limit 60 python -m benchmarks.weights "$runs/ldae" "$runs/weights" && cp "$runs"/weights/*.safetensors "$out"
 }
 
 bundle() { # everything small in one file
-  (cd "$runs" && find . -type f ! -path '*/checkpoints/*' ! -name '*.safetensors' -size -4M -print0 |
+  (cd "$runs" && find . -type f ! -path '*/checkpoints/*' ! -name '*.safetensors' ! -name results.tmp -print0 |
     tar --null --files-from - -czf results.tmp) && mv "$runs/results.tmp" "$out/results.tar.gz"
 }
 

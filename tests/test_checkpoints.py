@@ -139,6 +139,7 @@ def test_what_a_kill_left_does_not_count_and_is_removed(save, tmp_path, monkeypa
     assert not (whole / "state.json").exists()
     (tmp_path / ".checkpoint-00000013.partial").mkdir()  # while one was written
     (tmp_path / "checkpoint-00000020").mkdir()  # while the newest was removed
+    (tmp_path / "checkpoint-00000020/model.safetensors").touch()
     (tmp_path / "checkpoint-mine").mkdir()
     assert Checkpoints(tmp_path).last().name == "checkpoint-00000010"
     save(20, 3.0)

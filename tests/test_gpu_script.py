@@ -14,7 +14,7 @@ STAGES = ("check", "step", "train", "mae", "probe", "pack")
 
 
 def run(tmp_path: Path, *stages: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "DRY": "1", "RUNS": str(tmp_path / "runs"), "RECIPE": "recipes/photos.yaml"}
+    environment = {**os.environ, "DRY": "1", "RUNS": str(tmp_path / "runs")}
     command = ["bash", "benchmarks/gpu.sh", str(tmp_path / "out"), *stages]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
@@ -35,6 +35,7 @@ def test_every_stage_leaves_its_files(tmp_path):
     assert list(step["contenders"])[:3] == ["l-DAE, sdpa", "ViTMAE, sdpa", "DiT"]
     files = [path for path in out.rglob("*") if path.is_file()]
     assert len(files) <= 8
+    assert {path.parent for path in files} == {out}
     weights = [path for path in files if path.suffix == ".safetensors"]
     assert {str(value.dtype) for path in weights for value in load_file(path).values()} == {
         "torch.bfloat16",

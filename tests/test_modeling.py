@@ -50,16 +50,22 @@ def naive_gamma_sigma(config, t):
     return math.sqrt(gamma2), math.sqrt(1 - gamma2)
 
 
+def naive_components(config, w, patch):
+    """Every principal component of a patch (D,), divided by its deviation."""
+    V, mean, spectrum = (w[f"ldae.tokenizer.{name}"] for name in ("V", "mean", "spectrum"))
+    d = config.latent_dim
+    rows = w["ldae.tokenizer.residual"] * spectrum[d:, None].sqrt()  # unit rows, before they were divided
+    basis = torch.cat([V, rows])
+    assert_close(basis @ basis.T, torch.eye(len(basis)).double(), atol=1e-5, rtol=0)
+    return torch.stack([basis[i] @ (patch - mean) / spectrum[i].sqrt() for i in range(len(basis))])
+
+
 def naive_latent_units(config, w, error):
     """sum_i w_i (r_i / s_i)^2 of one patch's error (D,): along every principal component, in units of its deviation."""
-    V, scale, spectrum = (w[f"ldae.tokenizer.{name}"] for name in ("V", "scale", "spectrum"))
-    d = config.latent_dim
+    V, scale, d = w["ldae.tokenizer.V"], w["ldae.tokenizer.scale"], config.latent_dim
+    if config.whitens_residual:
+        return sum((1 if i < d else 0.1) * error[i] ** 2 for i in range(config.patch_dim))
     total = sum((V[i] @ error / scale[i]) ** 2 for i in range(d))
-    if config.latent_scaling == "component" and d < config.patch_dim:
-        rows = w["ldae.tokenizer.residual"] * spectrum[d:, None].sqrt()  # unit rows, before they were divided
-        assert_close(rows @ rows.T, torch.eye(len(rows)).double(), atol=1e-5, rtol=0)
-        assert_close(rows @ V.T, torch.zeros(len(rows), d).double(), atol=1e-5, rtol=0)
-        return total + sum(0.1 * (rows[i] @ error) ** 2 / spectrum[d + i] for i in range(len(rows)))
     outside = error - V.T @ (V @ error)
     weight = (
         0.1 if config.prediction == "image" else 1
@@ -156,6 +162,8 @@ def naive_loss(model, images, noise, timesteps, classes=None, keep=None):
                 target = {"noise": eps[len(targets)], "latent": z0, "image": patch}
                 if config.prediction == "projected_image":
                     target["projected_image"] = U @ (z0 * scale) + mean
+                if config.whitens_residual:
+                    target = {name: naive_components(config, w, x) for name, x in target.items() if len(x) == D}
                 targets.append(target[config.prediction])
         kept = range(len(tokens)) if keep is None else keep[index].tolist()
         for target, prediction in zip(targets, network(torch.stack(tokens), t, class_number, list(kept)), strict=True):
@@ -281,9 +289,10 @@ def test_the_loss_with_classes(tiny_model, images):
         tiny_model()(x, labels=torch.tensor([0, 1, 2, 0]))
 
 
+@pytest.mark.parametrize("loss_units", ["image", "latent"])
 @pytest.mark.parametrize("prediction", ["noise", "latent", "projected_image", "image"])
-def test_a_perfect_prediction_reconstructs_the_image(tiny_model, images, prediction):
-    model = tiny_model(prediction=prediction, noise_schedule="linear_gamma2")
+def test_a_perfect_prediction_reconstructs_the_image(tiny_model, images, prediction, loss_units):
+    model = tiny_model(prediction=prediction, noise_schedule="linear_gamma2", loss_units=loss_units)
     tokenizer, patches = model.ldae.tokenizer, patchify(images(model.config), model.config.patch_hw)
     latents, timesteps, image_hw = (
         tokenizer.encode(images(model.config)),
@@ -295,6 +304,10 @@ def test_a_perfect_prediction_reconstructs_the_image(tiny_model, images, predict
     projected = patchify(tokenizer.decode(latents, image_hw), model.config.patch_hw)
     perfect = {"noise": noise, "latent": latents, "projected_image": projected, "image": patches}[prediction]
     clean = patches if prediction == "image" else projected
+    if model.config.whitens_residual:
+        perfect = tokenizer.whiten(perfect)
+        assert_close(tokenizer.unwhiten(perfect), clean, atol=1e-4, rtol=1e-4)
+    assert_close(model.target(images(model.config), latents, noise), perfect)
     reconstruction = model.clean_images(perfect, noisy, timesteps, image_hw)
     assert_close(patchify(reconstruction, model.config.patch_hw), clean, atol=1e-4, rtol=1e-4)
     assert not model.loss(perfect, perfect, timesteps)

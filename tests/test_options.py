@@ -65,7 +65,7 @@ VALUES = {  # what each option may be, and what it may not
     "seed": (st.integers(-(10**30), 10**30), st.floats() | st.booleans() | WORD),
     "ratio": (st.floats(0, 1, exclude_max=True), NEGATIVE | st.floats(1) | BROKEN | st.booleans() | WORD),
     "weight": (st.floats(0, 100, exclude_min=True), st.floats(max_value=0) | st.floats(100, exclude_min=True) | BROKEN),
-    "name": (TEXT, st.lists(TEXT, min_size=2)),
+    "name": (TEXT, st.lists(WORD, min_size=2)),
     "flag": (st.booleans(), st.integers(2) | st.floats() | WORD),
     "kind": (st.sampled_from(["no", "bf16"]), WORD | st.booleans() | st.integers()),
     "sizes": (

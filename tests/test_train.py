@@ -401,21 +401,19 @@ def test_figures_that_are_read_a_step_later_are_the_same(folder, tmp_path, monke
 
 def test_two_runs_in_one_folder(folder, tmp_path, monkeypatch):
     """The second is refused before it changes anything, also where it would overwrite or resume; the first goes on."""
-    second, real = [], Run.save_checkpoint
+    second, real = iter(["--resume", "--overwrite"]), Run.save_checkpoint
 
     def save_checkpoint(run):
         real(run)
-        if not second:
-            before = sorted((tmp_path / "run").rglob("*"))
-            for option in ("--resume", "--overwrite"):
-                with pytest.raises(FileExistsError, match=rf"run' is in use by process {os.getpid()} on") as error:
-                    train(folder, tmp_path / "run", option)
-                second.append(error)
+        before = sorted((tmp_path / "run").rglob("*"))
+        if (option := next(second, None)) is not None:
+            with pytest.raises(FileExistsError, match=rf"run' is in use by process {os.getpid()} on"):
+                train(folder, tmp_path / "run", option)
             assert sorted((tmp_path / "run").rglob("*")) == before
 
     monkeypatch.setattr(Run, "save_checkpoint", save_checkpoint)
     train(folder, tmp_path / "run")
-    assert len(second) == 2
+    assert next(second, None) is None
     assert len(losses(tmp_path / "run")) == 6
     assert not (tmp_path / "run/.lock").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -172,7 +173,7 @@ class ImageDataset(Dataset):
         good, bad = [], []
         for i, image in enumerate(self._prepared(indices, examples)):
             if isinstance(image, Exception):
-                bad.append(f"{names[i]}: {type(image).__name__}: {image}")
+                bad.append(f"{names[i]}: {_reason(image)}")
                 continue
             hw = image.shape[:2]
             box = boxes[i] if hw == size else self.crop.boxes(uniforms[i : i + 1], *hw)[0]
@@ -199,7 +200,7 @@ class ImageDataset(Dataset):
         bad = {}
         for index, image in zip(indices, self._prepared(np.asarray(indices)), strict=True):
             if isinstance(image, Exception):
-                bad[index] = f"{self.names([index])[0]}: {type(image).__name__}: {image}"
+                bad[index] = f"{self.names([index])[0]}: {_reason(image)}"
         return bad
 
     def about(self, indices: np.ndarray, examples: list[dict] | None = None) -> tuple[list[str], np.ndarray]:
@@ -252,6 +253,11 @@ class ImageDataset(Dataset):
             return self.augment(pixel_values)
         finally:
             generator.set_state(state)
+
+
+def _reason(error: Exception) -> str:
+    """The error in words, the same every time: Pillow's message on an image in memory holds an address."""
+    return f"{type(error).__name__}: {re.sub(r' <_io.BytesIO object at .*?>', '', str(error))}"
 
 
 def _shared_bytes(count: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from ldae.features.encoders import Encoder, load_encoder
 from ldae.features.extraction import extract_features, progress_bar
 from ldae.features.shards import claim, read_header, write_shard
 from ldae.files import write_json
-from ldae.options import option, option_parser, validate
+from ldae.options import option, option_parser
 
 
 @dataclass
@@ -67,11 +67,10 @@ def parse_arguments(argv: list[str] | None = None) -> FeatureArguments:
 
     Raises:
         SystemExit: for an unknown option or value, named on stderr.
-        ValueError: for a number outside its bounds, or an output_dir inside the data's folder.
+        ValueError: for an output_dir inside the data's folder.
     """
     parser = option_parser(FeatureArguments, description="Writes the features of images to files.")
     (options,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    validate(options)
     data = Path(options.data).expanduser()
     if data.is_dir() and options.folder.resolve().is_relative_to(data.resolve()):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Any vision encoder as one thing: l-DAE, transformers' models and, through transformers' wrapper, timm's."""
+"""One surface for any vision encoder: l-DAE, transformers' models and, through transformers' wrapper, timm's."""
 
 import copy
 import hashlib
@@ -19,17 +19,18 @@ INCIDENTAL = ("_name_or_path", "architectures", "auto_map", "dtype", "transforme
 
 
 class Encoder(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] -> patch tokens (B, N, E), without class and register tokens.
+    """An encoder of images (B, C, H, W) in [-1, 1] to patch tokens (B, N, E), without class and register tokens.
 
-    The representation of an image is the tokens' mean, as in the paper (section 4.1, "average pooling"; no class token).
-    A model with a head is taken without it, l-DAE at its fixed t, and ViTMAE sees all patches, in their order.
+    The representation of an image is the mean of its tokens, as in the paper (section 4.1: average pooling, no class
+    token). A model with a head is taken without it. An l-DAE is told its fixed t. A ViTMAE sees all patches, in their order.
 
     Args:
         model: a vision model of transformers, l-DAE and timm's wrapped models (`TimmWrapperModel`) among them.
         image_hw: height and width of the images it takes, in pixels; by default what the configuration says, or 224.
-        num_channels: of the images; by default what the configuration says, or 3.
-        mean, std: per channel, of images in [0, 1], as the model's image processor has them; None: images are in [-1, 1].
-        name: what results call it.
+        num_channels: channels of the images; by default what the configuration says, or 3.
+        mean, std: of each channel of images in [0, 1], as the model's image processor has them; None: the model takes images
+            in [-1, 1].
+        name: what results call the encoder; by default the model's own name.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Encoder(nn.Module):
         return self.token_shape[1]
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Patch tokens (B, N, E) of images (B, C, H, W) in [-1, 1].
+        """Computes patch tokens (B, N, E) of images (B, C, H, W) in [-1, 1].
 
         Raises:
             ValueError: if the model has no `last_hidden_state`, or gives tokens without naming its `patch_size`.
@@ -92,12 +93,12 @@ class Encoder(nn.Module):
         return self._patch_tokens(hidden, pixel_values.shape[-2:])
 
     def pool(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The representation (B, E): the mean of the patch tokens."""
+        """Computes the representation (B, E), the mean of the patch tokens."""
         return self(pixel_values).mean(dim=1)
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The blocks in their order: the longest list of modules of one class; of a hierarchy, those of its longest stage."""
+        """The blocks in their order: the longest list of modules of one class, which in a hierarchy is its longest stage."""
         if self.config.model_type == "ldae":  # a convolutional tokenizer has lists of its own
             return list(self.model.layers)
         lists = [
@@ -108,7 +109,7 @@ class Encoder(nn.Module):
         return max(lists, key=len, default=[])
 
     def depths(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """What comes out of each block, patch tokens (B, N, E), no final LayerNorm applied; from one pass."""
+        """Computes the patch tokens (B, N, E) after each block, without the final LayerNorm, in one pass."""
         outputs: list[torch.Tensor] = []
 
         def keep(module, arguments, output):
@@ -136,30 +137,30 @@ class Encoder(nn.Module):
         return digest.hexdigest()
 
     def untrained(self, seed: int = 0) -> "Encoder":
-        """The floor: an encoder of the same class and configuration with fresh weights.
+        """Makes the untrained baseline: an encoder of the same class and configuration with fresh weights.
 
-        What is not trained is kept: an l-DAE's tokenizer, which is fitted to images, and fixed positions. An l-DAE's
-        fresh blocks are the identity (adaLN-Zero), so its floor is a random linear embedding of the patches.
+        What is not trained is kept, such as fixed positions and an l-DAE's tokenizer, which is fitted to images. Fresh
+        blocks of an l-DAE are the identity (adaLN-Zero), so its baseline is a random linear embedding of the patches.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            floor = type(self.model)(copy.deepcopy(self.config))
+            fresh = type(self.model)(copy.deepcopy(self.config))
         if self.config.model_type == "ldae":
-            floor.tokenizer.load_state_dict(self.model.tokenizer.state_dict())
+            fresh.tokenizer.load_state_dict(self.model.tokenizer.state_dict())
         trained = self.model.state_dict()
-        fixed = {name: trained[name] for name, parameter in floor.named_parameters() if not parameter.requires_grad}
-        floor.load_state_dict(fixed, strict=False)
-        return Encoder(floor, self.image_hw, self.num_channels, self.mean, self.std, self.name).to(self.device)
+        fixed = {name: trained[name] for name, parameter in fresh.named_parameters() if not parameter.requires_grad}
+        fresh.load_state_dict(fixed, strict=False)
+        return Encoder(fresh, self.image_hw, self.num_channels, self.mean, self.std, self.name).to(self.device)
 
     def _standardise(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) in [-1, 1] -> (x - mean) / std of the same images in [0, 1]."""
+        """Maps images (B, C, H, W) in [-1, 1] to [0, 1], and then to (x - mean) / std."""
         if self.mean is None and self.std is None:
             return pixel_values
         mean, std = (pixel_values.new_tensor(v).reshape(-1, 1, 1) for v in (self.mean or [0.0], self.std or [1.0]))
         return ((pixel_values + 1) / 2 - mean) / std
 
     def _patch_tokens(self, hidden: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
-        """What a model calls its hidden state -> (B, N, E) without the tokens that stand before the patches'."""
+        """The patch tokens (B, N, E) of a hidden state or feature map, without the tokens that stand before those of patches."""
         timm = getattr(self.model, "timm_model", None)
         if hidden.ndim == 4:  # feature maps
             channels_last = str(getattr(timm, "output_fmt", "NCHW")).endswith("NHWC")
@@ -178,7 +179,7 @@ class Encoder(nn.Module):
 
 @contextmanager
 def _nothing_masked(model: PreTrainedModel, pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
-    """ViTMAE at mask ratio 0; gives the `noise` (B, N) that keeps its tokens in their order."""
+    """Sets ViTMAE's mask ratio to 0 inside, and gives the `noise` (B, N) that keeps its tokens in their order."""
     mask_ratio, num_patches = model.config.mask_ratio, model.embeddings.patch_embeddings.num_patches
     try:
         model.config.mask_ratio = 0.0
@@ -189,7 +190,7 @@ def _nothing_masked(model: PreTrainedModel, pixel_values: torch.Tensor) -> Itera
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and afterwards in the mode it had."""
+    """Puts every module in evaluation mode inside, and afterwards in the mode that it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -200,8 +201,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def load_encoder(name: str, trust_remote_code: bool = False, name_of_option: str = "--model") -> Encoder:
-    """The encoder of a folder or Hub id, complete, with the input format that its image processor names, or else its
-    configuration; of a model of images and texts (CLIP, SigLIP) that of the images.
+    """Loads the encoder of a folder or Hub id.
+
+    It takes images in the format that its image processor names, or else its configuration. Of a model of images and texts,
+    such as CLIP or SigLIP, it is the encoder of images.
+
+    Args:
+        trust_remote_code: runs the code that comes with the model.
+        name_of_option: what error messages call `name`.
 
     Raises:
         FileNotFoundError: if there is no such model.
@@ -232,7 +239,7 @@ def load_encoder(name: str, trust_remote_code: bool = False, name_of_option: str
 
 
 def _input_format(model: PreTrainedModel, name: str, trust_remote_code: bool):
-    """(image_hw, num_channels, mean, std) of the images that a model takes; mean and std None: in [-1, 1]."""
+    """(image_hw, num_channels, mean, std) of the images that a model takes; without mean and std they are in [-1, 1]."""
     config = model.config
     if config.model_type == "ldae":
         return config.image_hw, config.num_channels, None, None

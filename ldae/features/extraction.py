@@ -25,9 +25,13 @@ from ldae.files import atomic_write
 class Features:
     """What a pass over n readable images gives, on the CPU, in order.
 
-    features: float32 (n, E), the mean of the patch tokens, or (n, …) as `represent` gives them. labels: int64 (n,), -1:
-    none. indices: int64 (n,), which images these are. tokens: (n, N, E), where asked for. names: of the images. bad:
-    names of those that cannot be read, with the reason.
+    Args:
+        features: float32 (n, E), the mean of the patch tokens, or (n, …) as `represent` gives them.
+        labels: int64 (n,); -1 stands for none.
+        indices: int64 (n,), the numbers of these images in the data set.
+        tokens: (n, N, E), the features of every patch, where asked for.
+        names: the names of these images.
+        bad: the names of the images that cannot be read, with the reason.
     """
 
     features: torch.Tensor
@@ -55,16 +59,18 @@ def extract_features(
     on_bad_image: Literal["skip", "error"] = "skip",
     bar: tqdm | None = None,
 ) -> Features:
-    """Features of all images, or those of `indices`, in order.
+    """Computes the features of all images, or of those that `indices` number, in order.
 
     Args:
-        tokens: also keep every patch's feature.
+        tokens: keeps the features of every patch too, as `tokens_dtype`.
         view: which of the random crops is taken of each image, where `images` are cropped at random.
-        represent: pixel values (B, C, H, W) in [-1, 1] -> features (B, …), instead of the mean of the encoder's tokens.
-        bar: a progress bar that counts these images among others, instead of one of their own.
+        progress: shows a progress bar.
+        represent: pixel values (B, C, H, W) in [-1, 1] -> features (B, …), in place of the mean of the encoder's tokens.
+        on_bad_image: whether an image that cannot be read is left out or stops the pass.
+        bar: a progress bar that counts these images among others, in place of one of their own.
 
     Returns:
-        The features of the readable images, which may be none: (0, 0).
+        The features of the readable images; where there are none, their shape is (0, 0).
 
     Raises:
         ValueError: for the first unreadable image, with on_bad_image="error".
@@ -109,19 +115,23 @@ def extract_features(
 
 
 def progress_bar(total: int | None, shown: bool = True) -> tqdm:
-    """A bar that counts images, on a terminal only."""
+    """Makes a bar that counts images, on a terminal only."""
     return tqdm(desc="features", total=total, unit=" images", disable=None if shown else True, leave=False)
 
 
 def shared_features(
     encoder: Encoder, images: ImageDataset, accelerator: Accelerator | None = None, batch_size: int = 256, **kwargs
 ) -> Features | None:
-    """`extract_features`, where every process of accelerate takes a share of the batches; None in all but the main one.
+    """Computes the features of all images, of which every process of accelerate takes a share of the batches.
 
-    Batches are those of one process, so features are the same for any number of processes.
+    The batches are those of one process, so features are the same for any number of processes.
 
     Args:
-        accelerator: None: this process alone.
+        accelerator: None: this process works alone.
+        kwargs: as of `extract_features`.
+
+    Returns:
+        The features on the main process, None on others.
     """
     if accelerator is None or accelerator.num_processes == 1:
         return extract_features(encoder, images, batch_size, **kwargs)
@@ -154,11 +164,12 @@ def cached_features(
     view: int = 0,
     **kwargs,
 ) -> Features | None:
-    """`shared_features`, read from `folder` where the same encoder has seen the same images in the same way before.
+    """Reads features from `folder`, where the same encoder has seen the same images in the same way before, or computes them.
 
     Args:
         folder: of safetensors files, pooled features only; None: nothing is read or kept. Features of patches are never
             kept: with `tokens`, what is read from the folder comes without them, and what is computed comes with them.
+        kwargs: as of `shared_features`.
     """
     path = None
     if folder is not None and (accelerator is None or accelerator.is_main_process):

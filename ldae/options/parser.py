@@ -23,9 +23,7 @@ class OptionParser(argparse.ArgumentParser):
 
     def __init__(self, types: Iterable[type], **kwargs: Any):
         usage = kwargs.pop("usage", "%(prog)s [--option VALUE ...]")
-        super().__init__(
-            usage=usage, formatter_class=_Help, allow_abbrev=False, argument_default=argparse.SUPPRESS, **kwargs
-        )
+        super().__init__(usage=usage, formatter_class=_Help, argument_default=argparse.SUPPRESS, **kwargs)
         self.types = tuple(types)
         self.domains: dict[str, Domain] = {}
         self._names = {"--help"}

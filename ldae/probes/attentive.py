@@ -1,4 +1,4 @@
-"""Attentive probes: what an encoder's patches hold that their average does not show."""
+"""Attentive probes show what the features of patches hold beyond their average."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ldae.data.order import mix_seed
 from ldae.features.extraction import Features
 from ldae.options import option
-from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
+from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_learning_rate, hold_out, percent_right
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
 from ldae.training.optimization import learning_rate, parameter_groups
@@ -24,8 +24,8 @@ WARMUP = 0.1  # part of the steps
 class AttentiveHead(nn.Module, ABC):
     """Attention of learned queries over tokens (B, N, E), then a linear classifier: logits (B, classes).
 
-    Queries do not depend on the image. So keys and values need not be computed for every token: q . (K x) = (K^T q) . x,
-    and sum_n a_n V x_n = V sum_n a_n x_n. That is exact, not an approximation.
+    The queries do not depend on the image. So keys and values are not computed for every token: q . (K x) = (K^T q) . x and
+    sum_n a_n V x_n = V sum_n a_n x_n. Both equations are exact.
     """
 
     def __init__(self, width: int, num_classes: int):
@@ -36,20 +36,20 @@ class AttentiveHead(nn.Module, ABC):
 
     @abstractmethod
     def directions(self) -> torch.Tensor:
-        """(Q, E): what tokens are multiplied by to give the logits of the attention."""
+        """The vectors (Q, E) whose products with tokens are the logits of the attention."""
 
     @abstractmethod
     def project(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(B, E) of the tokens' weighted means (B, Q, E)."""
+        """Maps the weighted means of the tokens (B, Q, E) to the input of the classifier (B, E)."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.project(attend(tokens, self.directions())))
 
 
 class OneQuery(AttentiveHead):
-    """Multi-head cross-attention of one learned query, as in AIM (section 3.3) with an output projection; no biases.
+    """Multi-head cross-attention of one learned query, as in AIM (section 3.3), with an output projection and no biases.
 
-    Heads are of 64 dimensions where that divides E, as AIM's 12 of 768.
+    Each head has 64 dimensions where 64 divides E, as AIM's 12 heads of 768 have; otherwise there is one head.
     """
 
     def __init__(self, width: int, num_classes: int):
@@ -71,8 +71,8 @@ class OneQuery(AttentiveHead):
 class ManyQueries(AttentiveHead):
     """Efficient probing (arXiv 2506.10178): learned queries on the tokens themselves, each with a part of the values.
 
-    There are at most `num_queries`: the largest number that divides E. BatchNorm is on the tokens instead of on what is
-    pooled, which the queries and the classifier can undo.
+    The number of queries is the largest one up to `num_queries` that divides E. BatchNorm stands before the attention here
+    and after it there; the queries and the classifier can undo the difference.
     """
 
     def __init__(self, width: int, num_classes: int, num_queries: int):
@@ -89,17 +89,17 @@ class ManyQueries(AttentiveHead):
 
 
 def attend(tokens: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """Means (B, Q, E) of tokens (B, N, E), weighted by the softmax over them of tokens . directions (Q, E)."""
+    """Averages tokens (B, N, E) to (B, Q, E), weighted by the softmax over the tokens of tokens . directions (Q, E)."""
     return (directions @ tokens.transpose(1, 2)).softmax(dim=2) @ tokens
 
 
 def _project_each(pooled: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(B, Q, E) -> (B, E): the q-th mean by the q-th of Q parts of the rows of weight (E, E)."""
+    """Multiplies the q-th mean of (B, Q, E) by the q-th of Q parts of the rows of a weight (E, E), to (B, E)."""
     return torch.einsum("bqe,qde->bqd", pooled, weight.unflatten(0, (pooled.shape[1], -1))).flatten(1)
 
 
 class AttentiveHeads(nn.Module):
-    """Heads behind one BatchNorm without affine over all tokens (AIM): (B, N, E) -> logits (heads, B, classes)."""
+    """Heads that share one BatchNorm without affine over all tokens, as AIM's: (B, N, E) -> logits (heads, B, classes)."""
 
     def __init__(self, heads: list[AttentiveHead], width: int):
         super().__init__()
@@ -114,16 +114,16 @@ class AttentiveHeads(nn.Module):
 
     @torch.no_grad()
     def predict(self, tokens: torch.Tensor, batch_size: int) -> torch.Tensor:
-        """Classes (heads, n) of tokens (n, N, E), on the CPU."""
+        """Predicts classes (heads, n) of tokens (n, N, E), on the CPU."""
         device = next(self.parameters()).device
         self.eval()
         return torch.cat([self(some.to(device)).argmax(dim=2).cpu() for some in tokens.split(batch_size)], dim=1)
 
 
 class AttentiveProtocol(Protocol):
-    """Trains a head on the tokens of centre crops by AdamW; the rate is chosen on held-out training images.
+    """Trains a head on the tokens of centre crops by AdamW. The learning rate is chosen on held-out training images.
 
-    The options of a subclass have its name before them: two protocols cannot share a field of the command line.
+    Each subclass has options of its own, since two protocols cannot share an option of the command line.
     """
 
     needs_tokens = True
@@ -131,7 +131,7 @@ class AttentiveProtocol(Protocol):
 
     @abstractmethod
     def head(self, width: int, num_classes: int) -> AttentiveHead:
-        """A head with initial values from torch's global generator."""
+        """Makes a head with initial values from torch's global generator."""
 
     def _option(self, name: str) -> Any:
         return getattr(self, f"{self.prefix}_{name}")
@@ -141,9 +141,10 @@ class AttentiveProtocol(Protocol):
         self.check_memory(len(subject.train) + len(subject.validation), *subject.encoder.token_shape)
 
     def check_memory(self, num_images: int, num_tokens: int, width: int):
-        """
+        """Validates that tokens (num_images, num_tokens, width) in half precision fit into memory.
+
         Raises:
-            ValueError: if tokens (num_images, num_tokens, width) take more than the option allows.
+            ValueError: if they take more than the option allows.
         """
         gib, limit = num_images * num_tokens * width * 2 / 2**30, self._option("max_gib")
         if gib > limit:
@@ -154,7 +155,8 @@ class AttentiveProtocol(Protocol):
             )
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
-        """
+        """Trains heads to choose the learning rate, then one head on all training images, and measures that.
+
         Raises:
             ValueError: if there are fewer than 3 training images.
         """
@@ -165,13 +167,13 @@ class AttentiveProtocol(Protocol):
         heads = self._train(subject, train, (~held_out).nonzero().flatten(), rates)
         labels, batch_size = train.labels[held_out], self._option("batch_size")
         accuracies = [percent_right(p, labels) for p in heads.predict(train.tokens[held_out], batch_size)]
-        chosen = choose_rate(dict(zip(rates, accuracies, strict=True)), f"{self.prefix}_rates")
+        chosen = choose_learning_rate(dict(zip(rates, accuracies, strict=True)), f"{self.prefix}_rates")
         heads = self._train(subject, train, torch.arange(len(train)), [chosen["rate"]])
         predictions = heads.predict(validation.tokens, batch_size)[0]
         return {**score(predictions, validation.labels), "settings": chosen}
 
     def _train(self, subject: Subject, train: Features, images: torch.Tensor, rates: list[float]) -> AttentiveHeads:
-        """A head for each rate, from the same initial values and by the same batches, learned from `images` (n,)."""
+        """Trains a head for each learning rate on `images` (n,), from the same initial values and by the same batches."""
         width, epochs = train.tokens.shape[2], self._option("epochs")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subject.seed)
@@ -203,7 +205,7 @@ class AttentiveProtocol(Protocol):
 @register_protocol
 @dataclass
 class Attentive(AttentiveProtocol):
-    """One learned query that attends to the patches, as AIM and V-JEPA probe. See `OneQuery`."""
+    """A probe by one learned query that attends to the patches, as AIM's and V-JEPA's. See `OneQuery`."""
 
     name = "attentive"
     title = "Attentive"
@@ -234,7 +236,7 @@ class Attentive(AttentiveProtocol):
 @register_protocol
 @dataclass
 class AttentiveEfficient(AttentiveProtocol):
-    """Efficient probing (arXiv 2506.10178). See `ManyQueries`."""
+    """A probe by many learned queries, which is efficient probing (arXiv 2506.10178). See `ManyQueries`."""
 
     name = "attentive-efficient"
     title = "Attentive (EP)"

@@ -1,4 +1,4 @@
-"""How much an encoder tells from a few labelled images: logistic regression on random draws of some of each class."""
+"""What an encoder tells from a few labelled images: logistic regression on random draws of some images of each class."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,12 @@ ITERATIONS = 200  # of L-BFGS at most: with the default l2, accuracies no longer
 class FewShot(Protocol):
     """`linear-fast` on a few training images of each class, drawn at random several times.
 
-    BatchNorm has the statistics of all training features (these need no labels), and l2 is fixed: there is nothing left to
-    choose on. The result's figures are those of the largest number of shots, "shots" holds those of each: "accuracies" are
-    those of the draws, which depend on the seed and the labels alone and so are paired between encoders, "accuracy" is
-    their mean, "deviation" that of one draw, "standard_error" that of the mean. With one draw the deviation is None and the
+    BatchNorm has the statistics of all training features, which need no labels. The strength l2 is fixed, since no labelled
+    images are left to choose it on.
+
+    The result's figures are those of the largest number of shots; "shots" holds the figures of each. "accuracies" are those
+    of the draws, which depend on the seed and the labels alone and so are the same for every encoder. "accuracy" is their
+    mean, "deviation" that of one draw and "standard_error" that of the mean. With one draw the deviation is None and the
     standard error is the binomial one, of the validation images.
     """
 
@@ -71,7 +73,7 @@ class FewShot(Protocol):
 
 
 def draw(labels: torch.Tensor, classes: torch.Tensor, shots: int, seed: int) -> torch.Tensor:
-    """Indices (len(classes) * shots,) of random images, `shots` of each class, without repetition."""
+    """Draws `shots` images of each class without repetition, as indices (len(classes) * shots,)."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     return torch.cat([order[labels[order] == number][:shots] for number in classes])
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole encoder is trained, with a linear classifier on the mean of its patch tokens."""
+"""Fine-tuning trains the whole encoder, with a linear classifier on the mean of its patch tokens."""
 
 import copy
 import math
@@ -33,7 +33,7 @@ GREY = 127  # fills what an operation leaves empty
 
 
 class Classifier(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] -> logits (B, num_classes)."""
+    """An encoder with a linear layer on its pooled features: images (B, C, H, W) in [-1, 1] -> logits (B, num_classes)."""
 
     def __init__(self, encoder: Encoder, num_classes: int):
         super().__init__()
@@ -49,18 +49,18 @@ class Classifier(nn.Module):
 @register_protocol
 @dataclass
 class FineTune(Protocol):
-    """Fine-tuning as in the paper's appendix and, where that is silent, MAE's (label smoothing, warm-up, erasing).
+    """Fine-tuning as in the paper's appendix and, where that is silent, as in MAE (label smoothing, warm-up, erasing).
 
-    Images are random resized crops (at least 0.08 of the area), half of them mirrored, then RandAugment, then mixup or
+    Images are random resized crops of at least 0.08 of the area, half of them mirrored. RandAugment follows, then mixup or
     cutmix, one of them for each batch. Validation images are seen once, after the last step, by the averaged weights, so
     they choose nothing. Stochastic depth drops whole blocks, where timm drops each of a block's two branches by itself.
 
-    RandAugment is timm's `rand-m9`: two operations, each done with probability 0.5, at `magnitude` tenths of their range;
-    without its noise of the magnitude (mstd 0.5).
+    RandAugment is timm's `rand-m9` without its noise of the magnitude (mstd 0.5): two operations, each done with
+    probability 0.5, at `magnitude` tenths of their range.
 
-    All that is drawn depends on (seed, step) alone, but partners of mixup and cutmix are those of a process's own part of a
-    batch, and dropped blocks are drawn by each process. What pre-training does not train, such as an l-DAE's tokenizer, is
-    not trained here either.
+    All that is drawn depends on (seed, step) alone, with two exceptions for several processes: an image is mixed with those
+    of its own process's part of the batch, and each process draws the blocks that it drops. What pre-training does not
+    train, such as an l-DAE's tokenizer, is not trained here either.
     """
 
     name = "finetune"
@@ -121,7 +121,7 @@ class FineTune(Protocol):
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         encoder, accelerator = subject.encoder, subject.accelerator or Accelerator()
-        # the folder was new at the start: once it holds a model, that is the encoder, and this one is its floor
+        # the folder was new at the start: once it holds a model, that is the encoder, and this one is its untrained baseline
         saves = self._folder is not None and _is_new(self._folder)
         accelerator.wait_for_everyone()
         with _seeded(mix_seed(subject.seed), subject.device):
@@ -143,7 +143,7 @@ class FineTune(Protocol):
         return {**score(predictions, features.labels), "settings": settings}
 
     def prepare(self, subject: Subject):
-        """Refuses what this encoder, these images and this number of processes rule out."""
+        """Validates that this encoder, these images and this number of processes can be fine-tuned."""
         processes = 1 if subject.accelerator is None else subject.accelerator.num_processes
         channels = subject.encoder.num_channels
         if self.finetune_batch_size % processes:
@@ -177,13 +177,13 @@ class FineTune(Protocol):
         return images
 
     def _mix(self, num_classes: int):
-        """pixel_values (B, C, H, W), labels (B,) -> the same mixed, labels (B, num_classes) where any mixing is on."""
+        """Mixup or cutmix of pixel_values (B, C, H, W) and labels (B,), which become (B, num_classes) where any mixing is on."""
         alphas = ((v2.MixUp, self.finetune_mixup), (v2.CutMix, self.finetune_cutmix))
         kinds = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in alphas if alpha]
         return v2.RandomChoice(kinds) if kinds else v2.Identity()
 
     def _train(self, classifier: Classifier, subject: Subject, accelerator: Accelerator) -> dict[str, Any]:
-        """Trains in place, to the averaged weights; {"steps", "loss", "bad"}."""
+        """Trains in place, to the averaged weights, and returns "steps", "loss" and "bad", the images that cannot be read."""
         device, seed = subject.device, subject.seed
         images, mix = self._images(subject), self._mix(subject.num_classes)
         steps = math.ceil(self.finetune_epochs * len(images) / self.finetune_batch_size)
@@ -237,7 +237,7 @@ class FineTune(Protocol):
 
 
 def freeze_unused(classifier: Classifier):
-    """No gradient for what the classifier does not use, such as a pooler or mask token: processes would wait for it."""
+    """Freezes what the classifier does not use, such as a pooler or mask token, since processes would wait for its gradient."""
     encoder = classifier.encoder
     with evaluating(classifier), torch.enable_grad():
         blank = torch.zeros(2, encoder.num_channels, *encoder.image_hw, device=encoder.device)
@@ -248,9 +248,9 @@ def freeze_unused(classifier: Classifier):
 
 
 def drop_blocks(blocks: list[nn.Module], rate: float):
-    """Stochastic depth in training: block i of L is skipped, for each image by itself, with probability rate i / (L - 1).
+    """Adds stochastic depth to blocks: in training, block i of L is skipped with probability rate * i / (L - 1).
 
-    A block whose output has another shape than its input is never skipped.
+    Each image is drawn by itself. A block whose output has another shape than its input is never skipped.
     """
 
     def hook(p: float):
@@ -271,7 +271,7 @@ def drop_blocks(blocks: list[nn.Module], rate: float):
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, what is drawn depends on the seed alone; outside, nothing has changed."""
+    """Seeds what is drawn inside, and leaves the generators outside as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -282,7 +282,7 @@ def _is_new(folder: Path) -> bool:
 
 
 def _ldae_classifier(classifier: Classifier, subject: Subject) -> LDAEForImageClassification:
-    """The same function as a model of transformers, with the names of the classes where the data have any."""
+    """The same classifier as a model of transformers, with the names of the classes where the data have any."""
     config, label = copy.deepcopy(classifier.encoder.config), subject.train.examples.features["label"]
     names = label.names if isinstance(label, datasets.ClassLabel) else map(str, range(subject.num_classes))
     config.id2label = dict(enumerate(names))

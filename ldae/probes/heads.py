@@ -1,4 +1,4 @@
-"""What the protocols share that train classifiers step by step: their images, batches and choice of a learning rate."""
+"""What protocols that train classifiers step by step share: their images, batches and choice of a learning rate."""
 
 import sys
 from typing import Any
@@ -12,10 +12,10 @@ BATCH_NORM_EPS = 1e-6  # as MAE's main_linprobe.py
 
 
 def hold_out(train: Features, seed: int) -> torch.Tensor:
-    """`held_out_mask` (n,) of the training images, on the CPU.
+    """Chooses the training images that are held out, as a mask (n,) on the CPU. See `held_out_mask`.
 
     Raises:
-        ValueError: if fewer than two images are left to learn from, which is what BatchNorm needs.
+        ValueError: if fewer than two images are left to learn from, which BatchNorm needs.
     """
     if len(train) < 3:
         raise ValueError(f"a probe that is trained in steps needs at least 3 training images, got {len(train)}")
@@ -23,18 +23,23 @@ def hold_out(train: Features, seed: int) -> torch.Tensor:
 
 
 def batches(order: torch.Tensor, size: int) -> list[torch.Tensor]:
-    """Image numbers (n,) in parts of `size`; a last part of one image is left out: BatchNorm has no variance of it."""
+    """Splits image numbers (n,) into batches; a last batch of one image is left out, since BatchNorm has no variance of it."""
     return [part for part in order.split(size) if len(part) > 1]
 
 
 def percent_right(predictions: torch.Tensor, labels: torch.Tensor) -> float:
+    """The percentage of class numbers (n,) that are right."""
     return 100 * float((predictions == labels).float().mean())
 
 
-def choose_rate(accuracies: dict[float, float], option: str) -> dict[str, Any]:
-    """The "settings" with the rate that is best on the held-out images, the smallest of equals.
+def choose_learning_rate(accuracies: dict[float, float], option: str) -> dict[str, Any]:
+    """Chooses the learning rate that is best on the held-out images, the smallest of equals, as "settings" of a result.
 
-    A rate at the edge of a grid may not be the best there is: "rate_at_edge" and a line on stderr say so.
+    A learning rate at the edge of the grid may not be the best there is; "rate_at_edge" and a line on stderr say so.
+
+    Args:
+        accuracies: in percent on the held-out images, by learning rate.
+        option: the option that holds the grid.
     """
     rates = sorted(accuracies)
     rate = max(rates, key=accuracies.get)
@@ -46,5 +51,5 @@ def choose_rate(accuracies: dict[float, float], option: str) -> dict[str, Any]:
     }
     if len(rates) > 1 and rate in (rates[0], rates[-1]):
         settings["rate_at_edge"] = True
-        print(f"--{option}: the best rate, {rate:g}, is at the edge of the grid; widen it", file=sys.stderr)
+        print(f"--{option}: the best learning rate, {rate:g}, is at the edge of the grid; widen it", file=sys.stderr)
     return settings

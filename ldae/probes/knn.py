@@ -1,4 +1,4 @@
-"""k-nearest neighbours: no training, no choice but k and the temperature."""
+"""k-nearest neighbours: nothing is trained, and only k and the temperature are chosen."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,7 +78,7 @@ def knn_predictions(
     temperature: float = 0.07,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Classes (n,) of queries (n, E)."""
+    """Predicts classes (n,) of queries (n, E) by the vote of the k nearest of the training features."""
     k = min(k, len(train))
     keys, labels = nn.functional.normalize(train.features.to(device)), train.labels.to(device)
     predictions = []
@@ -92,8 +92,12 @@ def knn_predictions(
 
 @torch.no_grad()
 def nearest_images(subject: Subject, count: int = 8, k: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Some validation images (count, C, H, W), their nearest training images (count, k, C, H, W), the nearest first, in
-    [-1, 1], and whether these are of their class (count, k). On the main process."""
+    """Finds the nearest training images of some validation images, on the main process.
+
+    Returns:
+        The validation images (count, C, H, W), their nearest training images (count, k, C, H, W), the nearest first, both in
+        [-1, 1], and whether these are of the same class (count, k).
+    """
     train, validation = subject.features("train"), subject.features("validation")
     some = torch.linspace(0, len(validation) - 1, min(count, len(validation))).long()
     queries, keys = (nn.functional.normalize(x) for x in (validation.features[some], train.features))

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ldae.data.order import mix_seed
 from ldae.options import option
-from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_rate, hold_out, percent_right
+from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_learning_rate, hold_out, percent_right
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
 from ldae.training.optimization import learning_rate
@@ -25,13 +25,13 @@ PAPER_STEPS = 90 * 1_281_167 // 16384  # 90 epochs of ImageNet by 16384 images
 @register_protocol
 @dataclass
 class Linear(Protocol):
-    """Linear probe as in the paper (appendix) and MAE (main_linprobe.py).
+    """The linear probe of the paper (appendix) and of MAE (main_linprobe.py).
 
-    Average-pooled features -> BatchNorm without affine -> linear layer; random resized crops and flips, a cosine after a
-    linear warm-up, no weight decay; centre crops in the test. Unlike there, the rate is the one of a grid that is best on
-    the centre crops of a random 20 % of the training images, learned from the others; what counts is then learned from
-    all of them. All of it is one pass over the epochs: a head for each rate learns without the held-out images, another
-    with them.
+    A linear layer learns from average-pooled features after BatchNorm without affine. It sees random resized crops and
+    flips, by a cosine after a linear warm-up and without weight decay, and is measured on centre crops. Unlike there, the
+    learning rate is chosen from a grid: heads learn from 80 % of the training images, and the one that is best on the
+    centre crops of the other 20 % decides. The head that is measured learns from all training images. All heads learn in
+    one pass over the epochs.
     """
 
     name = "linear"
@@ -77,7 +77,8 @@ class Linear(Protocol):
         return sorted(set(self.linear_rates or RATES[self.linear_optimizer]))
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
-        """
+        """Trains heads for every learning rate and measures the one of the best.
+
         Raises:
             ValueError: if there are fewer than 3 training images, or a random crop can be read where the centre crop
                 cannot.
@@ -104,19 +105,19 @@ class Linear(Protocol):
         choosing, final = groups
         labels = train.labels[held_out]
         accuracies = [percent_right(p, labels) for p in choosing.predict(train.features[held_out])]
-        chosen = choose_rate(dict(zip(self.rates, accuracies, strict=True)), "linear_rates")
+        chosen = choose_learning_rate(dict(zip(self.rates, accuracies, strict=True)), "linear_rates")
         predictions = final.predict(validation.features)[self.rates.index(chosen["rate"])]
         return {**score(predictions, validation.labels), "settings": {**chosen, "batch_size": batch_size}}
 
     def _view(self, epoch: int) -> tuple[int, bool]:
-        """The number of an epoch's view, and whether a later epoch takes it again."""
+        """The number of the view that an epoch takes, and whether a later epoch takes it again."""
         number = epoch % self.linear_views if self.linear_views else epoch
         return number, 0 < self.linear_views < self.linear_epochs
 
     def _heads(self, width: int, batch_size: int, subject: Subject) -> "Heads":
         heads = Heads(width, subject.num_classes, len(self.rates), subject.seed).to(subject.device)
         groups = [
-            # as in MAE, LARS adapts the rate of matrices only
+            # as in MAE, LARS adapts the learning rate of matrices only
             {"params": [parameter], "peak": rate * batch_size / 256, "always_adapt": parameter.ndim > 1}
             for rate, head in zip(self.rates, heads.heads, strict=True)
             for parameter in head.parameters()
@@ -132,7 +133,7 @@ class Linear(Protocol):
     def _epoch(
         self, heads: "Heads", features: torch.Tensor, labels: torch.Tensor, parts: list[torch.Tensor], epoch: int
     ):
-        """One epoch on features (n, E) and labels (n,); each of `parts` numbers the images of a batch."""
+        """Trains for one epoch on features (n, E) and labels (n,); each of `parts` numbers the images of a batch."""
         warmup = min(self.linear_warmup_epochs / self.linear_epochs, 1 / 9)
         for i, part in enumerate(parts):
             progress = (epoch + i / len(parts)) / self.linear_epochs
@@ -142,9 +143,9 @@ class Linear(Protocol):
 
 
 class Heads(nn.Module):
-    """Linear classifiers behind one BatchNorm without affine: (B, E) -> logits (heads, B, classes).
+    """Linear classifiers that share one BatchNorm without affine: (B, E) -> logits (heads, B, classes).
 
-    All start from the same weights, so what one becomes does not depend on which others there are.
+    All start from the same weights, so none depends on which others there are.
     """
 
     optimizer: torch.optim.Optimizer
@@ -163,7 +164,7 @@ class Heads(nn.Module):
         return logits.unflatten(1, (len(self.heads), -1)).transpose(0, 1)
 
     def step(self, features: torch.Tensor, labels: torch.Tensor):
-        """One step of every head on its own mean cross-entropy."""
+        """Takes one step of every head on its own mean cross-entropy."""
         with torch.enable_grad():
             logits = self.train()(features)
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits))) * len(logits)
@@ -173,12 +174,13 @@ class Heads(nn.Module):
 
     @torch.no_grad()
     def predict(self, features: torch.Tensor) -> torch.Tensor:
-        """Classes (heads, n) of features (n, E), on the CPU."""
+        """Predicts classes (heads, n) of features (n, E), on the CPU."""
         return self.eval()(features.to(self.heads[0].weight.device)).argmax(dim=2).cpu()
 
 
 def _lars() -> type[torch.optim.Optimizer]:
-    """
+    """timm's LARS.
+
     Raises:
         ImportError: without timm.
     """

@@ -1,4 +1,4 @@
-"""The linear probe in a small part of the time: logistic regression on features that are computed once."""
+"""The linear probe in a small part of the time, by logistic regression on features that are computed once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,10 @@ BATCH_NORM_EPS = 1e-5
 class LinearFast(Protocol):
     """BatchNorm without affine, then multinomial logistic regression by L-BFGS.
 
-    The normalisation is the paper's and MAE's, with the statistics of all training features. Minimised is the mean
-    cross-entropy + l2/2 ||W||^2 (the bias is free; scikit-learn's C is 1 / (l2 n)). l2 is the one that is best on a random
-    20 % of the training features; the fit that counts is on all of them. Features are those of centre crops: there is no
-    augmentation.
+    The normalisation is the paper's and MAE's, with the statistics of all training features. The fit minimises the mean
+    cross-entropy + l2/2 ||W||^2 and leaves the bias free; scikit-learn's C is 1 / (l2 n). The strength l2 is the one that is
+    best on a random 20 % of the training features. The fit that is measured is on all of them. Features are those of centre
+    crops, so there is no augmentation.
     """
 
     name = "linear-fast"
@@ -67,7 +67,7 @@ class LinearFast(Protocol):
 
 
 def batch_norm(features: torch.Tensor):
-    """BatchNorm without affine, as a function, with the statistics of features (n, E)."""
+    """BatchNorm without affine as a function, with the statistics of features (n, E)."""
     variance, mean = torch.var_mean(features, dim=0, correction=0)
     return lambda x: (x - mean) / (variance + BATCH_NORM_EPS).sqrt()
 
@@ -80,7 +80,7 @@ def logistic_regression(
     iterations: int = 1000,
     start: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Weights (E + 1, num_classes), the bias last, for features (n, E)."""
+    """Fits weights (E + 1, num_classes), the bias last, to features (n, E) and labels (n,)."""
     if start is None:
         start = features.new_zeros(features.shape[1] + 1, num_classes)
     weights = start.clone().requires_grad_()
@@ -107,5 +107,5 @@ def logistic_regression(
 
 
 def predict(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Classes (n,) of features (n, E)."""
+    """Predicts classes (n,) of features (n, E)."""
     return torch.addmm(weights[-1], features, weights[:-1]).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Image retrieval: whether images of a query's class come first among the training images. Nothing is trained."""
+"""Image retrieval: do the training images of a query's class come first? Nothing is trained."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,11 @@ from ldae.probes.subject import Subject
 @register_protocol
 @dataclass
 class Retrieval(Protocol):
-    """Every validation image queries the training images, ranked by cosine similarity.
+    """Every validation image is a query, for which the training images are ranked by cosine similarity.
 
-    "map" is the mean over the queries of the average precision over the whole ranking, "recall" at k the part of queries
-    with an image of their class among the k nearest (the convention of image retrieval). A query whose class has no
-    training image counts as 0 in both. Standard errors: the deviation over the n queries / sqrt(n).
+    "map" is the mean over the queries of the average precision over the whole ranking. "recall" at k is the share of queries
+    with an image of their class among the k nearest, which is the convention of image retrieval. A query whose class has no
+    training image counts as 0 in both. A standard error is the deviation over the n queries / sqrt(n).
     """
 
     name = "retrieval"
@@ -53,7 +53,7 @@ class Retrieval(Protocol):
 def rank(
     gallery: Features, queries: Features, k: list[int], device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """Average precision (n,) in [0, 1] of each of n queries, and for each k whether it is hit, 0 or 1 (n,)."""
+    """The average precision (n,) of n queries, in [0, 1], and for each k whether a query has a hit, 0 or 1 (n,)."""
     keys = nn.functional.normalize(gallery.features.to(device))
     # torchmetrics takes scores, of which only those above 0 count: places from the end of the ranking instead of cosines
     places = torch.arange(len(gallery), 0, -1, dtype=torch.float32)

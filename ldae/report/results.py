@@ -81,12 +81,12 @@ def load_study(path: str | Path) -> list[Row]:
     """
     path = Path(path)
     if path.is_dir():
-        rows = []
+        rows, name = [], path.resolve().name
         for file in sorted(path.rglob("results/*.json")):
             run = file.parent.parent.relative_to(path).as_posix()
             result = json.loads(file.read_text())
-            rows.append(Row(path.name, path.name if run == "." else run, result["kind"], result))
-        return rows
+            rows.append(Row(name, name if run == "." else run, result["kind"], result))
+        return _sorted(rows)
     if not path.is_file():
         raise FileNotFoundError(f"there is no study {str(path)!r}: give a folder of runs or a .jsonl of results")
     rows = []
@@ -101,11 +101,15 @@ def load_study(path: str | Path) -> list[Row]:
 def save_study(path: str | Path, rows: Iterable[Row]) -> Path:
     """Writes a study as one .jsonl, a line for each result, sorted by run and named after the file."""
     path = Path(path)
-    rows = sorted(rows, key=lambda row: row.run.split("/"))  # stable: the results of a run keep their order
-    lines = (json.dumps({**asdict(row), "study": path.stem}, ensure_ascii=False) + "\n" for row in rows)
+    lines = (json.dumps({**asdict(row), "study": path.stem}) + "\n" for row in _sorted(rows))
     with atomic_write(path) as partial:
         partial.write_text("".join(lines))
     return path
+
+
+def _sorted(rows: Iterable[Row]) -> list[Row]:
+    """Rows sorted by run; the results of a run keep their order."""
+    return sorted(rows, key=lambda row: row.run.split("/"))
 
 
 def open_losses(path: Path, step: int) -> TextIO:

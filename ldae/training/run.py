@@ -197,6 +197,8 @@ class Run:
             self.ema = EMAModel(self.model.parameters(), train_args.ema_decay, foreach=foreach)
         if last is not None:
             self.checkpoints.load(last, self.model, self.optimizer, self.ema)
+            if accelerator.scaler is not None:
+                accelerator.scaler.load_state_dict(self.state["loss_scale"])
             accelerator.print(f"Going on from {last}.")
         arguments = {**vars(self.data_args), **vars(train_args)}
         accelerator.init_trackers("ldae", {name: str(value) for name, value in arguments.items()})
@@ -228,7 +230,7 @@ class Run:
             self.images, self.state["step"], self.length.max_steps, train_args.per_device_batch_size,
             train_args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
-        batches = map(self._report_unreadable, training_loader(sampler, self.data_args.num_workers))
+        batches = map(self._report_unreadable, training_loader(sampler, self.data_args.num_workers, accelerator.device))
         while self.progress < 1:
             yield islice(batches, train_args.gradient_accumulation_steps)
 
@@ -270,6 +272,8 @@ class Run:
         """
         self.recorder.flush()
         self.state["bad_images"] = sorted(set(gather_object(self.state["bad_images"])))  # each process has met its own
+        if self.accelerator.scaler is not None:  # of fp16
+            self.state["loss_scale"] = self.accelerator.scaler.state_dict()
         self.checkpoints.save(self.accelerator, self.model, self.optimizer, self.ema, self.state)
 
 

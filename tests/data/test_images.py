@@ -6,8 +6,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_files import encoded, examples, noise, parquet, save
 from PIL import Image
+from torchvision.transforms import v2
 
 from ldae.data.images import ImageDataset, decode
 from ldae.data.order import StepSampler, evaluation_loader, refill, training_loader
@@ -134,6 +137,64 @@ def test_wrong_arguments_are_named():
         ImageDataset(examples(1), (8, 8), crop="middle")
     with pytest.raises(ValueError, match=r"num_channels must be .* got 2"):
         ImageDataset(examples(1), (8, 8), num_channels=2)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> datasets.Dataset:
+    """Images of two sizes, and one that cannot be read."""
+    sizes = [(20, 30), (20, 30), (33, 15), (20, 30), (16, 16), (20, 30)]
+    rows = [encoded(Image.fromarray(noise(*size)), "PNG") for size in sizes] + [{"bytes": b"x", "path": "bad"}]
+    return datasets.Dataset.from_dict({"image": rows})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    keys=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=12),
+    crop=st.sampled_from(["center", "random", "random_resized"]),
+    seed=st.integers(0, 2),
+    augment=st.booleans(),
+)
+def test_an_image_is_the_same_in_any_batch(mixed, keys, crop, seed, augment):
+    """In any order, beside any others, whether it is read from the cache or decoded, and also after other batches."""
+
+    def made() -> ImageDataset:
+        images = ImageDataset(mixed, (16, 16), crop=crop, flip=True, seed=seed)
+        images.augment = v2.GaussianNoise(sigma=0.2) if augment else None
+        return images
+
+    images, readable = made(), [key for key in keys if key[1] != 6]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ldae.data.images.CACHE_BYTES", 0)
+        uncached = made()
+    assert uncached.cache is None
+    for _ in range(2):  # the second time from the cache
+        batch = images.__getitems__(keys)
+        assert len(batch["bad"]) == len(keys) - len(readable)
+        assert batch["index"].tolist() == [index for _, index in readable]
+        assert (batch["pixel_values"] is None) == (not readable)
+        for key, pixel_values in zip(readable, batch["pixel_values"] if readable else (), strict=True):
+            assert torch.equal(pixel_values, uncached[key]["pixel_values"])
+
+
+def test_random_crops_of_images_of_one_size_are_decoded_once(monkeypatch):
+    data = examples(5)
+    for crop in ("center", "random", "random_resized"):
+        images = ImageDataset(data, (16, 16), crop=crop, flip=True)
+        first = images.__getitems__([(0, i) for i in range(5)])["pixel_values"]
+        with monkeypatch.context() as patch:
+            patch.setattr("ldae.data.images.decode", lambda *args: pytest.fail("an image was decoded again"))
+            again = images.__getitems__([(0, i) for i in (4, 3, 2, 1, 0)])["pixel_values"]
+        assert torch.equal(again.flip(0), first)
+
+
+def test_images_are_named_by_their_files_or_numbers(tmp_path):
+    rows = [encoded(Image.new("RGB", (8, 8)), "PNG") for _ in range(3)]
+    rows[1]["path"], rows[2] = None, None
+    data = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features(image=datasets.Image(decode=False)))
+    images = ImageDataset(data.select([2, 0, 1]), (8, 8))
+    assert images.names([2, 0, 1]) == ["image 2", "image 0", "image.PNG"]
+    save(tmp_path / "1.png")
+    assert ImageDataset(load_examples(str(tmp_path), "train"), (8, 8)).names([0]) == [str(tmp_path / "1.png")]
 
 
 def test_cache_gives_what_decoding_gives(monkeypatch):

@@ -8,11 +8,20 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from image_files import encoded, examples, parquet
+from image_files import encoded, examples, noise, parquet
 from PIL import Image
+from torchvision.transforms import v2
 
 from ldae.data.images import ImageDataset
-from ldae.data.order import StepSampler, evaluation_loader, to_pixel_values, training_loader
+from ldae.data.order import (
+    DeviceLoader,
+    StepSampler,
+    evaluation_loader,
+    fill_cache,
+    mix_seed,
+    to_pixel_values,
+    training_loader,
+)
 from ldae.data.sources import load_examples
 
 
@@ -71,6 +80,86 @@ def test_workers_and_batches_do_not_change_images(crop):
         assert torch.equal(a["pixel_values"], b["pixel_values"])
     (second,) = batches(0, start=1, stop=2, batch_size=2, rank=1, world=2)
     assert torch.equal(second["pixel_values"], alone[1]["pixel_values"][2:])
+
+
+def test_a_run_resumes_without_walking_through_its_past(monkeypatch):
+    drawn, real = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *args, **kwargs: drawn.append(1) or real(*args, **kwargs))
+    start = 10**12
+    (batch,) = StepSampler(Numbers(50), start, start + 1, 10)
+    epoch, offset = divmod(start * 10, 50)
+    assert [key[0] for key in batch] == [epoch] * 10
+    order = real(50, generator=torch.Generator().manual_seed(mix_seed(0, epoch))).tolist()
+    assert [key[1] for key in batch] == order[offset : offset + 10]
+    assert len(drawn) == 1
+
+
+@pytest.fixture
+def damaged() -> datasets.Dataset:
+    """Nine images of one size, two of which cannot be read."""
+    broken = {"bytes": b"x", "path": "broken.png"}
+    return examples(9).map(lambda row, i: {"image": broken if i in (2, 7) else row["image"]}, with_indices=True)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_cache_is_filled_ahead(damaged, monkeypatch, num_workers):
+    images = ImageDataset(damaged, (16, 16), crop="random_resized", flip=True)
+    expected = ImageDataset(damaged, (16, 16), crop="random_resized", flip=True)[0, 3]
+    unreadable = fill_cache(images, num_workers)
+    assert list(unreadable) == [2, 7]
+    assert set(unreadable.values()) == {"broken.png: UnidentifiedImageError: cannot identify image file"}
+    monkeypatch.setattr("ldae.data.images.decode", lambda *args: pytest.fail("an image was decoded again"))
+    assert torch.equal(images[0, 3]["pixel_values"], expected["pixel_values"])
+    monkeypatch.undo()
+    assert list(fill_cache(images)) == [2, 7]  # only these are tried again
+
+
+@pytest.mark.parametrize("crop", ["center", "random", "random_resized"])
+def test_batches_cut_on_a_device_are_those_of_the_loader(damaged, crop):
+    def sampler() -> StepSampler:
+        return StepSampler(ImageDataset(damaged, (16, 12), crop=crop, flip=True, seed=3), 1, 7, 4)
+
+    on_device = sampler()
+    loader = DeviceLoader(on_device, torch.device("cpu"), fill_cache(on_device.images))
+    assert len(loader) == 6
+    for ours, expected in zip(loader, training_loader(sampler()), strict=True):
+        assert torch.equal(ours["pixel_values"], expected["pixel_values"])
+        assert ours["pixel_values"].is_contiguous()
+        assert torch.equal(ours["label"], expected["label"])
+        assert torch.equal(ours["index"], expected["index"])
+        assert (ours["name"], ours["bad"]) == (expected["name"], expected["bad"])
+
+
+def test_a_batch_on_a_device_without_a_readable_image():
+    data = datasets.Dataset.from_dict({"image": [{"bytes": b"x", "path": "broken.png"}] * 2})
+    sampler = StepSampler(ImageDataset(data, (16, 16)), 0, 1, 2)
+    with pytest.raises(ValueError, match=r"none of a batch's 2 images can be read, the first is broken.png"):
+        list(DeviceLoader(sampler, torch.device("cpu"), fill_cache(sampler.images)))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "DeviceLoader"),
+        ({"device": "cpu"}, "DataLoader"),
+        ({"num_channels": 4}, "DataLoader"),  # Pillow resizes transparent images by rules of its own
+        ({"num_channels": 4, "crop": "random"}, "DeviceLoader"),
+        ({"augment": True}, "DataLoader"),
+        ({"free": 10_000}, "DataLoader"),
+        ({"sizes": [(20, 30), (30, 20)]}, "DataLoader"),
+    ],
+)
+def test_images_are_kept_on_a_gpu_where_they_fit(monkeypatch, change, expected):
+    given = {"device": "cuda", "num_channels": 3, "crop": "random_resized", "augment": False, "free": 1 << 30} | change
+    sizes = given.get("sizes", [(20, 30), (20, 30)])
+    data = datasets.Dataset.from_dict({"image": [encoded(Image.fromarray(noise(*size)), "PNG") for size in sizes]})
+    images = ImageDataset(data, (16, 16), given["num_channels"], given["crop"])
+    images.augment = v2.Identity() if given["augment"] else None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (given["free"], 1 << 30))
+    monkeypatch.setattr("ldae.data.order.BatchCutter", lambda crop, pixels: None)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args: self)
+    loader = training_loader(StepSampler(images, 0, 1, 2), device=torch.device(given["device"]))
+    assert type(loader).__name__ == expected
 
 
 @pytest.mark.parametrize("crop", ["center", "random", "random_resized"])

@@ -146,7 +146,7 @@ def test_a_stopped_run_goes_on(model, data, tmp_path, monkeypatch, capsys):
 
     def stop_at_second(path, *args):
         if written:
-            path.with_suffix(".tmp").write_bytes(b"half a shard")
+            path.with_name(f".{path.name}.partial").write_bytes(b"half a shard")
             raise OSError("killed")
         written.append(path)
         write(path, *args)
@@ -214,17 +214,23 @@ def test_unreadable_images_stop_a_strict_run(model, data, tmp_path):
     assert shards(tmp_path / "out") == ["features-00000-of-00003.parquet"]
 
 
-def test_wrong_paths_and_options(model, data, tmp_path):
+def test_wrong_paths(model, data, tmp_path):
     out = tmp_path / "out"
     for args, error, text in (
         ((model, tmp_path / "nowhere", out), FileNotFoundError, "nowhere"),
         ((tmp_path / "nowhere", data, out), FileNotFoundError, "--model"),
         ((model, data, data / "features"), ValueError, "--output_dir"),
-        ((model, data, out, "--shard_size", 0), ValueError, "--shard_size"),
-        ((model, data, out, "--num_workers", -1), ValueError, "--num_workers"),
         ((model, data, out, "--split", "validation"), ValueError, "--split"),
-        ((model, data, out, "--format", "csv"), SystemExit, "2"),
     ):
         with pytest.raises(error, match=text):
             run(*args)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--shard_size", 0), ("--batch_size", 0), ("--num_workers", -1), ("--format", "csv")]
+)
+def test_impossible_values(option, value, capsys):
+    with pytest.raises(SystemExit):
+        command.parse_arguments(["--model", "x", "--data", "x", "--output_dir", "x", option, str(value)])
+    assert f"argument {option}: " in capsys.readouterr().err

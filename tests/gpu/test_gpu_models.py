@@ -9,9 +9,9 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.contenders import compile_blocks
 from ldae import LDAEForPreTraining, LDAEModel
 from ldae.training.checkpoints import full_state
+from ldae.training.optimization import compile_blocks
 
 KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
 

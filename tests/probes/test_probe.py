@@ -246,13 +246,24 @@ def test_code_of_a_model_is_not_run_unasked(data, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("--protocols", "everything"), ("--knn_k", "0"), ("--batch_size", "0"), ("--num_workers", "-1")],
-)
-def test_impossible_values(option, value):
-    with pytest.raises(ValueError, match=f"^{option}(:| must)"):
+def test_an_unknown_protocol_is_named():
+    with pytest.raises(ValueError, match="--protocols: 'everything' is none of knn, "):
+        probe_ldae.parse_arguments(["--model", "x", "--protocols", "knn", "everything"])
+
+
+@pytest.mark.parametrize(("option", "value"), [("--knn_k", "0"), ("--batch_size", "0"), ("--num_workers", "-1")])
+def test_impossible_values(option, value, capsys):
+    with pytest.raises(SystemExit):
         probe_ldae.parse_arguments(["--model", "x", option, value])
+    assert f"argument {option}: must be an integer of at least " in capsys.readouterr().err
+
+
+def test_a_chosen_protocol_checks_its_options(tmp_path):
+    (tmp_path / "file").touch()
+    options = ["--model", "x", "--finetune_output_dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="--finetune_output_dir must be new or empty"):
+        probe_ldae.parse_arguments([*options, "--protocols", "finetune"])
+    probe_ldae.parse_arguments([*options, "--protocols", "knn"])
 
 
 def test_a_model_must_be_named(capsys):

@@ -11,7 +11,7 @@ from torch import nn
 from ldae.features.extraction import Features
 from ldae.options import option_parser
 from ldae.probes import linear
-from ldae.probes.heads import choose_rate
+from ldae.probes.heads import choose_learning_rate
 from ldae.probes.linear import Linear
 from ldae.probes.protocol import held_out_mask
 
@@ -177,7 +177,7 @@ def test_a_rate_at_the_edge_is_told(subject, capsys):
     assert settings["rate_at_edge"]
     assert "--linear_rates" in capsys.readouterr().err
     for accuracies, rate in (({0.3: 50.0, 0.1: 60.0, 1.0: 60.0, 0.01: 10.0}, 0.1), ({0.1: 50.0}, 0.1)):
-        settings = choose_rate(accuracies, "linear_rates")
+        settings = choose_learning_rate(accuracies, "linear_rates")
         assert settings["rate"] == rate  # the smallest of equals
         assert "rate_at_edge" not in settings
     assert "linear_rates" not in capsys.readouterr().err

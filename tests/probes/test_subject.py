@@ -60,6 +60,7 @@ def test_views_of_a_subject(labelled_images, tiny_model, tmp_path):
     subject = Subject(Encoder(tiny_model()), labelled_images, labelled_images, cache=tmp_path / "cache")
     one, other, unkept = subject.view(1), subject.view(2), subject.view(3, keep=False)
     assert subject.view(1) is one
+    assert ("view", 3) not in subject.known
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert len({x.features.sum().item() for x in (one, other, unkept)}) == 3
     assert torch.equal(one.labels, subject.features("train").labels)
