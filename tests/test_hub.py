@@ -63,6 +63,10 @@ PROBE = {
         "linear": {"description": "linear", "accuracy": 47.6, "standard_error": 0.83, "settings": {}},
         "description": "the same network, untrained",
     },
+    "thumbnail": {
+        "knn": {"description": "20 neighbours", "accuracy": 29.5, "standard_error": 0.72, "settings": {"k": 20}},
+        "description": "the image itself",
+    },
     "seed": 3,
     "seconds": 60.0,
 }  # fmt: skip
@@ -171,6 +175,14 @@ def test_a_baseline_of_transformers_is_saved_without_our_code(tmp_path):
     assert "ViTMAEForPreTraining of transformers" in card.text
     assert "trust_remote_code" not in card.text
     assert "ldae" not in card.data.tags
+
+
+def test_a_card_says_that_no_baseline_was_measured(folder):
+    probe = {name: value for name, value in PROBE.items() if name != "thumbnail"} | {"floor": {}}
+    save_result(folder / "results/probe.json", probe, overwrite=True)
+    text = write_card(folder).read_text()
+    assert "| Protocol | This model | Data |" in text
+    assert "No baseline" in text
 
 
 # -------------------------------------------------------------------------------------------------- to the Hub and back
@@ -358,7 +370,8 @@ def test_card_holds_the_numbers_of_the_results(folder):
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
     assert (card.data.pipeline_tag, card.data.model_name) == ("image-feature-extraction", "ldae-vit-tiny")
     assert card.data.datasets == ["frgfm/imagenette"]
-    for text in ("| 43.2 ± 0.8 | 34.9 ± 0.8 |", "| 55.0 ± 0.8 | 47.6 ± 0.8 |", "9,469 images", "1,480 steps",
+    for text in ("| Protocol | This model | Untrained | Thumbnail |", "| 43.2 ± 0.8 | 34.9 ± 0.8 | 29.5 ± 0.7 |",
+                 "| 55.0 ± 0.8 | 47.6 ± 0.8 | – |", "- Thumbnail: the image itself", "9,469 images", "1,480 steps",
                  "1.50 hours", "learning_rate: 0.0001", "2401.14404",
                  f'"{MODEL_ID}", trust_remote_code=True'):  # fmt: skip
         assert text in card.text
@@ -371,6 +384,7 @@ def test_card_holds_the_numbers_of_the_results(folder):
         ("probe.json", ("protocols", "knn", "standard_error")),
         ("probe.json", ("floor", "linear", "accuracy")),
         ("probe.json", ("floor", "knn", "standard_error")),
+        ("probe.json", ("thumbnail", "knn", "accuracy")),
         ("probe.json", ("data", "num_validation")),
         ("probe.json", ("seed",)),
         ("train.json", ("arguments", "learning_rate")),
