@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
-
+from ldae.options import option_parser
 from ldae.report.results import environment, save_result
 from ldae.report.tables import fill
 
@@ -25,7 +24,7 @@ def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable
     Raises:
         FileExistsError: if --output is there; raised before anything is measured.
     """
-    (given,) = HfArgumentParser(options).parse_args_into_dataclasses()
+    (given,) = option_parser(options, description=options.__doc__).parse_args_into_dataclasses()
     if given.table:
         text = table(json.loads(Path(given.table).read_text()))
         fill(Path(__file__).with_name("README.md"), Path(given.table).stem, text)

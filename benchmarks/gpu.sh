@@ -42,6 +42,7 @@ if [ -n "$dry" ]; then
     --decoder_num_hidden_layers 1 --latent_dim 4 --per_device_batch_size 8 --max_steps 4 --num_workers 1)
   data=photos
   workers=0
+  protocols=knn
 else
   tests=(-m gpu)
   python -c "import xdist" 2>/dev/null && tests+=(-n 4) # most of a test is not spent on the GPU
@@ -73,11 +74,11 @@ step() {
 }
 
 train() {
-  limit $((minutes * 60 + 150)) python train_ldae.py "$recipe" "${common[@]}" --output_dir "$runs/ldae"
+  limit "$(awk "BEGIN {print int($minutes * 60 + 150)}")" python train_ldae.py "$recipe" "${common[@]}" --output_dir "$runs/ldae"
 }
 
 mae() {
-  limit $((minutes * 60 + 150)) python -m experiments.baselines.vit_mae "$recipe" "${common[@]}" --output_dir "$runs/mae" \
+  limit "$(awk "BEGIN {print int($minutes * 60 + 150)}")" python -m experiments.baselines.vit_mae "$recipe" "${common[@]}" --output_dir "$runs/mae" \
     --adam_beta2 0.95 --weight_decay 0.05 ${MAE_OPTIONS:-}
 }
 

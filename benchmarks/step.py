@@ -109,6 +109,7 @@ def entry(
 def one_after_the_other(chosen: list[Contender], task: Task, warmup: int, steps: int) -> Iterator[tuple[str, dict]]:
     """Name and entry of each contender, which has the GPU to itself while it is timed."""
     for contender in tqdm(chosen, unit="contender"):
+        torch.compiler.reset()  # the number of variants that it keeps of one function is limited
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(task.device)
         step = task.step(contender)
@@ -207,7 +208,7 @@ def table(result: dict) -> str:
         "images/s": lambda it: f"{batch_size / it['median']:,.0f}" if it["parameters"] else "",
         "peak MiB": lambda it: f"{it['peak_memory'] / 2**20:.0f}" if it["peak_memory"] else "",
     }
-    rates = {"of the published rate": result.get("peak_flops"), "of the measured rate": result.get("measured_flops")}
+    rates = {"MFU, published rate": result.get("peak_flops"), "MFU, measured rate": result.get("measured_flops")}
     for title, rate in rates.items():
         if rate:
             columns[title] = lambda it, rate=rate: f"{it['flops'] / it['median'] / rate:.0%}" if it["flops"] else ""

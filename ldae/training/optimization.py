@@ -79,4 +79,6 @@ def compile_blocks(model: nn.Module):
     transformers' `GradientCheckpointingLayer` is compiled whole.
     """
     for block in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] or [model]:
-        block.compile()
+        block.compile(
+            dynamic=False
+        )  # an encoder that drops tokens sees fewer than the decoder: a version for each number

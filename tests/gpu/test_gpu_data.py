@@ -15,7 +15,7 @@ def test_batches_cut_on_the_device_are_those_of_the_processor(device, crop):
         return StepSampler(images, 0, 3, batch_size=16)
 
     there = sampler()
-    found = DeviceLoader(there, device, fill_cache(there.images, progress=False))
+    found = DeviceLoader(there, device, fill_cache(there.images))
     for batch, expected in zip(found, training_loader(sampler()), strict=True):
         assert batch["pixel_values"].device.type == device.type
         assert torch.equal(batch["pixel_values"].cpu(), expected["pixel_values"])
