@@ -211,5 +211,10 @@ def main(argv: list[str] | None = None) -> Path:
     return path
 
 
+def command() -> None:
+    """The command `ldae-probe`, whose exit status `main`'s result is not."""
+    main()
+
+
 if __name__ == "__main__":
     main()
