@@ -76,7 +76,7 @@ def details(study: str | Path) -> str:
         if row.kind == "probe"
         for name, figures in row.result["protocols"].items()
     ]
-    return markdown(pd.DataFrame(rows), left=["protocol", "what was done"])
+    return markdown(rows, left=("protocol", "what was done"))
 
 
 def _name(config: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -159,7 +158,7 @@ def _results(probes: dict[Path, Result]) -> str:
     measured = {key: title for key, title in TITLES.items() if any(probe.get(key) for probe in probes.values())}
     columns = ["Protocol", "This model", *(title[0].upper() + title[1:] for title in measured.values())]
     columns += ["Data", "Seed", "File"]
-    rows: list[list[Any]] = []
+    rows: list[dict[str, Any]] = []
     notes = []
     for path, probe in probes.items():
         data = probe["data"]
@@ -167,7 +166,8 @@ def _results(probes: dict[Path, Result]) -> str:
             accuracies = [figures, *(probe.get(key, {}).get(name) for key in measured)]
             shown = [format_figure(name, accuracy) for accuracy in accuracies]
             file = f"[{path.name}]({path.as_posix()})"
-            rows.append([PROTOCOLS[name].title, *shown, data["name"], probe["seed"], file])
+            row = [PROTOCOLS[name].title, *shown, data["name"], probe["seed"], file]
+            rows.append(dict(zip(columns, row, strict=True)))
             notes.append(f"- {PROTOCOLS[name].title}: {figures['description']}\n")
         for key, title in measured.items():
             if probe.get(key):
@@ -177,11 +177,11 @@ def _results(probes: dict[Path, Result]) -> str:
             f"{data['num_validation']:,} validation images of {data['num_classes']} classes\n"
         )
     beside = (
-        "Beside the model stand baselines\nthat have learned nothing; only the difference was learned.\n"
+        "Beside the model stand baselines\nthat have learned nothing.\n"
         if measured
         else "No baseline was\nmeasured beside the model.\n"
     )
-    table = markdown(pd.DataFrame(rows, columns=columns), left=columns)
+    table = markdown(rows, left=columns)
     head = f"In percent, on validation images, ± one standard error. {beside}"
     return f"{head}\n{table}\n\n{''.join(dict.fromkeys(notes))}"
 
@@ -223,7 +223,7 @@ def _training(result: Result) -> str:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    return markdown(pd.DataFrame(facts.items(), columns=["", ""])) + "\n"
+    return markdown([{"": name, " ": fact} for name, fact in facts.items()], left=("", " ")) + "\n"
 
 
 def main():
