@@ -124,10 +124,8 @@ class Crop:
         crop = pixels[top : top + height, left : left + width]
         if (height, width) != self.image_hw:
             image = Image.fromarray(crop.squeeze(-1) if crop.shape[-1] == 1 else crop)
-            for size in (
-                (self.image_hw[1], height),
-                self.image_hw[::-1],
-            ):  # Pillow's versions disagree on the first axis
+            # the width first and then the height, since Pillow's versions disagree on the order
+            for size in ((self.image_hw[1], height), self.image_hw[::-1]):
                 image = image.resize(size, Image.Resampling.BICUBIC)
             crop = np.asarray(image).reshape(*self.image_hw, -1)
         return crop[:, ::-1] if flip else crop
