@@ -93,7 +93,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list
         ValueError: for an unknown protocol, or options of a chosen protocol that do not fit together.
     """
     parser = option_parser(ProbeArguments, *PROTOCOLS.values(), description=__doc__.split("\n")[0])
-    options, *protocols = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    options, *protocols = parser.parse_args_into_dataclasses(argv)
     if unknown := [name for name in options.protocols if name not in PROTOCOLS]:
         raise ValueError(f"--protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")
     chosen = {protocol.name: protocol for protocol in protocols}
@@ -209,6 +209,11 @@ def main(argv: list[str] | None = None) -> Path:
             print(f"Sweep: {figures.sweep(measured, sweep_path.with_suffix('.png'))}")
     accelerator.end_training()
     return path
+
+
+def command() -> None:
+    """The command `ldae-probe`, whose exit status `main`'s result is not."""
+    main()
 
 
 if __name__ == "__main__":

@@ -84,5 +84,10 @@ def main(argv: list[str] | None = None) -> Path:
     return folder
 
 
+def command() -> None:
+    """The command `ldae-train`, whose exit status `main`'s result is not."""
+    main()
+
+
 if __name__ == "__main__":
     main()

@@ -70,7 +70,7 @@ def parse_arguments(argv: list[str] | None = None) -> FeatureArguments:
         ValueError: for an output_dir inside the data's folder.
     """
     parser = option_parser(FeatureArguments, description="Writes the features of images to files.")
-    (options,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    (options,) = parser.parse_args_into_dataclasses(argv)
     data = Path(options.data).expanduser()
     if data.is_dir() and options.folder.resolve().is_relative_to(data.resolve()):
         raise ValueError(

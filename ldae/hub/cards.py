@@ -1,4 +1,4 @@
-"""Model cards, made from a Hub folder's `config.json` and `results/*.json` alone; no figure in them is typed.
+"""Model cards. Each figure in them is read from the Hub folder's `config.json` and `results/*.json`.
 
 python -m ldae.hub.cards FOLDER [--repo_id org/name] [--output model_cards/NAME/README.md]
 """
@@ -9,20 +9,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_ldae import pair
 from ldae.data.images import PIL_MODES
 from ldae.probes import PROTOCOLS, Result, format_figure
+from ldae.probes.baselines import TITLES
+from ldae.report.tables import markdown
 
 # Images that a run may leave in its folder, and what they show.
 IMAGES = {
-    "denoised.png": "ImageDataset, what the encoder sees of them under noise, and what the decoder predicts",
+    "denoised.png": "Images, what the encoder sees of them under noise, and what the decoder predicts",
     "spectrum.png": "Variance of the patches along every principal component",
     "filters.png": "The leading principal components of the patches: the axes of the latent space",
 }
-
 
 INTRODUCTION = """\
 A vision transformer that learned visual features without labels by l-DAE, the latent denoising autoencoder of
@@ -31,8 +33,8 @@ added to images in a linear latent space of their patches, the noisy latent is t
 network predicts the original image. The encoder's output on clean images is the representation.
 """
 
-PEER = """\
-{architecture} of transformers, trained by l-DAE's training script on the same terms, to be compared with it.
+BASELINE = """\
+{architecture} of transformers, trained like an l-DAE to be compared with it.
 """
 
 USE = """\
@@ -80,8 +82,8 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
 
     Args:
         folder: a folder as `save_hub_folder` makes it, with files of its training and probes in `results/`.
-        repo_id: the model's name on the Hub, for the card's examples; by default the folder's name.
-        output: where the card goes, with its images and results beside it; by default `README.md` in the folder.
+        repo_id: the model's name on the Hub, which the card's examples load; by default the folder's name.
+        output: where the card goes, with copies of its images and results beside it; by default `README.md` in the folder.
 
     Raises:
         FileNotFoundError: if `folder` holds no `config.json`.
@@ -100,7 +102,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
     parts = {
         f"# {model_id.split('/')[-1]}": INTRODUCTION
         if is_ldae
-        else PEER.format(architecture=config["architectures"][0]),
+        else BASELINE.format(architecture=config["architectures"][0]),
         "": "\n".join(f"![{IMAGES[name]}]({name})\n\n*{IMAGES[name]}.*\n" for name in images),
         "## Use": is_ldae
         and USE.format(
@@ -151,29 +153,37 @@ def _metadata(model_id: str, is_ldae: bool, training: Result | None, probes: dic
 
 
 def _results(probes: dict[Path, Result]) -> str:
+    """The table of all probes, with a column for each baseline that one of them measured, and what the rows mean."""
     if not probes:
         return "This model has not been evaluated yet.\n"
-    rows, notes = [], []
+    measured = {key: title for key, title in TITLES.items() if any(probe.get(key) for probe in probes.values())}
+    columns = ["Protocol", "This model", *(title[0].upper() + title[1:] for title in measured.values())]
+    columns += ["Data", "Seed", "File"]
+    rows: list[list[Any]] = []
+    notes = []
     for path, probe in probes.items():
-        data, floor = probe["data"], probe["floor"]
+        data = probe["data"]
         for name, figures in probe["protocols"].items():
-            title = PROTOCOLS[name].title
-            rows.append(
-                f"| {title} | {format_figure(name, figures)} | {format_figure(name, floor.get(name))} | {data['name']} "
-                f"| {probe['seed']} | [{path.name}]({path.as_posix()}) |\n"
-            )
-            notes.append(f"- {title}: {figures['description']}\n")
-        notes.append(f"- Floor: {floor.get('description', 'not measured here')}\n")
+            accuracies = [figures, *(probe.get(key, {}).get(name) for key in measured)]
+            shown = [format_figure(name, accuracy) for accuracy in accuracies]
+            file = f"[{path.name}]({path.as_posix()})"
+            rows.append([PROTOCOLS[name].title, *shown, data["name"], probe["seed"], file])
+            notes.append(f"- {PROTOCOLS[name].title}: {figures['description']}\n")
+        for key, title in measured.items():
+            if probe.get(key):
+                notes.append(f"- {title[0].upper() + title[1:]}: {probe[key]['description']}\n")
         notes.append(
             f"- {data['name']} (fingerprint `{data['fingerprint']}`): {data['num_train']:,} training and "
             f"{data['num_validation']:,} validation images of {data['num_classes']} classes\n"
         )
-    return (
-        "In percent, on validation images, ± one standard error. The floor is what the same network reaches\n"
-        "untrained; only the difference was learned.\n\n"
-        "| Protocol | This model | Floor | Data | Seed | File |\n|---|---|---|---|---|---|\n"
-        + "".join(rows) + "\n" + "".join(dict.fromkeys(notes))
-    )  # fmt: skip
+    beside = (
+        "Beside the model stand baselines\nthat have learned nothing; only the difference was learned.\n"
+        if measured
+        else "No baseline was\nmeasured beside the model.\n"
+    )
+    table = markdown(pd.DataFrame(rows, columns=columns), left=columns)
+    head = f"In percent, on validation images, ± one standard error. {beside}"
+    return f"{head}\n{table}\n\n{''.join(dict.fromkeys(notes))}"
 
 
 def _model(config: dict[str, Any]) -> str:
@@ -213,7 +223,7 @@ def _training(result: Result) -> str:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    return "| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in facts.items())
+    return markdown(pd.DataFrame(facts.items(), columns=["", ""])) + "\n"
 
 
 def main():
