@@ -118,7 +118,7 @@ def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
 
 
 def result_path(options: ProbeArguments) -> Path:
-    """The file of the result."""
+    """Returns the path of the result's file."""
     folder = Path(options.model).expanduser()
     default = folder / "results" if folder.is_dir() else Path("runs/probes") / short_name(options.model)
     folder = Path(options.output_dir).expanduser() if options.output_dir else default
@@ -126,7 +126,7 @@ def result_path(options: ProbeArguments) -> Path:
 
 
 def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], overwrite: bool) -> Result | None:
-    """What an earlier run's file holds and this run keeps: figures of the same encoder on the same images.
+    """Reads the figures of the same encoder on the same images that an earlier run left and this run keeps.
 
     Raises:
         FileExistsError: if it holds another encoder's figures, or a protocol's with other options, and `overwrite` is false.

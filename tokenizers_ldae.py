@@ -111,7 +111,7 @@ class PatchMoments:
 
 
 def latent_scale(variance: torch.Tensor, latent_scaling: str) -> torch.Tensor:
-    """What latents of a variance (d,) are divided by, (d,), for a configuration's `latent_scaling`."""
+    """Returns what latents of a variance (d,) are divided by, (d,), for a configuration's `latent_scaling`."""
     if latent_scaling == "global":
         variance = variance.mean().expand_as(variance)
     elif latent_scaling == "none":

@@ -127,7 +127,7 @@ def _load(options: FeatureArguments, accelerator: Accelerator) -> tuple[Encoder,
 def _identity(
     options: FeatureArguments, encoder: Encoder, images: ImageDataset, mixed_precision: str
 ) -> dict[str, Any]:
-    """What features.json says from the start, and what must be the same for a run to go on."""
+    """Returns what features.json says from the start, which must be the same for a run to go on."""
     num_patches, hidden_size = encoder.token_shape
     label = images.examples.features.get("label")
     return {

@@ -103,10 +103,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
         if is_ldae
         else BASELINE.format(architecture=config["architectures"][0]),
         "": "\n".join(f"![{IMAGES[name]}]({name})\n\n*{IMAGES[name]}.*\n" for name in images),
-        "## Use": is_ldae
-        and USE.format(
-            model_id=model_id, hidden_size=config["hidden_size"], mode=PIL_MODES.get(config["num_channels"], "RGB")
-        ),
+        "## Use": is_ldae and _use(model_id, config),
         "## Results": _results(probes),
         "## Model": is_ldae and _model(config),
         "## Training": training and _training(training),
@@ -122,6 +119,16 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
             (output.parent / path).parent.mkdir(exist_ok=True)
             shutil.copy(folder / path, output.parent / path)
     return output
+
+
+def _use(model_id: str, config: dict[str, Any]) -> str:
+    mode = PIL_MODES.get(config["num_channels"], "RGB")
+    text = USE.format(model_id=model_id, hidden_size=config["hidden_size"], mode=mode)
+    if "auto_map" in config:
+        return text
+    # the folder has no code of its own, so the installed package has to bring it
+    text = text.replace(", trust_remote_code=True", "")
+    return text.replace("```python\n", "```python\nimport ldae  # registers l-DAE with transformers\n")
 
 
 def _metadata(model_id: str, is_ldae: bool, training: Result | None, probes: dict[Path, Result]) -> ModelCardData:
@@ -215,7 +222,7 @@ def _training(result: Result) -> str:
         "Seed": result["seed"],
         "Time": f"{result['seconds'] / 3600:.2f} hours, ended {result['date']}",
         "Hardware": ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['threads']} thread(s)",
-        "Code": f"commit `{result['commit']}`",
+        "Code": f"commit `{result['commit']}`" if result.get("commit") else "commit not recorded",
         "Versions": versions,
     }
     options = yaml.safe_dump(result["arguments"], sort_keys=True)

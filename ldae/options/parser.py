@@ -126,7 +126,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def _argument(f: Field, domain: Domain) -> dict[str, Any]:
-    """What argparse is told of an option."""
+    """Returns what argparse is told of an option."""
     default = f.default_factory() if callable(f.default_factory) else f.default
     notes = [domain.bounds] if domain.bounds else []
     if default not in (None, MISSING, []):  # of these, the help itself says what is taken

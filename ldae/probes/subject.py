@@ -68,7 +68,7 @@ class Subject:
         return 1 + int(max(self.train.labels.max(), self.validation.labels.max()))
 
     def data(self, name: str) -> dict[str, Any]:
-        """What results say of the images; `name` is what they call them."""
+        """Returns what results say of the images, which they call `name`."""
         return {
             "name": name,
             "fingerprint": self.fingerprint,

@@ -15,7 +15,7 @@ def stage(model_args, data_args, train_args):
     """The options and the model of the training that a tokenizer needs before the l-DAE's; None where it needs none.
 
     Raises:
-        ValueError: for options of the l-DAE that its own training would refuse, after the tokenizer's.
+        ValueError: for options of the l-DAE with which its own training, after the tokenizer's, could not start.
     """
     needed = (
         not (train_args.init_from or train_args.tokenizer) and model_args.config().tokenizer_class.trainer is not None

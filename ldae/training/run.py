@@ -34,7 +34,7 @@ ENDLESS = 1 << 40  # steps, where the clock ends a run
 
 
 def validate(train_args):
-    """Refuses a run that could not end well, before any work starts.
+    """Validates, before any work starts, that the run can write its folder and upload it.
 
     Raises:
         FileExistsError: if output_dir holds another run's results.
