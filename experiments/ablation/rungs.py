@@ -106,9 +106,9 @@ def _branches() -> list[Rung]:
         change = {"latent_dim": f"{d}/768", "shrink": PIXELS[d]}
         what = f"noise on pixels, images 1/{PIXELS[d]} as large"
         branches.append(Rung(f"pixels-d{d}", what, change, None, f"pixels-d{before}", sign=sign))
-    for before, row in TABLE2.items():
-        for d in sorted(row.keys() - {ON_PATH[before]}):
-            branches.append(Rung(at_dimension(before, d), f"d = {d}", {"latent_dim": f"{d}/768"}, row[d], before))
+    for name, row in TABLE2.items():
+        for d in sorted(row.keys() - {ON_PATH[name]}):
+            branches.append(Rung(at_dimension(name, d), f"d = {d}", {"latent_dim": f"{d}/768"}, row[d], name))
     return [replace(rung, side=True) for rung in branches]
 
 

@@ -33,8 +33,8 @@ def comparison(study: str | Path, protocols: Sequence[str] = tuple(PROTOCOLS)) -
         FileNotFoundError: if no run of the study has both a training and a probing result.
     """
     runs: dict[str, dict[str, Result]] = {}
-    for row in load_study(study):
-        runs.setdefault(row.run, {})[row.kind] = row.result
+    for found in load_study(study):
+        runs.setdefault(found.run, {})[found.kind] = found.result
     whole = [run for run in runs.values() if {"train", "probe"} <= run.keys()]
     if not whole:
         raise FileNotFoundError(f"no run of {str(study)!r} has results of its training and of a probe")
@@ -45,7 +45,8 @@ def comparison(study: str | Path, protocols: Sequence[str] = tuple(PROTOCOLS)) -
         accuracies = {PROTOCOLS[p].title: format_figure(p, figures.get(p)) for p in protocols}
         return {"encoder": name, "minutes": minutes, "epochs": epochs, **accuracies}
 
-    untrained, trained = {}, []
+    untrained: dict[str, dict[str, Any]] = {}
+    trained = []
     for run in whole:
         training, probe = run["train"], run["probe"]
         name = _name(training["config"])

@@ -61,6 +61,11 @@ def test_grid_repeats_pixels_exactly_and_writes_sigmas(tmp_path):
     assert (grid[42 : 42 + 192, 16 + added : 16 + added + 192] == levels).all()
 
 
+def test_large_images_keep_their_size(tmp_path):
+    x = colours(0, size=(400, 500))
+    assert read(plots.denoising_grid(x, x, x, tmp_path / "grid.png")).shape[1] == 16 + 3 * (500 + 8) + 8
+
+
 def test_transparent_images_are_shown_on_white(tmp_path):
     x = colours(-1, channels=4)  # black, wholly transparent
     assert (read(plots.denoising_grid(x, x, x, tmp_path / "grid.png"))[42:] == 255).all()
