@@ -70,7 +70,7 @@ class ProbeArguments:
     batch_size: int = option(256, "Images in a forward pass of one process.", minimum=1)
     num_workers: int = option(0, "Processes that read images, for each process of accelerate.", minimum=0)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
-        None, "Of fine-tuning, as accelerate's; by default what accelerate's configuration says."
+        None, "Precision of fine-tuning, as accelerate's; by default what accelerate's configuration says."
     )
     output_dir: str | None = option(
         None,

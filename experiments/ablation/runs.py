@@ -159,7 +159,7 @@ def _right(done: list[Run]) -> np.ndarray | None:
 
 
 def _describe(generation: dict[str, Any]) -> str:
-    """On what a distance is measured."""
+    """Says on what a distance is measured."""
     text = "{metric}, {num_fake:,} generated and {num_real:,} real images, {sampler}, {num_inference_steps} steps"
     text += ", guidance {guidance_scale:g}" if generation.get("guidance_scale", 1) != 1 else ""
     return text.format(**generation)

@@ -52,7 +52,7 @@ class FeatureArguments:
     num_workers: int = option(0, "Processes that read images, for each process of accelerate.", minimum=0)
     on_bad_image: Literal["skip", "error"] = option("skip", "Unreadable images are named and skipped, or stop the run.")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
-        None, "As accelerate's; by default what accelerate's configuration says."
+        None, "Precision, as accelerate's; by default what accelerate's configuration says."
     )
     trust_remote_code: bool = option(False, "Run the code that comes with the model. Only for a model that you trust.")
 
