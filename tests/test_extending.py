@@ -67,15 +67,15 @@ def test_each_example_touches_the_promised_files():
 def test_the_examples_work_as_they_stand(tmp_path):
     copy_sources(tmp_path)
     extend(tmp_path, PAGE.read_text(encoding="utf-8"))
+    lint = [sys.executable, "-m", "ruff", "check", "--no-cache", "--quiet", "."]
+    done = subprocess.run(lint, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "--tb=short", "--durations=10", "tests"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "--tb=short", "tests"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     passed = set(re.findall(r"^PASSED (tests/test_\w+\.py)", done.stdout, re.M))
     assert passed == {blocks(text)[-1][0] for text in sections().values()}
-    lint = [sys.executable, "-m", "ruff", "check", "--no-cache", "--quiet", "."]
-    done = subprocess.run(lint, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_trained_tokenizer_names_the_module_that_trains_it(tmp_path, monkeypatch, tiny_config):
