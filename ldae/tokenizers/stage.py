@@ -6,9 +6,8 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from ldae.data.sources import count_classes, load_examples
-from ldae.tokenizers import build
+from ldae.tokenizers import build, trained_tokenizers
 from ldae.training.checkpoints import Checkpoints, read_state, validate_unchanged
-from tokenizers_ldae import TRAINED
 
 
 def stage(model_args, data_args, train_args):
@@ -22,7 +21,7 @@ def stage(model_args, data_args, train_args):
     )
     if train_args.tokenizer_only and not needed:
         raise ValueError(
-            f"tokenizer_only needs tokenizer_type {', '.join(TRAINED)}, and neither --init_from nor --tokenizer"
+            f"tokenizer_only needs tokenizer_type {', '.join(trained_tokenizers())}, and neither --init_from nor --tokenizer"
         )
     if not needed:
         return None

@@ -158,7 +158,7 @@ class Run:
             bad_images = fit_to_images(model, self.images, data_args.pca_patches, data_args.num_workers)
             if model.ldae.tokenizer.orthonormal and model.config.latent_dim < model.config.patch_dim:
                 held = f"{explained_variance(model.ldae.tokenizer):.1%} of the patches' variance"
-                self.accelerator.print(f"{model.config.latent_dim} principal components hold {held}.")
+                self.accelerator.print(f"The {model.config.latent_dim} components of the latent space hold {held}.")
         return {
             "step": 0, "seconds": 0.0, "bad_images": bad_images, "loss": None, "options": self._options(),
             "images_per_step": self.images_per_step,
