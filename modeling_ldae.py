@@ -648,7 +648,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             self._fitted = True  # looked at once: it costs a synchronization
             if not self.ldae.tokenizer.fitted:
                 logger.warning(
-                    "The tokenizer is not fitted to any images: fit it with ldae.tokenizers.fit_to_images(model, images)."
+                    "The tokenizer is not fitted to any images: fit it with ldae.tokenizers.fitting.fit_to_images(model, images)."
                 )
 
 

@@ -122,7 +122,7 @@ def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
     """
     variance = tokenizer.spectrum.double().cpu().numpy()
     if not variance.any():
-        raise ValueError("the tokenizer is not fitted: call ldae.tokenizers.pca.fit_to_images first")
+        raise ValueError("the tokenizer is not fitted: call ldae.tokenizers.fitting.fit_to_images first")
     explained, d = variance.cumsum() / variance.sum(), len(tokenizer.V)
     index = np.arange(1, len(variance) + 1)
     figure, (each, total) = panels(2, 9, 3.4)
