@@ -96,8 +96,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list
     options, *protocols = parser.parse_args_into_dataclasses(argv)
     if unknown := [name for name in options.protocols if name not in PROTOCOLS]:
         raise ValueError(f"--protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")
-    chosen = {protocol.name: protocol for protocol in protocols}
-    chosen = [chosen[name] for name in dict.fromkeys(options.protocols)]
+    by_name = {protocol.name: protocol for protocol in protocols}
+    chosen = [by_name[name] for name in dict.fromkeys(options.protocols)]
     for protocol in chosen:
         protocol.check()
     return options, chosen
@@ -109,7 +109,7 @@ def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
     Raises:
         ValueError: if a split or its labels are missing, or the classes of the splits differ.
     """
-    columns = {"image_column": options.image_column, "label_column": options.label_column}
+    columns: dict[str, Any] = {"image_column": options.image_column, "label_column": options.label_column}
     train = load_examples(options.data, options.train_split, **columns)
     validation = load_examples(options.data, options.validation_split, **columns)
     if (reason := why_not_probed(train, validation)) is not None:
@@ -163,7 +163,8 @@ def draw(subject: Subject, result: Result, path: Path):
     for name, predictions in subject.predictions.items():
         file = path.with_name(f"confusion-{name}-{data}.png")
         print(figures.confusion_matrix(predictions, subject.labels, names, file))
-    print(figures.neighbours(*nearest_images(subject), path.with_name(f"neighbours-{data}.png")))
+    queries, nearest, same_class = nearest_images(subject)
+    print(figures.neighbours(queries, nearest, same_class, path.with_name(f"neighbours-{data}.png")))
 
 
 def main(argv: list[str] | None = None) -> Path:

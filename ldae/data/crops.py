@@ -96,9 +96,10 @@ class Crop:
         """
         if self.kind == "center":
             return np.tile((0, 0, *self.image_hw), (len(uniforms), 1))
-        sizes, fitted = np.tile(self.image_hw, (len(uniforms), 1)), True
         if self.kind == "random_resized":
             sizes, fitted = self._sizes(uniforms[:, 2:], height, width)
+        else:
+            sizes, fitted = np.tile(self.image_hw, (len(uniforms), 1)), np.array(True)
         room = np.array((height, width)) - sizes
         corners = np.where(fitted, np.floor(uniforms[:, :2] * (room + 1)).astype(np.int64), room // 2)
         return np.concatenate([corners, sizes], axis=1)
@@ -139,7 +140,7 @@ def resize_short_side(image: Image.Image, height: int, width: int) -> Image.Imag
     """
     scale = max(height / image.height, width / image.width)
     size = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
-    if size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
+    if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"an image of {image.width}x{image.height} is too long to resize")
     return F.resize(image, size, InterpolationMode.BICUBIC)
 

@@ -99,11 +99,11 @@ def main(argv: list[str] | None = None) -> None:
     names = (f"features-{i:05d}-of-{len(ranges):05d}.{options.format}" for i in range(len(ranges)))
     shards = dict(zip((options.folder / name for name in names), ranges, strict=True))
 
-    missing: list[list[Path]] = [[]]
+    found: list[list[Path]] = [[]]
     if accelerator.is_main_process:
         claim(options.folder, identity, options.overwrite)
-        missing = [[path for path in shards if not path.exists()]]
-    missing = broadcast_object_list(missing)[0]
+        found = [[path for path in shards if not path.exists()]]
+    missing = broadcast_object_list(found)[0]
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     _write({path: shards[path] for path in mine}, options, encoder, images, identity, accelerator)
     accelerator.wait_for_everyone()

@@ -96,6 +96,10 @@ class Run:
         set_seed(train_args.seed)
         columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
         examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
+        if examples is None:
+            raise ValueError(
+                f"--data {data_args.data!r} has no split {data_args.train_split!r}; give another --train_split"
+            )
         self.unwrapped = build_model(self.model_args, train_args, examples) if model is None else model
         config = self.unwrapped.config
         image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
