@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ldae.optimization import learning_rate
 from ldae.options import parse_arguments
-from ldae.tokenizers import stage as tokenizer_stage
-from ldae.training.optimization import learning_rate
+from ldae.training import tokenizer_stage
 from ldae.training.outputs import draw_images, finish
 from ldae.training.run import Run, validate
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from ldae import LDAEConfig, LDAEForPreTraining
-from ldae.training.optimization import compile_blocks
+from ldae.optimization import compile_blocks
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from transformers import (
 
 from ldae import LDAEModel
 from ldae.features.encoders import Encoder
-from ldae.training.optimization import Length, compile_blocks, layer_decay_groups, learning_rate, parameter_groups
+from ldae.optimization import Length, compile_blocks, layer_decay_groups, learning_rate, parameter_groups
 
 VIT = {
     "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,

@@ -23,10 +23,10 @@ from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loa
 from ldae.features.encoders import Encoder, evaluating
 from ldae.features.extraction import shared_features
 from ldae.hub.folder import save_hub_folder
+from ldae.optimization import layer_decay_groups, learning_rate
 from ldae.options import option
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
-from ldae.training.optimization import layer_decay_groups, learning_rate
 from modeling_ldae import LDAEForImageClassification
 
 GREY = 127  # fills what an operation leaves empty

@@ -21,11 +21,11 @@ from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loa
 from ldae.data.sources import load_examples
 from ldae.files import LOCK, hold_folder
 from ldae.hardware import has_bf16
+from ldae.optimization import Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING
 from ldae.tokenizers.fitting import explained_variance, fit_to_images
 from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, validate_unchanged
 from ldae.training.models import build_model
-from ldae.training.optimization import Length, compile_blocks, parameter_groups
 from ldae.training.probing import RunProbes
 from ldae.training.recorder import Recorder
 from modeling_ldae import LDAEForPreTraining
@@ -172,7 +172,7 @@ class Run:
         """The state of a checkpoint, if its run had the same options."""
         state = read_state(last)
         given = {**self._options(), "images per step": self.images_per_step}
-        if self.is_ldae:  # `ldae.tokenizers.stage` compares how its tokenizer is trained
+        if self.is_ldae:  # `ldae.training.tokenizer_stage` compares how its tokenizer is trained
             given = {name: value for name, value in given.items() if not name.startswith("tokenizer_")}
         validate_unchanged({**state["options"], "images per step": state["images_per_step"]}, given)
         return state

@@ -9,7 +9,8 @@ from diffusers import DDIMScheduler
 from samplers import pipeline, randn, sample, seeded
 from torch.testing import assert_close
 
-from ldae.generation.pipeline import LDAEPipeline, denoise
+from ldae.denoising import denoise
+from ldae.generation.pipeline import LDAEPipeline
 from ldae.generation.schedulers import SCHEDULERS, make_scheduler
 
 

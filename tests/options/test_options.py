@@ -34,7 +34,7 @@ from ldae.options import (
 )
 from ldae.probes import PROTOCOLS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
