@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from configuration_ldae import LDAEConfig
-from tokenizers_ldae import TRAINED
+from ldae.tokenizers import trained_tokenizers
 
 FIRST = {
     "tokenizer_type": "conv_vae",
@@ -106,9 +106,9 @@ def _branches() -> list[Rung]:
         change = {"latent_dim": f"{d}/768", "shrink": PIXELS[d]}
         what = f"noise on pixels, images 1/{PIXELS[d]} as large"
         branches.append(Rung(f"pixels-d{d}", what, change, None, f"pixels-d{before}", sign=sign))
-    for before, row in TABLE2.items():
-        for d in sorted(row.keys() - {ON_PATH[before]}):
-            branches.append(Rung(at_dimension(before, d), f"d = {d}", {"latent_dim": f"{d}/768"}, row[d], before))
+    for name, row in TABLE2.items():
+        for d in sorted(row.keys() - {ON_PATH[name]}):
+            branches.append(Rung(at_dimension(name, d), f"d = {d}", {"latent_dim": f"{d}/768"}, row[d], name))
     return [replace(rung, side=True) for rung in branches]
 
 
@@ -171,7 +171,7 @@ def as_arguments(given: dict[str, Any]) -> list[str]:
 def tokenizer_of(rung: Rung, lpips: bool = True) -> str | None:
     """The first rung whose trained tokenizer is this rung's too, and after which it is named; None if the rung trains none."""
     wanted = _tokenizer_options(options(rung, lpips=lpips))
-    if wanted["tokenizer_type"] not in TRAINED:
+    if wanted["tokenizer_type"] not in trained_tokenizers():
         return None
     return next(name for name, other in RUNGS.items() if _tokenizer_options(options(other)) == wanted)
 

@@ -221,7 +221,7 @@ def _blocks(runs: dict[str, list[Run]]) -> str:
         "paper": {"paper": "linear"} | {f"block {block} of 24": paper for block, paper in PAPER_BLOCKS.items()},
         "here": {"here": PROTOCOL} | {f"block {i} of {len(depth)}": cell for i, cell in enumerate(figures, 1)},
     }
-    return "\n\n".join(markdown(pd.DataFrame([row])) for row in sides.values() if len(row) > 1)
+    return "\n\n".join(markdown([row]) for row in sides.values() if len(row) > 1)
 
 
 def _accuracy(found: Measured | None) -> str:

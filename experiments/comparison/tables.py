@@ -1,6 +1,6 @@
 """Tables of a study that compares encoders, made from its results.
 
-python -m experiments.comparison.tables experiments/results/imagenette64.jsonl [--write README.md] [--protocols knn linear]
+python -m experiments.comparison.tables experiments/results/imagenette64.jsonl [--write docs/comparison.md]
 
 The study is a .jsonl of results, or a folder of runs. --details gives a row to each protocol of each run instead.
 """
@@ -33,8 +33,8 @@ def comparison(study: str | Path, protocols: Sequence[str] = tuple(PROTOCOLS)) -
         FileNotFoundError: if no run of the study has both a training and a probing result.
     """
     runs: dict[str, dict[str, Result]] = {}
-    for row in load_study(study):
-        runs.setdefault(row.run, {})[row.kind] = row.result
+    for found in load_study(study):
+        runs.setdefault(found.run, {})[found.kind] = found.result
     whole = [run for run in runs.values() if {"train", "probe"} <= run.keys()]
     if not whole:
         raise FileNotFoundError(f"no run of {str(study)!r} has results of its training and of a probe")
@@ -45,7 +45,8 @@ def comparison(study: str | Path, protocols: Sequence[str] = tuple(PROTOCOLS)) -
         accuracies = {PROTOCOLS[p].title: format_figure(p, figures.get(p)) for p in protocols}
         return {"encoder": name, "minutes": minutes, "epochs": epochs, **accuracies}
 
-    untrained, trained = {}, []
+    untrained: dict[str, dict[str, Any]] = {}
+    trained = []
     for run in whole:
         training, probe = run["train"], run["probe"]
         name = _name(training["config"])
@@ -76,7 +77,7 @@ def details(study: str | Path) -> str:
         if row.kind == "probe"
         for name, figures in row.result["protocols"].items()
     ]
-    return markdown(pd.DataFrame(rows), left=["protocol", "what was done"])
+    return markdown(rows, left=("protocol", "what was done"))
 
 
 def _name(config: dict[str, Any]) -> str:

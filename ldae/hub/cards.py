@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -104,10 +103,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
         if is_ldae
         else BASELINE.format(architecture=config["architectures"][0]),
         "": "\n".join(f"![{IMAGES[name]}]({name})\n\n*{IMAGES[name]}.*\n" for name in images),
-        "## Use": is_ldae
-        and USE.format(
-            model_id=model_id, hidden_size=config["hidden_size"], mode=PIL_MODES.get(config["num_channels"], "RGB")
-        ),
+        "## Use": is_ldae and _use(model_id, config),
         "## Results": _results(probes),
         "## Model": is_ldae and _model(config),
         "## Training": training and _training(training),
@@ -123,6 +119,16 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
             (output.parent / path).parent.mkdir(exist_ok=True)
             shutil.copy(folder / path, output.parent / path)
     return output
+
+
+def _use(model_id: str, config: dict[str, Any]) -> str:
+    mode = PIL_MODES.get(config["num_channels"], "RGB")
+    text = USE.format(model_id=model_id, hidden_size=config["hidden_size"], mode=mode)
+    if "auto_map" in config:
+        return text
+    # the folder has no code of its own, so the installed package has to bring it
+    text = text.replace(", trust_remote_code=True", "")
+    return text.replace("```python\n", "```python\nimport ldae  # registers l-DAE with transformers\n")
 
 
 def _metadata(model_id: str, is_ldae: bool, training: Result | None, probes: dict[Path, Result]) -> ModelCardData:
@@ -159,7 +165,7 @@ def _results(probes: dict[Path, Result]) -> str:
     measured = {key: title for key, title in TITLES.items() if any(probe.get(key) for probe in probes.values())}
     columns = ["Protocol", "This model", *(title[0].upper() + title[1:] for title in measured.values())]
     columns += ["Data", "Seed", "File"]
-    rows: list[list[Any]] = []
+    rows: list[dict[str, Any]] = []
     notes = []
     for path, probe in probes.items():
         data = probe["data"]
@@ -167,7 +173,8 @@ def _results(probes: dict[Path, Result]) -> str:
             accuracies = [figures, *(probe.get(key, {}).get(name) for key in measured)]
             shown = [format_figure(name, accuracy) for accuracy in accuracies]
             file = f"[{path.name}]({path.as_posix()})"
-            rows.append([PROTOCOLS[name].title, *shown, data["name"], probe["seed"], file])
+            row = [PROTOCOLS[name].title, *shown, data["name"], probe["seed"], file]
+            rows.append(dict(zip(columns, row, strict=True)))
             notes.append(f"- {PROTOCOLS[name].title}: {figures['description']}\n")
         for key, title in measured.items():
             if probe.get(key):
@@ -177,11 +184,11 @@ def _results(probes: dict[Path, Result]) -> str:
             f"{data['num_validation']:,} validation images of {data['num_classes']} classes\n"
         )
     beside = (
-        "Beside the model stand baselines\nthat have learned nothing; only the difference was learned.\n"
+        "Beside the model stand baselines\nthat have learned nothing.\n"
         if measured
         else "No baseline was\nmeasured beside the model.\n"
     )
-    table = markdown(pd.DataFrame(rows, columns=columns), left=columns)
+    table = markdown(rows, left=columns)
     head = f"In percent, on validation images, ± one standard error. {beside}"
     return f"{head}\n{table}\n\n{''.join(dict.fromkeys(notes))}"
 
@@ -215,7 +222,7 @@ def _training(result: Result) -> str:
         "Seed": result["seed"],
         "Time": f"{result['seconds'] / 3600:.2f} hours, ended {result['date']}",
         "Hardware": ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['threads']} thread(s)",
-        "Code": f"commit `{result['commit']}`",
+        "Code": f"commit `{result['commit']}`" if result.get("commit") else "commit not recorded",
         "Versions": versions,
     }
     options = yaml.safe_dump(result["arguments"], sort_keys=True)
@@ -223,7 +230,7 @@ def _training(result: Result) -> str:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    return markdown(pd.DataFrame(facts.items(), columns=["", ""])) + "\n"
+    return markdown([{"": name, " ": fact} for name, fact in facts.items()], left=("", " ")) + "\n"
 
 
 def main():

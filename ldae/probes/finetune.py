@@ -122,7 +122,7 @@ class FineTune(Protocol):
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         encoder, accelerator = subject.encoder, subject.accelerator or Accelerator()
         # the folder was new at the start: once it holds a model, that is the encoder, and this one is its untrained baseline
-        saves = self._folder is not None and _is_new(self._folder)
+        folder = self._folder if self._folder is not None and _is_new(self._folder) else None
         accelerator.wait_for_everyone()
         with _seeded(mix_seed(subject.seed), subject.device):
             classifier = Classifier(copy.deepcopy(encoder).float(), subject.num_classes)
@@ -138,8 +138,8 @@ class FineTune(Protocol):
             raise ValueError("a probe needs validation images, got none that can be read")
         with torch.no_grad():
             predictions = classifier.head(features.features.to(subject.device)).argmax(dim=1)
-        if saves:
-            save_hub_folder(_ldae_classifier(classifier, subject), self._folder)
+        if folder is not None:
+            save_hub_folder(_ldae_classifier(classifier, subject), folder)
         return {**score(predictions, features.labels), "settings": settings}
 
     def prepare(self, subject: Subject):

@@ -91,7 +91,7 @@ class Linear(Protocol):
             groups = [self._heads(train.features.shape[1], batch_size, subject) for _ in range(2)]
         for epoch in tqdm(range(self.linear_epochs), self.name, disable=None if groups else True, leave=False):
             view = subject.view(*self._view(epoch))  # on every process: they share the pass
-            if view is None:
+            if view is None or train is None:
                 continue
             if not torch.equal(view.labels, train.labels):
                 raise ValueError("linear: the random crops are not of the images of which there are centre crops")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SIDE = 192  # pixels to which small images are enlarged, by a whole factor
 GAP = 8  # pixels between images, and half of the margin around them
 INK, BLUE, RED, GREEN, ORANGE = "#333333", "#3b6ea5", "#c44e52", "#3f9b56", "#d18b2c"
-LINE = {"marker": "o", "markersize": 4.5, "linewidth": 1.8}  # of measured points
+LINE: dict[str, Any] = {"marker": "o", "markersize": 4.5, "linewidth": 1.8}  # of measured points
 
 
 def panels(count: int, width: float, height: float, grid: bool = True, **options: Any) -> tuple[Figure, Sequence[Axes]]:

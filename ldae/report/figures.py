@@ -3,9 +3,11 @@
 And of what a probe found: which classes it takes for which, the nearest neighbours of images, accuracy by block and by t.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +32,9 @@ from ldae.report.drawing import (
 )
 from modeling_ldae import LDAEForPreTraining
 from tokenizers_ldae import PatchTokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FRAME = 5  # pixels of the coloured frame around a neighbour
 MAX_NUMBERED = 50  # classes up to which a confusion matrix has its numbers written into it
@@ -117,7 +122,7 @@ def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
     """
     variance = tokenizer.spectrum.double().cpu().numpy()
     if not variance.any():
-        raise ValueError("the tokenizer is not fitted: call ldae.tokenizers.pca.fit_to_images first")
+        raise ValueError("the tokenizer is not fitted: call ldae.tokenizers.fitting.fit_to_images first")
     explained, d = variance.cumsum() / variance.sum(), len(tokenizer.V)
     index = np.arange(1, len(variance) + 1)
     figure, (each, total) = panels(2, 9, 3.4)
@@ -205,7 +210,8 @@ def neighbours(queries: torch.Tensor, nearest: torch.Tensor, same_class: torch.T
         raise ValueError(
             f"queries, nearest and same_class must have shapes (B, C, H, W), (B, k, C, H, W), (B, k), got {shapes}"
         )
-    factor = enlargement(*queries.shape[-2:], SIDE / 2)
+    height, width = queries.shape[-2:]
+    factor = enlargement(height, width, SIDE / 2)
     rows = []
     for query, images, right in zip(queries, nearest, same_class.tolist(), strict=True):
         colours = ["white"] + [GREEN if x else RED for x in right]
@@ -232,7 +238,7 @@ def sweep(result: dict[str, Any], path: str | Path) -> Path:
     count = 2 if timesteps else 1
     figure, axes = panels(count, 9 if timesteps else 5.2, 3.6, sharey=True)
     for name, colour in zip(depth[0]["protocols"], (BLUE, RED, GREEN) * len(depth[0]["protocols"]), strict=False):
-        _measured(axes[0], np.arange(1, len(depth) + 1), depth, name, color=colour, label=name)
+        _measured(axes[0], range(1, len(depth) + 1), depth, name, color=colour, label=name)
         for noisy in (False, True) if timesteps else ():
             rows = [row for row in timesteps if row["noisy"] == noisy]
             style = {"linestyle": (0, (1, 1.5)), "markerfacecolor": "white"} if noisy else {}
@@ -252,7 +258,7 @@ def sweep(result: dict[str, Any], path: str | Path) -> Path:
     return save_figure(figure, path)
 
 
-def _name_blocks(axes, depth: list[dict[str, Any]]):
+def _name_blocks(axes: Axes, depth: list[dict[str, Any]]):
     """The numbers of the blocks below, at most sixteen, and which of them are the encoder's and which the decoder's."""
     shown = range(1, len(depth) + 1, -(-len(depth) // 16))
     axes.set_xlabel("block")
@@ -265,7 +271,7 @@ def _name_blocks(axes, depth: list[dict[str, Any]]):
             axes.annotate(text, (x, 1), (0, 3), ("data", "axes fraction"), "offset points", ha="center", color=INK)
 
 
-def _measured(axes, places: Sequence[float], rows: list[dict[str, Any]], protocol: str, **style):
+def _measured(axes: Axes, places: Sequence[float], rows: list[dict[str, Any]], protocol: str, **style):
     """A line through a protocol's accuracies, with their standard errors."""
     figures = [row["protocols"][protocol] for row in rows]
     accuracies, errors = ([figure[name] for figure in figures] for name in ("accuracy", "standard_error"))

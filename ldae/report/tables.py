@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,21 @@ if TYPE_CHECKING:
 MISSING = "–"
 
 
-def markdown(table: pd.DataFrame, left: Collection[str] | None = None) -> str:
-    """A Markdown table of a frame's columns, without its index.
+def markdown(table: pd.DataFrame | Sequence[Mapping[str, Any]], left: Collection[str] | None = None) -> str:
+    """A Markdown table of a frame's columns, without its index, and without a line break at its end.
 
     Text and whole numbers stand as they are, other numbers with one decimal, and a dash where there is none.
 
     Args:
+        table: the frame, or its rows by the names of the columns.
         left: the columns that are aligned to the left, by default the first; the others are aligned to the right.
     """
+    import pandas as pd
+
+    table = pd.DataFrame(table, dtype=object)
     left = table.columns[:1] if left is None else left
     rule = ["---" if name in left else "---:" for name in table.columns]
-    rows = [list(table.columns), rule, *table.astype(object).itertuples(index=False, name=None)]
+    rows = [list(table.columns), rule, *table.itertuples(index=False, name=None)]
     return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
 
 

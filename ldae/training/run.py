@@ -34,7 +34,7 @@ ENDLESS = 1 << 40  # steps, where the clock ends a run
 
 
 def validate(train_args):
-    """Refuses a run that could not end well, before any work starts.
+    """Validates, before any work starts, that the run can write its folder and upload it.
 
     Raises:
         FileExistsError: if output_dir holds another run's results.
@@ -96,6 +96,10 @@ class Run:
         set_seed(train_args.seed)
         columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
         examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
+        if examples is None:
+            raise ValueError(
+                f"--data {data_args.data!r} has no split {data_args.train_split!r}; give another --train_split"
+            )
         self.unwrapped = build_model(self.model_args, train_args, examples) if model is None else model
         config = self.unwrapped.config
         image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
@@ -158,7 +162,7 @@ class Run:
             bad_images = fit_to_images(model, self.images, data_args.pca_patches, data_args.num_workers)
             if model.ldae.tokenizer.orthonormal and model.config.latent_dim < model.config.patch_dim:
                 held = f"{explained_variance(model.ldae.tokenizer):.1%} of the patches' variance"
-                self.accelerator.print(f"{model.config.latent_dim} principal components hold {held}.")
+                self.accelerator.print(f"The {model.config.latent_dim} components of the latent space hold {held}.")
         return {
             "step": 0, "seconds": 0.0, "bad_images": bad_images, "loss": None, "options": self._options(),
             "images_per_step": self.images_per_step,

@@ -11,7 +11,7 @@ def made(folder, run, loss):
 
 
 def losses(study):
-    return {row.run: row.result["loss"] for row in load_study(study)}
+    return [(row.run, row.result["loss"]) for row in load_study(study)]
 
 
 def test_collected_runs_replace_their_rows_alone(tmp_path, capsys):
@@ -26,7 +26,7 @@ def test_collected_runs_replace_their_rows_alone(tmp_path, capsys):
     made(tmp_path / "others", "c", 5.0)
     collect(runs, study, ["a"])
     collect(tmp_path / "others", study)
-    assert losses(study) == {"a": 3.0, "tokenizers/b": 2.0, "c": 5.0}
+    assert losses(study) == [("a", 3.0), ("c", 5.0), ("tokenizers/b", 2.0)]
 
 
 def test_what_cannot_be_collected(tmp_path):

@@ -82,6 +82,23 @@ def test_card_without_results_claims_nothing(tmp_path):
     assert "## Training" not in card.text
 
 
+def test_card_of_a_folder_without_code_imports_the_package(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config))
+    text = write_card(folder, MODEL_ID).read_text()
+    assert "trust_remote_code" not in text
+    assert "```python\nimport ldae  #" in text
+    assert f'AutoModel.from_pretrained("{MODEL_ID}")' in text
+
+
+def test_card_says_where_the_commit_is_unknown(folder):
+    for commit, text in [("abc123", "| commit `abc123` |"), (None, "| commit not recorded |")]:
+        result = {**json.loads((folder / "results/train.json").read_text()), "commit": commit}
+        (folder / "results/train.json").write_text(json.dumps(result))
+        assert text in write_card(folder).read_text()
+
+
 def test_card_of_a_streamed_training(folder):
     data = {**TRAINING["data"], "num_images": None}
     save_result(folder / "results/train.json", {**TRAINING, "data": data, "epochs": None}, overwrite=True)

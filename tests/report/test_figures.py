@@ -61,6 +61,11 @@ def test_grid_repeats_pixels_exactly_and_writes_sigmas(tmp_path):
     assert (grid[42 : 42 + 192, 16 + added : 16 + added + 192] == levels).all()
 
 
+def test_large_images_keep_their_size(tmp_path):
+    x = colours(0, size=(400, 500))
+    assert read(plots.denoising_grid(x, x, x, tmp_path / "grid.png")).shape[1] == 16 + 3 * (500 + 8) + 8
+
+
 def test_transparent_images_are_shown_on_white(tmp_path):
     x = colours(-1, channels=4)  # black, wholly transparent
     assert (read(plots.denoising_grid(x, x, x, tmp_path / "grid.png"))[42:] == 255).all()
@@ -185,3 +190,32 @@ def test_what_a_probe_cannot_have_found_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"got \(2, 3, 8, 6\), \(2, 1, 3, 8, 6\), \(2, 2\)"):
         plots.neighbours(x, x[:, None], same_class.repeat(1, 2), tmp_path / "neighbours.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_sweep_shows_its_figures(tmp_path, figures):
+    """A line for clean and one for noisy images by t, and the untrained network's accuracy dashed in both panels."""
+
+    def measured(accuracy):
+        return {"protocols": {"knn": {"accuracy": accuracy, "standard_error": 0.5}}}
+
+    blocks = (("encoder", 1, 40.0), ("encoder", 2, 45.0), ("decoder", 1, 42.0))
+    result = {
+        "depth": [{"part": part, "block": block, **measured(accuracy)} for part, block, accuracy in blocks],
+        "timesteps": [
+            {"t": t, "noisy": noisy, **measured(30.0 + t - noisy)} for t in (0, 5) for noisy in (True, False)
+        ],
+        "floor": {"knn": {"accuracy": 20.0}},
+    }
+    plots.sweep(result, tmp_path / "sweep.png")
+    depth, timesteps = figures[0].axes
+    lines = [
+        [(list(bars.lines[0].get_xdata()), list(bars.lines[0].get_ydata())) for bars in axes.containers]
+        for axes in (depth, timesteps)
+    ]
+    assert lines == [[([1, 2, 3], [40.0, 45.0, 42.0])], [([0, 5], [30.0, 35.0]), ([0, 5], [29.0, 34.0])]]
+    assert [tick.get_text() for tick in depth.get_xticklabels()] == ["1", "2", "1"]
+    assert [text.get_text() for text in depth.texts] == ["encoder", "decoder"]
+    for axes in (depth, timesteps):
+        assert [20.0, 20.0] in [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "--"]
+    with pytest.raises(ValueError, match="a sweep without blocks cannot be drawn"):
+        plots.sweep({**result, "depth": []}, tmp_path / "sweep.png")

@@ -14,6 +14,10 @@ def test_cells_of_every_kind():
         r"| a\|b | 3 | 0.2 | 1.0 ± 0.5 |",
         "| – | 12 | – | x |",
     ]
+    assert markdown([{"name": "a", "count": 3}, {"name": "b", "count": None}]).splitlines()[2:] == [
+        "| a | 3 |",
+        "| b | – |",
+    ]
     assert markdown(table, left=("name", "text")).splitlines()[1] == "| --- | ---: | ---: | --- |"
 
 
