@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from typing import Literal
+from typing import Literal, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -313,7 +313,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width); one number stands for both."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return (size, size) if isinstance(size, int) else cast(tuple[int, int], tuple(size))
 
 
 __all__ = ["LDAEConfig"]

@@ -313,7 +313,7 @@ class LDAEModel(LDAEPreTrainedModel):
         return self.embeddings.projection
 
     def condition(self, timesteps: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
-        """What the blocks are told: t (B or 1,), and in the first rung a class (B,), as (B or 1, conditioning_size)."""
+        """Embeds what conditions the blocks, t (B or 1,) and for some models a class (B,), as (B or 1, conditioning_size)."""
         conditioning = self.timestep_embedding(timesteps)
         if self.config.num_classes:
             classes = torch.full_like(timesteps, self.config.num_classes) if classes is None else classes
@@ -515,7 +515,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         return self.decoder(encoded.last_hidden_state, conditioning, positions, keep), encoded
 
     def target(self, pixel_values: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What is predicted (B, N, d or D) of images (B, C, H, W) with latents z_0 and noise, both (B, N, d)."""
+        """Returns what the network predicts (B, N, d or D), of images (B, C, H, W) with latents z_0 and noise, both (B, N, d)."""
         if self.config.prediction == "noise":
             return noise.expand_as(latents)
         if self.config.prediction == "latent":
@@ -624,7 +624,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         )
 
     def _draw_missing(self, given: dict, batch_size: int, image_hw: tuple[int, int], generator) -> dict:
-        """What is given, and drawn values in place of None where `sample_noise` has them."""
+        """Returns what is given, with drawn values in place of None where `sample_noise` has them."""
         needed = {"noise", "timesteps"}
         if self.uses_labels:
             needed.add("drop_label")
@@ -648,7 +648,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             self._fitted = True  # looked at once: it costs a synchronization
             if not self.ldae.tokenizer.fitted:
                 logger.warning(
-                    "The tokenizer is not fitted to any images: fit it with ldae.tokenizers.fit_to_images(model, images)."
+                    "The tokenizer is not fitted to any images: fit it with ldae.tokenizers.fitting.fit_to_images(model, images)."
                 )
 
 

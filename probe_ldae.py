@@ -70,7 +70,7 @@ class ProbeArguments:
     batch_size: int = option(256, "Images in a forward pass of one process.", minimum=1)
     num_workers: int = option(0, "Processes that read images, for each process of accelerate.", minimum=0)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
-        None, "Of fine-tuning, as accelerate's; by default what accelerate's configuration says."
+        None, "Precision of fine-tuning, as accelerate's; by default what accelerate's configuration says."
     )
     output_dir: str | None = option(
         None,
@@ -93,11 +93,11 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list
         ValueError: for an unknown protocol, or options of a chosen protocol that do not fit together.
     """
     parser = option_parser(ProbeArguments, *PROTOCOLS.values(), description=__doc__.split("\n")[0])
-    options, *protocols = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    options, *protocols = parser.parse_args_into_dataclasses(argv)
     if unknown := [name for name in options.protocols if name not in PROTOCOLS]:
         raise ValueError(f"--protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")
-    chosen = {protocol.name: protocol for protocol in protocols}
-    chosen = [chosen[name] for name in dict.fromkeys(options.protocols)]
+    by_name = {protocol.name: protocol for protocol in protocols}
+    chosen = [by_name[name] for name in dict.fromkeys(options.protocols)]
     for protocol in chosen:
         protocol.check()
     return options, chosen
@@ -109,7 +109,7 @@ def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
     Raises:
         ValueError: if a split or its labels are missing, or the classes of the splits differ.
     """
-    columns = {"image_column": options.image_column, "label_column": options.label_column}
+    columns: dict[str, Any] = {"image_column": options.image_column, "label_column": options.label_column}
     train = load_examples(options.data, options.train_split, **columns)
     validation = load_examples(options.data, options.validation_split, **columns)
     if (reason := why_not_probed(train, validation)) is not None:
@@ -118,7 +118,7 @@ def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
 
 
 def result_path(options: ProbeArguments) -> Path:
-    """The file of the result."""
+    """Returns the path of the result's file."""
     folder = Path(options.model).expanduser()
     default = folder / "results" if folder.is_dir() else Path("runs/probes") / short_name(options.model)
     folder = Path(options.output_dir).expanduser() if options.output_dir else default
@@ -126,7 +126,7 @@ def result_path(options: ProbeArguments) -> Path:
 
 
 def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], overwrite: bool) -> Result | None:
-    """What an earlier run's file holds and this run keeps: figures of the same encoder on the same images.
+    """Reads the figures of the same encoder on the same images that an earlier run left and this run keeps.
 
     Raises:
         FileExistsError: if it holds another encoder's figures, or a protocol's with other options, and `overwrite` is false.
@@ -163,7 +163,8 @@ def draw(subject: Subject, result: Result, path: Path):
     for name, predictions in subject.predictions.items():
         file = path.with_name(f"confusion-{name}-{data}.png")
         print(figures.confusion_matrix(predictions, subject.labels, names, file))
-    print(figures.neighbours(*nearest_images(subject), path.with_name(f"neighbours-{data}.png")))
+    queries, nearest, same_class = nearest_images(subject)
+    print(figures.neighbours(queries, nearest, same_class, path.with_name(f"neighbours-{data}.png")))
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -209,6 +210,11 @@ def main(argv: list[str] | None = None) -> Path:
             print(f"Sweep: {figures.sweep(measured, sweep_path.with_suffix('.png'))}")
     accelerator.end_training()
     return path
+
+
+def command() -> None:
+    """The command `ldae-probe`, whose exit status `main`'s result is not."""
+    main()
 
 
 if __name__ == "__main__":

@@ -4,16 +4,27 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+
 setup(
     name="ldae",
     version="0.1.0",
     description="l-DAE, the latent denoising autoencoder: self-supervised pre-training and features, on transformers",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["ldae", "ldae.*"]),
-    py_modules=["configuration_ldae", "modeling_ldae", "schedules_ldae", "tokenizers_ldae", "train_ldae", "probe_ldae"],
+    packages=[*find_packages(include=["ldae", "ldae.*"]), "ldae.recipes"],
+    package_dir={"ldae.recipes": "recipes"},
+    package_data={"ldae.recipes": ["*.yaml"]},
+    py_modules=sorted(path.stem for path in ROOT.glob("*_ldae.py")),
+    entry_points={
+        "console_scripts": [
+            "ldae-train = train_ldae:command",
+            "ldae-probe = probe_ldae:command",
+            "ldae-features = ldae.features.command:main",
+        ]
+    },
     # The test suite was run with the lowest versions of the first group together; older ones are untried.
     install_requires=[
         "torch>=2.11",
@@ -45,11 +56,13 @@ setup(
             "hypothesis>=6.100",
             "parameterized>=0.9",
             "ruff>=0.14",
+            "mypy>=2.4",
+            "types-PyYAML>=6.0",
             "timm>=1.0.12",
             "lightly>=1.6",
             "setuptools>=77",
         ],
-        "timm": ["timm>=1.0.12"],  # its encoders in probe_ldae.py and ldae.features.extraction
+        "timm": ["timm>=1.0.12"],  # its encoders in ldae-probe and ldae-features
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
         "trackio": ["trackio>=0.4"],
         "fid": ["torch-fidelity>=0.4"],  # Inception for python -m ldae.generation; its weights are downloaded once

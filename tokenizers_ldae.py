@@ -48,9 +48,6 @@ class Float32Module(nn.Module):
         return super()._apply(without_cast, recurse)
 
 
-# ------------------------------------------------------------------------------------------------------------------ moments
-
-
 class PatchMoments:
     """The number, the sum and the sum of outer products of vectors (..., D), in float64 and O(D^2) memory."""
 
@@ -76,6 +73,11 @@ class PatchMoments:
         """The mean (D, D) of (x - about) (x - about)^T, in float64."""
         cross = (self.sum / self.count).outer(about)
         return self.outer / self.count - cross - cross.T + about.outer(about)
+
+    def variance_along(self, rows: torch.Tensor, about: torch.Tensor) -> torch.Tensor:
+        """The mean (n,) of the squares of rows (n, D) times x - about, in float64."""
+        rows = rows.double()
+        return ((rows @ self.second_moment(about)) * rows).sum(dim=1)
 
     def variance(self) -> torch.Tensor:
         """The variance (D,) of each number of a vector, in float64.
@@ -111,7 +113,7 @@ class PatchMoments:
 
 
 def latent_scale(variance: torch.Tensor, latent_scaling: str) -> torch.Tensor:
-    """What latents of a variance (d,) are divided by, (d,), for a configuration's `latent_scaling`."""
+    """Returns what latents of a variance (d,) are divided by, (d,), for a configuration's `latent_scaling`."""
     if latent_scaling == "global":
         variance = variance.mean().expand_as(variance)
     elif latent_scaling == "none":
@@ -120,15 +122,12 @@ def latent_scale(variance: torch.Tensor, latent_scaling: str) -> torch.Tensor:
     return variance.clamp(min=1e-12).sqrt()
 
 
-# --------------------------------------------------------------------------------------------------------------- tokenizers
-
-
 class Tokenizer(Float32Module):
     """What every tokenizer answers. Its numbers are part of the checkpoint, always float32 and never trained with the l-DAE."""
 
     linear: ClassVar[bool] = True  # a linear map of each patch, whose numbers are `V`, `U` and `mean`
     orthonormal: ClassVar[bool] = False  # V V^T = I and U = V^T, so that an error has components to weigh (equation 4)
-    trainer: ClassVar[str | None] = None  # what trains it before the l-DAE's run: a name in `ldae.tokenizers.TRAINERS`
+    trainer: ClassVar[str | None] = None  # the module of `ldae.tokenizers` that trains it before the l-DAE
 
     # the configuration's fields that a fitted tokenizer is made for: other weights start from it only with the same
     defined_by: ClassVar[tuple[str, ...]] = (
@@ -246,9 +245,16 @@ class PatchTokenizer(Tokenizer):
         """Sets V, U and mean of a fit, and returns the variance (d,) of the latents before they are scaled."""
         raise NotImplementedError(f"{type(self).__name__} has no fit")
 
-    def _variance_along_rows(self, moments: PatchMoments, mean: torch.Tensor) -> torch.Tensor:
-        V = self.V.double()
-        return ((V @ moments.second_moment(mean)) * V).sum(dim=1)
+    def _fill_basis(self, basis: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        """`_fill` by the rows of an orthonormal basis (D, D), with the variance (D,) along each: the latent holds the first d."""
+        latent_dim = len(self.V)
+        self.V.copy_(basis[:latent_dim])
+        self.U.copy_(basis[:latent_dim].T)
+        self.mean.copy_(mean)
+        if hasattr(self, "residual"):
+            deviation = variance.clamp(min=VARIANCE_FLOOR * variance.mean().clamp(min=1e-6)).sqrt()
+            self.residual.copy_((basis / deviation[:, None])[latent_dim:])
+        return variance[:latent_dim]
 
 
 class PCATokenizer(PatchTokenizer):
@@ -258,14 +264,7 @@ class PCATokenizer(PatchTokenizer):
     defined_by = (*Tokenizer.defined_by, "subtract_mean")
 
     def _fill(self, moments, mean, components, variance):
-        latent_dim = len(self.V)
-        self.V.copy_(components[:latent_dim])
-        self.U.copy_(components[:latent_dim].T)
-        self.mean.copy_(mean)
-        if hasattr(self, "residual"):
-            deviation = variance.clamp(min=VARIANCE_FLOOR * variance.mean().clamp(min=1e-6)).sqrt()
-            self.residual.copy_((components / deviation[:, None])[latent_dim:])
-        return variance[:latent_dim]
+        return self._fill_basis(components, mean, variance)
 
 
 class PixelTokenizer(PatchTokenizer):
@@ -281,16 +280,14 @@ class PixelTokenizer(PatchTokenizer):
             )
 
     def _fill(self, moments, mean, components, variance):
-        self.V.copy_(torch.eye(len(mean)))
-        self.U.copy_(torch.eye(len(mean)))
-        self.mean.copy_(mean)
-        return self._variance_along_rows(moments, mean)
+        identity = torch.eye(len(mean)).to(mean)
+        return self._fill_basis(identity, mean, moments.variance_along(identity, mean))
 
 
 class PatchAETokenizer(PatchTokenizer):
     """A patch-wise linear autoencoder, ||x - U V x||^2 (section 4.2). Its maps are trained before; `fit` sets the scale."""
 
-    trainer = "patch"
+    trainer = "patch_autoencoder"
     variational: ClassVar[bool] = False  # whether it was trained with a KL term
 
     @classmethod
@@ -302,7 +299,7 @@ class PatchAETokenizer(PatchTokenizer):
             )
 
     def _fill(self, moments, mean, components, variance):
-        return self._variance_along_rows(moments, self.mean.double())
+        return moments.variance_along(self.V, self.mean.double())
 
 
 class PatchVAETokenizer(PatchAETokenizer):
@@ -319,7 +316,7 @@ class ConvVAETokenizer(Tokenizer):
     """
 
     linear = False
-    trainer = "convolutional"
+    trainer = "conv_autoencoder"
     defined_by = (*Tokenizer.defined_by, "autoencoder_config")
 
     def __init__(self, config: Any):
@@ -400,6 +397,4 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {
     "conv_vae": ConvVAETokenizer,
 }
 
-TRAINED = tuple(name for name, tokenizer in TOKENIZERS.items() if tokenizer.trainer is not None)  # before the l-DAE
-
-__all__ = ["TOKENIZERS", "TRAINED", "PatchMoments", "Tokenizer", "patchify", "unpatchify"]
+__all__ = ["TOKENIZERS", "PatchMoments", "Tokenizer", "patchify", "unpatchify"]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ldae.optimization import learning_rate
 from ldae.options import parse_arguments
-from ldae.tokenizers import stage as tokenizer_stage
-from ldae.training.optimization import learning_rate
+from ldae.training import tokenizer_stage
 from ldae.training.outputs import draw_images, finish
 from ldae.training.run import Run, validate
 
@@ -82,6 +82,11 @@ def main(argv: list[str] | None = None) -> Path:
         folder = train(model_args, data_args, train_args)
     PartialState().destroy_process_group()
     return folder
+
+
+def command() -> None:
+    """The command `ldae-train`, whose exit status `main`'s result is not."""
+    main()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from ldae import LDAEConfig, LDAEForPreTraining
-from ldae.training.optimization import compile_blocks
+from ldae.optimization import compile_blocks
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Contender:
 
     @property
     def name(self) -> str:
-        """For example "l-DAE, sdpa, 50 % of the tokens, compiled"."""
+        """Names it, for example "l-DAE, sdpa, 50 % of the tokens, compiled"."""
         tokens = None if self.keep_ratio == 1 else f"{self.keep_ratio:.0%} of the tokens".replace("%", " %")
         return ", ".join(filter(None, (self.family, self.attention, tokens, "compiled" if self.compiled else None)))
 

@@ -180,7 +180,7 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def conditions(result: dict) -> str:
-    """On what and how a result was measured, in a sentence."""
+    """Says on what and how a result was measured, in a sentence."""
     arguments, hardware, versions = result["arguments"], result["hardware"], result["versions"]
     machine = hardware["processor"] if result["device"] == "cpu" else result["device"]
     threads = f", {arguments['threads']} CPU thread(s)" if result["device"] == "cpu" else ""

@@ -73,23 +73,16 @@ def naive_latent_units(config, w, error):
     return total + weight * sum(outside**2) / scale[0] ** 2
 
 
-def naive_loss(model, images, noise, timesteps, classes=None, keep=None):
-    """The paper's sections 4.2 to 4.4, one image and one patch at a time, with the full D x D basis; all in float64."""
-    config = model.config
-    w = {name: tensor.double() for name, tensor in model.state_dict().items()}
-    (p, q), D, d, E = config.patch_hw, config.patch_dim, config.latent_dim, config.hidden_size
-    scale, is_conv = w["ldae.tokenizer.scale"], config.tokenizer_type == "conv_vae"
-    if is_conv:  # diffusers by hand; V and the rest are not used
-        part = "ldae.tokenizer.autoencoder."
-        kl = AutoencoderKL(**config.autoencoder_config).double()
-        kl.load_state_dict({name.removeprefix(part): tensor for name, tensor in w.items() if name.startswith(part)})
-        latent_images = kl.encode(images.double()).latent_dist.mean.detach()
-    mean, U, V = (None if is_conv else w[f"ldae.tokenizer.{name}"] for name in ("mean", "U", "V"))
-    if not is_conv:
-        V = torch.linalg.qr(torch.cat([V.T, torch.randn(D, D).double()], dim=1)).Q.T  # rows: d, then the rest
-        V[:d] = w["ldae.tokenizer.V"]
-    if config.tokenizer_type == "pca":
-        assert_close(V @ V.T, torch.eye(D).double(), atol=1e-6, rtol=0)
+def naive_position(row, column, E):
+    """The sin-cos position (E,) of a patch."""
+    omega = [10000 ** (-k / (E // 4)) for k in range(E // 4)]
+    waves = [f(place * o) for place in (column, row) for f in (math.sin, math.cos) for o in omega]
+    return torch.tensor(waves).double()
+
+
+def naive_network(config, w, tokens, t, class_number, kept):
+    """The prediction (N, D or d) of embedded tokens (N, E), of which the encoder sees those at the places `kept`."""
+    E = config.hidden_size
 
     def linear(x, name):
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
@@ -102,11 +95,6 @@ def naive_loss(model, images, noise, timesteps, classes=None, keep=None):
         features = torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles]).double()
         hidden = linear(features, "ldae.timestep_embedding.fc1")
         return linear(hidden * torch.sigmoid(hidden), "ldae.timestep_embedding.fc2")
-
-    def position(row, column):
-        omega = [10000 ** (-k / (E // 4)) for k in range(E // 4)]
-        waves = [f(place * o) for place in (column, row) for f in (math.sin, math.cos) for o in omega]
-        return torch.tensor(waves).double()
 
     def attention(x, name):
         query, key, value = linear(x, f"{name}.qkv").split(E, dim=1)
@@ -122,24 +110,42 @@ def naive_loss(model, images, noise, timesteps, classes=None, keep=None):
         hidden = linear(layer_norm(x) * (1 + scale2) + shift2, f"{name}.mlp.fc1")
         return x + gate2 * linear(hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))), f"{name}.mlp.fc2")
 
-    def network(tokens, t, class_number, kept):
-        c = embed_time(t)
-        if config.num_classes:
-            c = c + w["ldae.class_embedding.weight"][class_number]
-        places = torch.stack([position(*divmod(i, config.grid_hw[1])) for i in range(len(tokens))])
-        tokens = tokens[kept]
-        for i in range(config.num_hidden_layers):
-            tokens = block(tokens, c, f"ldae.layers.{i}")
-        tokens = layer_norm(tokens) * w["ldae.layernorm.weight"] + w["ldae.layernorm.bias"]
-        if config.keep_ratio < 1:
-            every = [w["decoder.mask_token"][0, 0]] * len(places)
-            for place, token in zip(kept, tokens, strict=True):
-                every[place] = token
-            tokens = torch.stack(every) + places
-        for i in range(config.decoder_num_hidden_layers):
-            tokens = block(tokens, c, f"decoder.layers.{i}")
-        shift, scale = linear(c * torch.sigmoid(c), "decoder.modulation").split(E)
-        return linear(layer_norm(tokens) * (1 + scale) + shift, "decoder.head")
+    c = embed_time(t)
+    if config.num_classes:
+        c = c + w["ldae.class_embedding.weight"][class_number]
+    places = torch.stack([naive_position(*divmod(i, config.grid_hw[1]), E) for i in range(len(tokens))])
+    tokens = tokens[kept]
+    for i in range(config.num_hidden_layers):
+        tokens = block(tokens, c, f"ldae.layers.{i}")
+    tokens = layer_norm(tokens) * w["ldae.layernorm.weight"] + w["ldae.layernorm.bias"]
+    if config.keep_ratio < 1:
+        every = [w["decoder.mask_token"][0, 0]] * len(places)
+        for place, token in zip(kept, tokens, strict=True):
+            every[place] = token
+        tokens = torch.stack(every) + places
+    for i in range(config.decoder_num_hidden_layers):
+        tokens = block(tokens, c, f"decoder.layers.{i}")
+    shift, scale = linear(c * torch.sigmoid(c), "decoder.modulation").split(E)
+    return linear(layer_norm(tokens) * (1 + scale) + shift, "decoder.head")
+
+
+def naive_loss(model, images, noise, timesteps, classes=None, keep=None):
+    """The paper's sections 4.2 to 4.4, one image and one patch at a time, with the full D x D basis; all in float64."""
+    config = model.config
+    w = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    (p, q), D, d = config.patch_hw, config.patch_dim, config.latent_dim
+    scale, is_conv = w["ldae.tokenizer.scale"], config.tokenizer_type == "conv_vae"
+    if is_conv:  # diffusers by hand; V and the rest are not used
+        part = "ldae.tokenizer.autoencoder."
+        kl = AutoencoderKL(**config.autoencoder_config).double()
+        kl.load_state_dict({name.removeprefix(part): tensor for name, tensor in w.items() if name.startswith(part)})
+        latent_images = kl.encode(images.double()).latent_dist.mean.detach()
+    mean, U, V = (None if is_conv else w[f"ldae.tokenizer.{name}"] for name in ("mean", "U", "V"))
+    if not is_conv:
+        V = torch.linalg.qr(torch.cat([V.T, torch.randn(D, D).double()], dim=1)).Q.T  # rows: d, then the rest
+        V[:d] = w["ldae.tokenizer.V"]
+    if config.tokenizer_type == "pca":
+        assert_close(V @ V.T, torch.eye(D).double(), atol=1e-6, rtol=0)
 
     losses = []
     classes = [config.num_classes] * len(images) if classes is None else classes
@@ -158,7 +164,8 @@ def naive_loss(model, images, noise, timesteps, classes=None, keep=None):
                     z0 = V[:d] @ (patch - mean) / scale
                 zt = gamma * z0 + sigma * eps[len(targets)]
                 seen = zt if config.input_space == "latent" else U @ (zt * scale) + mean
-                tokens.append(linear(seen, "ldae.embeddings.projection") + position(row, column))
+                embedded = seen @ w["ldae.embeddings.projection.weight"].T + w["ldae.embeddings.projection.bias"]
+                tokens.append(embedded + naive_position(row, column, config.hidden_size))
                 target = {"noise": eps[len(targets)], "latent": z0, "image": patch}
                 if config.prediction == "projected_image":
                     target["projected_image"] = U @ (z0 * scale) + mean
@@ -166,7 +173,9 @@ def naive_loss(model, images, noise, timesteps, classes=None, keep=None):
                     target = {name: naive_components(config, w, x) for name, x in target.items() if len(x) == D}
                 targets.append(target[config.prediction])
         kept = range(len(tokens)) if keep is None else keep[index].tolist()
-        for target, prediction in zip(targets, network(torch.stack(tokens), t, class_number, list(kept)), strict=True):
+        for target, prediction in zip(
+            targets, naive_network(config, w, torch.stack(tokens), t, class_number, list(kept)), strict=True
+        ):
             r = target - prediction
             if config.prediction == "noise":
                 losses.append(sum(r**2) / d)

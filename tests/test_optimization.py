@@ -16,7 +16,7 @@ from transformers import (
 
 from ldae import LDAEModel
 from ldae.features.encoders import Encoder
-from ldae.training.optimization import Length, compile_blocks, layer_decay_groups, learning_rate, parameter_groups
+from ldae.optimization import Length, compile_blocks, layer_decay_groups, learning_rate, parameter_groups
 
 VIT = {
     "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -104,7 +104,7 @@ def test_a_run_is_as_far_as_its_steps_or_its_clock():
 @pytest.mark.parametrize(("name", "expected"), [("ldae", 3), ("vitmae", 5), ("linear", 1)])
 def test_blocks_are_compiled_one_by_one_and_models_without_blocks_whole(name, expected, tiny_model, monkeypatch):
     compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append(self))
     if name == "ldae":
         model = tiny_model()
         blocks = [*model.ldae.layers, *model.decoder.layers]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from configuration_ldae import LDAEConfig
-from ldae.generation.pipeline import denoise
+from ldae.denoising import denoise
 from ldae.report.drawing import (
     BLUE,
     GAP,

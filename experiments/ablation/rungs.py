@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from configuration_ldae import LDAEConfig
-from tokenizers_ldae import TRAINED
+from ldae.tokenizers import trained_tokenizers
 
 FIRST = {
     "tokenizer_type": "conv_vae",
@@ -171,7 +171,7 @@ def as_arguments(given: dict[str, Any]) -> list[str]:
 def tokenizer_of(rung: Rung, lpips: bool = True) -> str | None:
     """The first rung whose trained tokenizer is this rung's too, and after which it is named; None if the rung trains none."""
     wanted = _tokenizer_options(options(rung, lpips=lpips))
-    if wanted["tokenizer_type"] not in TRAINED:
+    if wanted["tokenizer_type"] not in trained_tokenizers():
         return None
     return next(name for name, other in RUNGS.items() if _tokenizer_options(options(other)) == wanted)
 

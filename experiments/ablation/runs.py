@@ -149,7 +149,7 @@ def _images_of(run: Run) -> tuple[str | None, str | None]:
 
 
 def _right(done: list[Run]) -> np.ndarray | None:
-    """For each validation image, the part of the runs that classify it rightly (n,); None unless all kept what it takes."""
+    """Returns the share of the runs that are right on each validation image (n,), or None if a run kept no predictions."""
     probes = [run["probe"] for run in done]
     kept = all("labels" in probe["data"] and "predictions" in probe["protocols"][PROTOCOL] for probe in probes)
     if not kept or any(_images_of(run) != _images_of(done[0]) for run in done):
@@ -159,7 +159,7 @@ def _right(done: list[Run]) -> np.ndarray | None:
 
 
 def _describe(generation: dict[str, Any]) -> str:
-    """On what a distance is measured."""
+    """Says on what a distance is measured."""
     text = "{metric}, {num_fake:,} generated and {num_real:,} real images, {sampler}, {num_inference_steps} steps"
     text += ", guidance {guidance_scale:g}" if generation.get("guidance_scale", 1) != 1 else ""
     return text.format(**generation)

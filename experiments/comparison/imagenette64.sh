@@ -38,7 +38,7 @@ latent() { # run, options
   measure "$1" latents64
 }
 
-# README: l-DAE beside its baselines. One untrained ViT stands beside all ViTs.
+# docs/comparison.md: l-DAE beside its baselines. One untrained ViT stands beside all ViTs.
 encoder vitmae baseline "-m experiments.baselines.vit_mae"
 encoder moco_v3 no_baseline "-m experiments.baselines.moco_v3" --per_device_batch_size 128 --base_learning_rate 2e-3
 encoder supervised no_baseline "-m experiments.baselines.supervised" --crop random_resized
@@ -60,7 +60,7 @@ latent ldae-d16-none --latent_dim 16 --latent_scaling none
 latent ldae-d08-component --latent_dim 8 --latent_scaling component
 latent ldae-d32-component --latent_dim 32 --latent_scaling component
 
-python -m experiments.comparison.tables "$results/imagenette64.jsonl" --write README.md \
+python -m experiments.comparison.tables "$results/imagenette64.jsonl" --write docs/comparison.md \
   --protocols knn linear linear-fast attentive finetune
 python -m experiments.comparison.tables "$results/probes64.jsonl" --write docs/probes.md --details
 python -m experiments.comparison.tables "$results/latents64.jsonl" --write docs/defaults.md

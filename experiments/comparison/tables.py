@@ -1,6 +1,6 @@
 """Tables of a study that compares encoders, made from its results.
 
-python -m experiments.comparison.tables experiments/results/imagenette64.jsonl [--write README.md] [--protocols knn linear]
+python -m experiments.comparison.tables experiments/results/imagenette64.jsonl [--write docs/comparison.md]
 
 The study is a .jsonl of results, or a folder of runs. --details gives a row to each protocol of each run instead.
 """

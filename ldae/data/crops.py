@@ -96,9 +96,10 @@ class Crop:
         """
         if self.kind == "center":
             return np.tile((0, 0, *self.image_hw), (len(uniforms), 1))
-        sizes, fitted = np.tile(self.image_hw, (len(uniforms), 1)), True
         if self.kind == "random_resized":
             sizes, fitted = self._sizes(uniforms[:, 2:], height, width)
+        else:
+            sizes, fitted = np.tile(self.image_hw, (len(uniforms), 1)), np.array(True)
         room = np.array((height, width)) - sizes
         corners = np.where(fitted, np.floor(uniforms[:, :2] * (room + 1)).astype(np.int64), room // 2)
         return np.concatenate([corners, sizes], axis=1)
@@ -124,10 +125,8 @@ class Crop:
         crop = pixels[top : top + height, left : left + width]
         if (height, width) != self.image_hw:
             image = Image.fromarray(crop.squeeze(-1) if crop.shape[-1] == 1 else crop)
-            for size in (
-                (self.image_hw[1], height),
-                self.image_hw[::-1],
-            ):  # Pillow's versions disagree on the first axis
+            # the width first and then the height, since Pillow's versions disagree on the order
+            for size in ((self.image_hw[1], height), self.image_hw[::-1]):
                 image = image.resize(size, Image.Resampling.BICUBIC)
             crop = np.asarray(image).reshape(*self.image_hw, -1)
         return crop[:, ::-1] if flip else crop
@@ -141,7 +140,7 @@ def resize_short_side(image: Image.Image, height: int, width: int) -> Image.Imag
     """
     scale = max(height / image.height, width / image.width)
     size = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
-    if size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
+    if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"an image of {image.width}x{image.height} is too long to resize")
     return F.resize(image, size, InterpolationMode.BICUBIC)
 

@@ -38,8 +38,8 @@ def decode(encoded: dict[str, Any], num_channels: int) -> Image.Image:
     Raises:
         Exception: of almost any type, if the file cannot be read.
     """
-    with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] is not None else encoded["path"]) as image:
-        image = ImageOps.exif_transpose(image)
+    with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] is not None else encoded["path"]) as file:
+        image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip it at 255
             image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
         elif image.mode == "F":
@@ -96,18 +96,20 @@ class ImageDataset(Dataset):
         self.streaming = not hasattr(examples, "__len__")
         if not self.streaming and not len(examples):
             raise ValueError("data holds no images")
-        self.crop = Crop(tuple(image_hw), crop, flip, seed, min_area)
-        self.transform = (tuple(image_hw), num_channels, crop, flip, seed, min_area)  # what caches tell apart
+        height, width = image_hw
+        self.crop = Crop((height, width), crop, flip, seed, min_area)
+        self.transform = (self.crop.image_hw, num_channels, crop, flip, seed, min_area)  # what caches tell apart
         self.augment: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self.cache = self.cached = None  # prepared images, uint8 (n, H, W, C), and which of them are there, bool (n,)
+        self.cache: torch.Tensor | None = None  # prepared images, uint8 (n, H, W, C)
+        self.cached = torch.zeros(0 if self.streaming else len(examples), dtype=torch.bool)  # which are there, (n,)
         if not self.streaming and (first := self._first_prepared()) is not None:
             shape = (len(examples), *first.shape)
             if np.prod(shape, dtype=np.int64) <= CACHE_BYTES:
                 try:
-                    self.cache = _shared_bytes(int(np.prod(shape))).view(shape)
-                    self.cached = _shared_bytes(len(examples)).view(torch.bool)
+                    cached = _shared_bytes(len(examples)).view(torch.bool)
+                    self.cache, self.cached = _shared_bytes(int(np.prod(shape))).view(shape), cached
                 except RuntimeError:  # a container's /dev/shm may be small: images are decoded every time instead
-                    self.cache = self.cached = None
+                    pass
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -123,7 +125,7 @@ class ImageDataset(Dataset):
         paths = self.examples.select_columns("image").flatten().select_columns("image.path")
         return paths.with_format("arrow")[:]["image.path"].combine_chunks()
 
-    def names(self, indices: Sequence[int]) -> list[str]:
+    def names(self, indices: Sequence[int] | np.ndarray) -> list[str]:
         """Returns the names of images: their paths, or "image 7" for an image without a path."""
         paths = self._paths.take(np.asarray(indices)).to_pylist()
         return [path or f"image {index}" for path, index in zip(paths, indices, strict=True)]
@@ -176,13 +178,13 @@ class ImageDataset(Dataset):
                 bad.append(f"{names[i]}: {_reason(image)}")
                 continue
             hw = image.shape[:2]
-            box = boxes[i] if hw == size else self.crop.boxes(uniforms[i : i + 1], *hw)[0]
+            box = boxes[i] if boxes is not None and hw == size else self.crop.boxes(uniforms[i : i + 1], *hw)[0]
             crops[i] = self.crop.cut(image, box, flips[i])
             good.append(i)
         pixel_values = torch.from_numpy(crops if not bad else crops[good]).permute(0, 3, 1, 2).contiguous()
-        if self.augment is not None and good:
+        if (augment := self.augment) is not None and good:
             seeds = random_bits(~self.seed, epochs[good], indices[good], 1)[:, 0].tolist()
-            pixel_values = torch.stack([self._augmented(*pair) for pair in zip(pixel_values, seeds, strict=True)])
+            pixel_values = torch.stack([_augmented(augment, *pair) for pair in zip(pixel_values, seeds, strict=True)])
         return {
             "pixel_values": pixel_values if good else None,
             "label": torch.from_numpy(labels[good]),
@@ -215,14 +217,14 @@ class ImageDataset(Dataset):
     def _prepared(self, indices: np.ndarray, examples: list[dict] | None = None) -> Iterator[np.ndarray | Exception]:
         """Yields prepared images (H, W, C), or the exception that decoding raised; fills the cache."""
         if examples is None:
-            known = np.zeros(len(indices), bool) if self.cached is None else self.cached.numpy()[indices]
+            known = self.cached.numpy()[indices]
             unknown = indices[~known]
             encoded = iter(self.examples[unknown.tolist()]["image"] if len(unknown) else ())
         else:
             known, encoded = np.zeros(len(indices), bool), (example["image"] for example in examples)
         cache = None if self.cache is None else self.cache.numpy()
         for index, here in zip(indices, known, strict=True):
-            if here:
+            if cache is not None and here:
                 yield cache[index]
                 continue
             image = self._prepare(next(encoded))
@@ -245,14 +247,15 @@ class ImageDataset(Dataset):
         images = (self._prepare(example["image"]) for example in self.examples.select(range(min(tries, len(self)))))
         return next((image for image in images if not isinstance(image, Exception)), None)
 
-    def _augmented(self, pixel_values: torch.Tensor, seed: int) -> torch.Tensor:
-        generator = torch.default_generator  # fork_rng and manual_seed visit all devices: 0.2 ms an image
-        state = generator.get_state()
-        generator.manual_seed(seed)
-        try:
-            return self.augment(pixel_values)
-        finally:
-            generator.set_state(state)
+
+def _augmented(augment: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor, seed: int) -> torch.Tensor:
+    generator = torch.default_generator  # fork_rng and manual_seed visit all devices: 0.2 ms an image
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        return augment(pixel_values)
+    finally:
+        generator.set_state(state)
 
 
 def _reason(error: Exception) -> str:

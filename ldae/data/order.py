@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -145,7 +145,8 @@ def fill_cache(images: ImageDataset, num_workers: int = 0) -> dict[int, str]:
     chunks = [missing[i : i + 256] for i in range(0, len(missing), 256)]
     num_workers = min(num_workers, len(chunks))
     loader = DataLoader(_Filler(images), batch_sampler=chunks, collate_fn=_as_it_is, num_workers=num_workers)
-    unreadable, hidden = {}, not missing or not PartialState().is_main_process
+    unreadable: dict[int, str] = {}
+    hidden = not missing or not PartialState().is_main_process
     with tqdm(total=len(missing), desc="decoding", unit=" images", disable=hidden) as bar:
         for chunk, bad in zip(chunks, loader, strict=True):
             unreadable |= bad
@@ -173,7 +174,8 @@ class DeviceLoader:
 
     def __init__(self, sampler: StepSampler, device: torch.device, unreadable: dict[int, str]):
         self.sampler, self.unreadable = sampler, unreadable
-        self.cutter = BatchCutter(sampler.images.crop, sampler.images.cache.to(device))
+        cache = cast(torch.Tensor, sampler.images.cache)  # there are images on the device only if they are cached
+        self.cutter = BatchCutter(sampler.images.crop, cache.to(device))
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -190,7 +192,7 @@ class DeviceLoader:
             raise ValueError(f"none of a batch's {len(bad)} images can be read, the first is {bad[0]}")
         epochs, indices = np.array([good[i % len(good)] for i in range(len(keys))], np.int64).T
         uniforms, flips = images.crop.draw(epochs, indices)
-        boxes = images.crop.boxes(uniforms, *images.cache.shape[1:3])
+        boxes = images.crop.boxes(uniforms, *self.cutter.images.shape[1:3])
         names, labels = images.about(indices)
         return {
             "pixel_values": self.cutter(indices, boxes, flips),
@@ -211,7 +213,8 @@ def evaluation_loader(
         view: A number that takes the place of the epoch where an image's crop and flip are drawn.
     """
     if images.streaming:
-        return _loader(images, _Chunks(images.examples, batch_size, indices), _as_it_is, num_workers)
+        part = cast(range | None, indices)
+        return _loader(images, _Chunks(images.examples, batch_size, part), _as_it_is, num_workers)
     indices = range(len(images)) if indices is None else indices
     batches = [[(view, int(i)) for i in indices[b : b + batch_size]] for b in range(0, len(indices), batch_size)]
     return _loader(images, batches, _as_it_is, num_workers)

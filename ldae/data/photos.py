@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -39,7 +39,8 @@ def load_photos(split: str) -> datasets.Dataset:
     if split not in CROPS:
         raise ValueError(f"data 'photos' has the splits {', '.join(CROPS)}, got {split!r}")
     rng = np.random.default_rng(list(CROPS).index(split))
-    images, labels = [], []
+    images: list[dict[str, Any]] = []
+    labels: list[int] = []
     for label, name in enumerate(PHOTOGRAPHS):
         photograph = Image.open(_path(name)).convert("RGB")
         width, height = photograph.size

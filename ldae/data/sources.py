@@ -82,12 +82,12 @@ def load_examples(
         how = "" if folder.is_dir() else f"; a configuration is given as {name}:CONFIGURATION"
         raise ValueError(f"data: {data!r} cannot be loaded{how} ({error})") from error
     names = VALIDATION_NAMES if split == "validation" else (split,)
-    name = next((name for name in names if name in splits), None)
-    if name is None:
+    found = next((name for name in names if name in splits), None)
+    if found is None:
         if split == "validation":
             return None
         raise ValueError(f"data {data!r} has the splits {', '.join(splits)}, got {split!r}")
-    return _name_columns(splits, name, data, image_column, label_column)
+    return _name_columns(splits, found, data, image_column, label_column)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -193,13 +193,15 @@ def count_classes(examples) -> int:
         return feature.num_classes
     if isinstance(examples, datasets.IterableDataset):
         raise ValueError("class_conditional cannot count the classes of a stream: give --num_classes instead")
-    return 1 + int(label_array(examples).max())
+    return 1 + int(_label_column(examples).max())
 
 
 def label_array(examples: datasets.Dataset) -> np.ndarray | None:
     """Returns the labels, int64 (n,), -1 for an image without one, or None if there is no column of labels."""
-    if "label" not in (examples.features or {}):
-        return None
+    return _label_column(examples) if "label" in (examples.features or {}) else None
+
+
+def _label_column(examples: datasets.Dataset) -> np.ndarray:
     column = examples.select_columns("label").with_format("arrow")[:]["label"]
     return column.cast("int64").fill_null(-1).to_numpy()
 
@@ -217,9 +219,9 @@ def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None)
             return f"the {split} split has no labels; give --label_column or a folder for each class"
         if labels.min(initial=0) < 0:
             return f"the labels of the {split} split are not all class numbers; choose another --label_column"
-    names = [getattr(examples.features["label"], "names", None) for examples in (train, validation)]
-    if None not in names and names[0] != names[1]:
-        return f"the splits have different classes; not in both: {', '.join(sorted(set(names[0]) ^ set(names[1])))}"
+    ours, theirs = (getattr(examples.features["label"], "names", None) for examples in (train, validation))
+    if ours is not None and theirs is not None and ours != theirs:
+        return f"the splits have different classes; not in both: {', '.join(sorted(set(ours) ^ set(theirs)))}"
     return None
 
 

@@ -52,7 +52,7 @@ class FeatureArguments:
     num_workers: int = option(0, "Processes that read images, for each process of accelerate.", minimum=0)
     on_bad_image: Literal["skip", "error"] = option("skip", "Unreadable images are named and skipped, or stop the run.")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
-        None, "As accelerate's; by default what accelerate's configuration says."
+        None, "Precision, as accelerate's; by default what accelerate's configuration says."
     )
     trust_remote_code: bool = option(False, "Run the code that comes with the model. Only for a model that you trust.")
 
@@ -70,7 +70,7 @@ def parse_arguments(argv: list[str] | None = None) -> FeatureArguments:
         ValueError: for an output_dir inside the data's folder.
     """
     parser = option_parser(FeatureArguments, description="Writes the features of images to files.")
-    (options,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    (options,) = parser.parse_args_into_dataclasses(argv)
     data = Path(options.data).expanduser()
     if data.is_dir() and options.folder.resolve().is_relative_to(data.resolve()):
         raise ValueError(
@@ -99,11 +99,11 @@ def main(argv: list[str] | None = None) -> None:
     names = (f"features-{i:05d}-of-{len(ranges):05d}.{options.format}" for i in range(len(ranges)))
     shards = dict(zip((options.folder / name for name in names), ranges, strict=True))
 
-    missing: list[list[Path]] = [[]]
+    found: list[list[Path]] = [[]]
     if accelerator.is_main_process:
         claim(options.folder, identity, options.overwrite)
-        missing = [[path for path in shards if not path.exists()]]
-    missing = broadcast_object_list(missing)[0]
+        found = [[path for path in shards if not path.exists()]]
+    missing = broadcast_object_list(found)[0]
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     _write({path: shards[path] for path in mine}, options, encoder, images, identity, accelerator)
     accelerator.wait_for_everyone()
@@ -127,7 +127,7 @@ def _load(options: FeatureArguments, accelerator: Accelerator) -> tuple[Encoder,
 def _identity(
     options: FeatureArguments, encoder: Encoder, images: ImageDataset, mixed_precision: str
 ) -> dict[str, Any]:
-    """What features.json says from the start, and what must be the same for a run to go on."""
+    """Returns what features.json says from the start, which must be the same for a run to go on."""
     num_patches, hidden_size = encoder.token_shape
     label = images.examples.features.get("label")
     return {

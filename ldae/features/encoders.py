@@ -47,7 +47,8 @@ class Encoder(nn.Module):
         self.model = base if isinstance(base, PreTrainedModel) else model  # timm's wrapper calls timm's model its base
         config = self.model.config
         self.image_hw = pair(image_hw or getattr(config, "image_size", None) or 224)
-        self.num_channels = num_channels or getattr(config, "num_channels", 3)
+        configured: int = getattr(config, "num_channels", 3)
+        self.num_channels = num_channels or configured
         self.name = name or config.name_or_path or type(model).__name__
         self.mean, self.std = mean, std
 
@@ -238,7 +239,9 @@ def load_encoder(name: str, trust_remote_code: bool = False, name_of_option: str
     return Encoder(model.eval(), *_input_format(model, name, trust_remote_code), name=name)
 
 
-def _input_format(model: PreTrainedModel, name: str, trust_remote_code: bool):
+def _input_format(
+    model: PreTrainedModel, name: str, trust_remote_code: bool
+) -> tuple[tuple[int, int], int, list[float] | None, list[float] | None]:
     """(image_hw, num_channels, mean, std) of the images that a model takes; without mean and std they are in [-1, 1]."""
     config = model.config
     if config.model_type == "ldae":

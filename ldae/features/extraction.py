@@ -178,7 +178,7 @@ def cached_features(
     if decided_by_main(path is not None and path.exists(), accelerator):
         return None if path is None else _read(path)
     features = shared_features(encoder, images, accelerator, view=view, **kwargs)
-    if path is not None:
+    if path is not None and features is not None:
         _write(features, path)
     return features
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pyarrow as pa
@@ -45,9 +45,10 @@ def write_shard(path: Path, features: Features, identity: dict[str, Any]):
     """Writes the features, labels and names of some images as one file, whole or not at all."""
     shapes = {"pooled": (identity["hidden_size"],), "patches": (identity["num_patches"], identity["hidden_size"])}
     dtype = getattr(torch, identity["dtype"])
+    patches = cast(torch.Tensor, features.tokens)  # None only where there is none to write
     tensors = {
         name: tensor.to(dtype).contiguous() if len(features) else torch.empty(0, *shapes[name], dtype=dtype)
-        for name, tensor in (("pooled", features.features), ("patches", features.tokens))
+        for name, tensor in (("pooled", features.features), ("patches", patches))
         if name in identity["features"]
     }
     labels = {"label": features.labels} if identity["labels"] else {}

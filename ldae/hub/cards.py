@@ -1,4 +1,4 @@
-"""Model cards, made from a Hub folder's `config.json` and `results/*.json` alone; no figure in them is typed.
+"""Model cards. Each figure in them is read from the Hub folder's `config.json` and `results/*.json`.
 
 python -m ldae.hub.cards FOLDER [--repo_id org/name] [--output model_cards/NAME/README.md]
 """
@@ -15,15 +15,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from configuration_ldae import pair
 from ldae.data.images import PIL_MODES
 from ldae.probes import PROTOCOLS, Result, format_figure
+from ldae.probes.baselines import TITLES
 from ldae.report.tables import markdown
 
 # Images that a run may leave in its folder, and what they show.
 IMAGES = {
-    "denoised.png": "ImageDataset, what the encoder sees of them under noise, and what the decoder predicts",
+    "denoised.png": "Images, what the encoder sees of them under noise, and what the decoder predicts",
     "spectrum.png": "Variance of the patches along every principal component",
     "filters.png": "The leading principal components of the patches: the axes of the latent space",
 }
-
 
 INTRODUCTION = """\
 A vision transformer that learned visual features without labels by l-DAE, the latent denoising autoencoder of
@@ -32,8 +32,8 @@ added to images in a linear latent space of their patches, the noisy latent is t
 network predicts the original image. The encoder's output on clean images is the representation.
 """
 
-PEER = """\
-{architecture} of transformers, trained by l-DAE's training script on the same terms, to be compared with it.
+BASELINE = """\
+{architecture} of transformers, trained like an l-DAE to be compared with it.
 """
 
 USE = """\
@@ -81,8 +81,8 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
 
     Args:
         folder: a folder as `save_hub_folder` makes it, with files of its training and probes in `results/`.
-        repo_id: the model's name on the Hub, for the card's examples; by default the folder's name.
-        output: where the card goes, with its images and results beside it; by default `README.md` in the folder.
+        repo_id: the model's name on the Hub, which the card's examples load; by default the folder's name.
+        output: where the card goes, with copies of its images and results beside it; by default `README.md` in the folder.
 
     Raises:
         FileNotFoundError: if `folder` holds no `config.json`.
@@ -101,12 +101,9 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
     parts = {
         f"# {model_id.split('/')[-1]}": INTRODUCTION
         if is_ldae
-        else PEER.format(architecture=config["architectures"][0]),
+        else BASELINE.format(architecture=config["architectures"][0]),
         "": "\n".join(f"![{IMAGES[name]}]({name})\n\n*{IMAGES[name]}.*\n" for name in images),
-        "## Use": is_ldae
-        and USE.format(
-            model_id=model_id, hidden_size=config["hidden_size"], mode=PIL_MODES.get(config["num_channels"], "RGB")
-        ),
+        "## Use": is_ldae and _use(model_id, config),
         "## Results": _results(probes),
         "## Model": is_ldae and _model(config),
         "## Training": training and _training(training),
@@ -122,6 +119,16 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
             (output.parent / path).parent.mkdir(exist_ok=True)
             shutil.copy(folder / path, output.parent / path)
     return output
+
+
+def _use(model_id: str, config: dict[str, Any]) -> str:
+    mode = PIL_MODES.get(config["num_channels"], "RGB")
+    text = USE.format(model_id=model_id, hidden_size=config["hidden_size"], mode=mode)
+    if "auto_map" in config:
+        return text
+    # the folder has no code of its own, so the installed package has to bring it
+    text = text.replace(", trust_remote_code=True", "")
+    return text.replace("```python\n", "```python\nimport ldae  # registers l-DAE with transformers\n")
 
 
 def _metadata(model_id: str, is_ldae: bool, training: Result | None, probes: dict[Path, Result]) -> ModelCardData:
@@ -152,34 +159,38 @@ def _metadata(model_id: str, is_ldae: bool, training: Result | None, probes: dic
 
 
 def _results(probes: dict[Path, Result]) -> str:
+    """The table of all probes, with a column for each baseline that one of them measured, and what the rows mean."""
     if not probes:
         return "This model has not been evaluated yet.\n"
-    rows, notes = [], []
+    measured = {key: title for key, title in TITLES.items() if any(probe.get(key) for probe in probes.values())}
+    columns = ["Protocol", "This model", *(title[0].upper() + title[1:] for title in measured.values())]
+    columns += ["Data", "Seed", "File"]
+    rows: list[dict[str, Any]] = []
+    notes = []
     for path, probe in probes.items():
-        data, floor = probe["data"], probe["floor"]
+        data = probe["data"]
         for name, figures in probe["protocols"].items():
-            title = PROTOCOLS[name].title
-            rows.append(
-                {
-                    "Protocol": title,
-                    "This model": format_figure(name, figures),
-                    "Floor": format_figure(name, floor.get(name)),
-                    "Data": data["name"],
-                    "Seed": probe["seed"],
-                    "File": f"[{path.name}]({path.as_posix()})",
-                }
-            )
-            notes.append(f"- {title}: {figures['description']}\n")
-        notes.append(f"- Floor: {floor.get('description', 'not measured here')}\n")
+            accuracies = [figures, *(probe.get(key, {}).get(name) for key in measured)]
+            shown = [format_figure(name, accuracy) for accuracy in accuracies]
+            file = f"[{path.name}]({path.as_posix()})"
+            row = [PROTOCOLS[name].title, *shown, data["name"], probe["seed"], file]
+            rows.append(dict(zip(columns, row, strict=True)))
+            notes.append(f"- {PROTOCOLS[name].title}: {figures['description']}\n")
+        for key, title in measured.items():
+            if probe.get(key):
+                notes.append(f"- {title[0].upper() + title[1:]}: {probe[key]['description']}\n")
         notes.append(
             f"- {data['name']} (fingerprint `{data['fingerprint']}`): {data['num_train']:,} training and "
             f"{data['num_validation']:,} validation images of {data['num_classes']} classes\n"
         )
-    return (
-        "In percent, on validation images, ± one standard error. The floor is what the same network reaches\n"
-        "untrained; only the difference was learned.\n\n"
-        + markdown(rows, left=("Protocol", "Data", "File")) + "\n\n" + "".join(dict.fromkeys(notes))
-    )  # fmt: skip
+    beside = (
+        "Beside the model stand baselines\nthat have learned nothing.\n"
+        if measured
+        else "No baseline was\nmeasured beside the model.\n"
+    )
+    table = markdown(rows, left=columns)
+    head = f"In percent, on validation images, ± one standard error. {beside}"
+    return f"{head}\n{table}\n\n{''.join(dict.fromkeys(notes))}"
 
 
 def _model(config: dict[str, Any]) -> str:
@@ -211,7 +222,7 @@ def _training(result: Result) -> str:
         "Seed": result["seed"],
         "Time": f"{result['seconds'] / 3600:.2f} hours, ended {result['date']}",
         "Hardware": ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['threads']} thread(s)",
-        "Code": f"commit `{result['commit']}`",
+        "Code": f"commit `{result['commit']}`" if result.get("commit") else "commit not recorded",
         "Versions": versions,
     }
     options = yaml.safe_dump(result["arguments"], sort_keys=True)

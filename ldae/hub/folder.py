@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessor
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_ldae
-from configuration_ldae import LDAEConfig
+from configuration_ldae import LDAEConfig, pair
 
 AUTO_MAP = {
     "AutoConfig": "configuration_ldae.LDAEConfig",
@@ -56,8 +56,7 @@ def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
     another number of channels are taken as they are. The torchvision back end of transformers before 5.21 takes no image
     of four channels; `AutoImageProcessor.from_pretrained(folder, backend="pil")` does.
     """
-    channels, size = config.num_channels, config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    channels, (height, width) = config.num_channels, pair(config.image_size)
     square = height == width
     return ViTImageProcessor(
         size={"shortest_edge": height} if square else {"height": height, "width": width},

@@ -11,7 +11,7 @@ from ldae.options.model import ModelArguments
 from ldae.options.parser import option_parser
 from ldae.options.recipes import read_recipe, recipe_path
 from ldae.options.training import DataArguments, TrainArguments
-from tokenizers_ldae import TRAINED
+from ldae.tokenizers import trained_tokenizers
 
 DEFAULT_RECIPE = "photos"
 LENGTHS = {"epochs", "max_steps", "max_minutes"}  # of a run: one that is given replaces those of a recipe
@@ -63,9 +63,10 @@ def _validate_together(model: Any, train: TrainArguments) -> None:
     except StrictDataclassError as error:  # its cause is the sentence that names the field
         raise ValueError(str(error.__cause__ or error)) from error
     for name in ("tokenizer_perceptual_weight", "tokenizer_adversarial_weight"):
-        if getattr(train, name) and config.tokenizer_class.trainer != "convolutional":
+        if getattr(train, name) and config.tokenizer_class.trainer != "conv_autoencoder":
             raise ValueError(f"--{name} needs --tokenizer_type conv_vae, got {config.tokenizer_type!r}")
-    if train.tokenizer and config.tokenizer_type not in TRAINED:
+    if train.tokenizer and config.tokenizer_class.trainer is None:
+        names = ", ".join(trained_tokenizers())
         raise ValueError(
-            f"--tokenizer needs --tokenizer_type {', '.join(TRAINED)}, got {config.tokenizer_type!r}, which is not trained"
+            f"--tokenizer needs --tokenizer_type {names}, got {config.tokenizer_type!r}, which is not trained"
         )

@@ -93,7 +93,7 @@ class Domain:
 
     @property
     def expected(self) -> str:
-        """What a value must be, in words, such as "an integer of at least 1"."""
+        """Says in words what a value must be, such as "an integer of at least 1"."""
         if self.choices:
             return f"one {'or more ' if self.many else ''}of {', '.join(map(str, self.choices))}"
         words = f"one or more {NOUNS[self.type][1]}" if self.many else NOUNS[self.type][0]

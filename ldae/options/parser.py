@@ -14,7 +14,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", dict: "JSON"}
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser of dataclasses whose fields are options. It has the surface of transformers' HfArgumentParser.
+    """A parser of dataclasses whose fields are options.
 
     `--help` shows the options in titled groups, with their bounds and defaults. Names may be written with - or _. A switch is
     set by `--x` or `--x true`, and cleared by `--no_x` or `--x false`. A mistake ends the program with status 2 and one line
@@ -65,19 +65,13 @@ class OptionParser(argparse.ArgumentParser):
         """An instance of each dataclass, with these values and otherwise its defaults."""
         return tuple(cls(**{name: values[name] for name in domains(cls) if name in values}) for cls in self.types)
 
-    def parse_args_into_dataclasses(
-        self, args: Sequence[str] | None = None, look_for_args_file: bool = False
-    ) -> tuple[Any, ...]:
-        """An instance of each dataclass from a command line.
-
-        Args:
-            args: the command line; by default the program's own.
-            look_for_args_file: as HfArgumentParser's; there are no such files here.
+    def parse_args_into_dataclasses(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """An instance of each dataclass from a command line, by default the program's own.
 
         Raises:
             SystemExit: as `given`.
         """
-        return self.build(self.given(args))
+        return self.build(self.given(argv))
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with status 2 and one line, without the usage of all options."""
@@ -132,7 +126,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def _argument(f: Field, domain: Domain) -> dict[str, Any]:
-    """What argparse is told of an option."""
+    """Returns what argparse is told of an option."""
     default = f.default_factory() if callable(f.default_factory) else f.default
     notes = [domain.bounds] if domain.bounds else []
     if default not in (None, MISSING, []):  # of these, the help itself says what is taken

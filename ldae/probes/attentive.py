@@ -4,7 +4,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from ldae.data.order import mix_seed
 from ldae.features.extraction import Features
+from ldae.optimization import learning_rate, parameter_groups
 from ldae.options import option
 from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_learning_rate, hold_out, percent_right
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
-from ldae.training.optimization import learning_rate, parameter_groups
 
 WARMUP = 0.1  # part of the steps
 
@@ -98,6 +98,11 @@ def _project_each(pooled: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.einsum("bqe,qde->bqd", pooled, weight.unflatten(0, (pooled.shape[1], -1))).flatten(1)
 
 
+def _tokens(features: Features) -> torch.Tensor:
+    """The features (n, N, E) of every patch, of what was asked for with `tokens=True`."""
+    return cast(torch.Tensor, features.tokens)
+
+
 class AttentiveHeads(nn.Module):
     """Heads that share one BatchNorm without affine over all tokens, as AIM's: (B, N, E) -> logits (heads, B, classes)."""
 
@@ -166,15 +171,16 @@ class AttentiveProtocol(Protocol):
         held_out, rates = hold_out(train, subject.seed), sorted(set(self._option("rates")))
         heads = self._train(subject, train, (~held_out).nonzero().flatten(), rates)
         labels, batch_size = train.labels[held_out], self._option("batch_size")
-        accuracies = [percent_right(p, labels) for p in heads.predict(train.tokens[held_out], batch_size)]
+        accuracies = [percent_right(p, labels) for p in heads.predict(_tokens(train)[held_out], batch_size)]
         chosen = choose_learning_rate(dict(zip(rates, accuracies, strict=True)), f"{self.prefix}_rates")
         heads = self._train(subject, train, torch.arange(len(train)), [chosen["rate"]])
-        predictions = heads.predict(validation.tokens, batch_size)[0]
+        predictions = heads.predict(_tokens(validation), batch_size)[0]
         return {**score(predictions, validation.labels), "settings": chosen}
 
     def _train(self, subject: Subject, train: Features, images: torch.Tensor, rates: list[float]) -> AttentiveHeads:
         """Trains a head for each learning rate on `images` (n,), from the same initial values and by the same batches."""
-        width, epochs = train.tokens.shape[2], self._option("epochs")
+        tokens, epochs = _tokens(train), self._option("epochs")
+        width = tokens.shape[2]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subject.seed)
             first = self.head(width, subject.num_classes)
@@ -194,7 +200,7 @@ class AttentiveProtocol(Protocol):
                     group["lr"] = learning_rate((epoch + i / len(parts)) / epochs, group["peak"], WARMUP)
                 labels = train.labels[part].to(subject.device)
                 with torch.enable_grad():
-                    logits = heads(train.tokens[part].to(subject.device))
+                    logits = heads(tokens[part].to(subject.device))
                     loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(rates))) * len(rates)
                     optimizer.zero_grad()
                     loss.backward()

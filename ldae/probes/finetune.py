@@ -23,10 +23,10 @@ from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loa
 from ldae.features.encoders import Encoder, evaluating
 from ldae.features.extraction import shared_features
 from ldae.hub.folder import save_hub_folder
+from ldae.optimization import layer_decay_groups, learning_rate
 from ldae.options import option
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
-from ldae.training.optimization import layer_decay_groups, learning_rate
 from modeling_ldae import LDAEForImageClassification
 
 GREY = 127  # fills what an operation leaves empty
@@ -122,7 +122,7 @@ class FineTune(Protocol):
     def measure(self, subject: Subject) -> dict[str, Any] | None:
         encoder, accelerator = subject.encoder, subject.accelerator or Accelerator()
         # the folder was new at the start: once it holds a model, that is the encoder, and this one is its untrained baseline
-        saves = self._folder is not None and _is_new(self._folder)
+        folder = self._folder if self._folder is not None and _is_new(self._folder) else None
         accelerator.wait_for_everyone()
         with _seeded(mix_seed(subject.seed), subject.device):
             classifier = Classifier(copy.deepcopy(encoder).float(), subject.num_classes)
@@ -138,8 +138,8 @@ class FineTune(Protocol):
             raise ValueError("a probe needs validation images, got none that can be read")
         with torch.no_grad():
             predictions = classifier.head(features.features.to(subject.device)).argmax(dim=1)
-        if saves:
-            save_hub_folder(_ldae_classifier(classifier, subject), self._folder)
+        if folder is not None:
+            save_hub_folder(_ldae_classifier(classifier, subject), folder)
         return {**score(predictions, features.labels), "settings": settings}
 
     def prepare(self, subject: Subject):

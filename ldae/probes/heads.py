@@ -42,7 +42,7 @@ def choose_learning_rate(accuracies: dict[float, float], option: str) -> dict[st
         option: the option that holds the grid.
     """
     rates = sorted(accuracies)
-    rate = max(rates, key=accuracies.get)
+    rate = max(rates, key=accuracies.__getitem__)
     settings = {
         "rate": rate,
         "held_out_accuracy": {f"{r:g}": accuracies[r] for r in rates},

@@ -1,7 +1,7 @@
 """k-nearest neighbours: nothing is trained, and only k and the temperature are chosen."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -98,7 +98,9 @@ def nearest_images(subject: Subject, count: int = 8, k: int = 6) -> tuple[torch.
         The validation images (count, C, H, W), their nearest training images (count, k, C, H, W), the nearest first, both in
         [-1, 1], and whether these are of the same class (count, k).
     """
-    train, validation = subject.features("train"), subject.features("validation")
+    # not None on the main process
+    train, validation = (cast(Features, subject.features(split)) for split in ("train", "validation"))
+    train_indices, validation_indices = (cast(torch.Tensor, part.indices) for part in (train, validation))
     some = torch.linspace(0, len(validation) - 1, min(count, len(validation))).long()
     queries, keys = (nn.functional.normalize(x) for x in (validation.features[some], train.features))
     neighbours = (queries @ keys.T).topk(min(k, len(train))).indices
@@ -106,6 +108,6 @@ def nearest_images(subject: Subject, count: int = 8, k: int = 6) -> tuple[torch.
     def images(of, indices):
         return to_pixel_values(torch.stack([of[0, int(i)]["pixel_values"] for i in indices]))
 
-    nearest = [images(subject.train, train.indices[row]) for row in neighbours]
+    nearest = [images(subject.train, train_indices[row]) for row in neighbours]
     same_class = train.labels[neighbours] == validation.labels[some][:, None]
-    return images(subject.validation, validation.indices[some]), torch.stack(nearest), same_class
+    return images(subject.validation, validation_indices[some]), torch.stack(nearest), same_class

@@ -8,11 +8,11 @@ from torch import nn
 from tqdm import tqdm
 
 from ldae.data.order import mix_seed
+from ldae.optimization import learning_rate
 from ldae.options import option
 from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_learning_rate, hold_out, percent_right
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
-from ldae.training.optimization import learning_rate
 
 RATES = {  # per 256 images; MAE's is 0.1 with LARS
     "sgd": [3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0],
@@ -91,7 +91,7 @@ class Linear(Protocol):
             groups = [self._heads(train.features.shape[1], batch_size, subject) for _ in range(2)]
         for epoch in tqdm(range(self.linear_epochs), self.name, disable=None if groups else True, leave=False):
             view = subject.view(*self._view(epoch))  # on every process: they share the pass
-            if view is None:
+            if view is None or train is None:
                 continue
             if not torch.equal(view.labels, train.labels):
                 raise ValueError("linear: the random crops are not of the images of which there are centre crops")

@@ -59,7 +59,7 @@ class LinearFast(Protocol):
                 features[~held_out], labels[~held_out], num_classes, l2, self.linear_fast_iterations, weights
             )
             accuracies[l2] = 100 * float((predict(features[held_out], weights) == labels[held_out]).float().mean())
-        l2 = max(accuracies, key=accuracies.get)  # the first, and so strongest, of equals
+        l2 = max(accuracies, key=accuracies.__getitem__)  # the first, and so strongest, of equals
         weights = logistic_regression(features, labels, num_classes, l2, self.linear_fast_iterations)
         predictions = predict(normalise(validation.features.to(subject.device)), weights)
         chosen = {"l2": l2, "held_out_accuracy": {f"{l2:g}": accuracy for l2, accuracy in accuracies.items()}}

@@ -1,7 +1,7 @@
 """Measures an encoder by several protocols, each beside its baselines."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ldae.probes.baselines import TITLES, baselines
 from ldae.probes.knn import Knn
@@ -20,7 +20,7 @@ def probe(
     baseline: bool = True,
     data_name: str = "data",
     earlier: Result | None = None,
-    on_protocol: Callable[[Result], None] | None = None,
+    on_protocol: Callable[[Result], Any] | None = None,
 ) -> Result | None:
     """Measures an encoder by each protocol and, beside it, its `baselines`.
 
@@ -55,6 +55,7 @@ def probe(
             figures = protocol(measured)
             if not subject.is_main_process:
                 continue
+            figures = cast(Result, figures)  # None on the other processes only
             part[protocol.name] = {**figures, "commit": commit()}  # several runs may share a file
             _describe_images(result["data"], subject)
             if on_protocol is not None:

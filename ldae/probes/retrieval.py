@@ -58,7 +58,8 @@ def rank(
     # torchmetrics takes scores, of which only those above 0 count: places from the end of the ranking instead of cosines
     places = torch.arange(len(gallery), 0, -1, dtype=torch.float32)
     nearest = places[: max(k)]
-    precisions, hits = [], {number: [] for number in k}
+    precisions: list[torch.Tensor] = []
+    hits: dict[int, list[torch.Tensor]] = {number: [] for number in k}
     for some, labels in zip(queries.features.split(256), queries.labels.split(256), strict=True):
         similarity = nn.functional.normalize(some.to(device)) @ keys.T
         order = similarity.argsort(dim=1, descending=True, stable=True).cpu()

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -65,10 +66,11 @@ class Subject:
 
     @cached_property
     def num_classes(self) -> int:
-        return 1 + int(max(self.train.labels.max(), self.validation.labels.max()))
+        splits = (cast(np.ndarray, images.labels) for images in (self.train, self.validation))  # both are labelled
+        return 1 + max(int(labels.max()) for labels in splits)
 
     def data(self, name: str) -> dict[str, Any]:
-        """What results say of the images; `name` is what they call them."""
+        """Returns what results say of the images, which they call `name`."""
         return {
             "name": name,
             "fingerprint": self.fingerprint,

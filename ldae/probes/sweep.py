@@ -95,7 +95,8 @@ def sweep(
     bar.close()
     if not subject.is_main_process:
         return None
-    bad = {name for features in (*blocks.values(), *fresh.known.values()) for name in features.bad}
+    passes = [features for features in (*blocks.values(), *fresh.known.values()) if features is not None]
+    bad = {name for features in passes for name in features.bad}
     return {
         "kind": "sweep",
         "model": encoder.name,

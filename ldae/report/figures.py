@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ldae.denoising import denoise
 from ldae.report.drawing import (
     BLUE,
     GAP,
@@ -81,8 +82,6 @@ def save_denoising(
         timesteps: noise level of each (B,), in [0, T); by default spread evenly, the last row the noisiest.
         seed: of the noise; the same seed gives the same image.
     """
-    from ldae.generation.pipeline import denoise  # loads diffusers
-
     pixel_values = pixel_values.to(model.device)
     if timesteps is None:
         num_rows = len(pixel_values)
@@ -122,7 +121,7 @@ def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
     """
     variance = tokenizer.spectrum.double().cpu().numpy()
     if not variance.any():
-        raise ValueError("the tokenizer is not fitted: call ldae.tokenizers.pca.fit_to_images first")
+        raise ValueError("the tokenizer is not fitted: call ldae.tokenizers.fitting.fit_to_images first")
     explained, d = variance.cumsum() / variance.sum(), len(tokenizer.V)
     index = np.arange(1, len(variance) + 1)
     figure, (each, total) = panels(2, 9, 3.4)

@@ -12,17 +12,20 @@ from typing import Any
 from torch import nn
 
 from configuration_ldae import LDAEConfig
-from tokenizers_ldae import Tokenizer
+from tokenizers_ldae import TOKENIZERS, Tokenizer
 
-# the module of each `Tokenizer.trainer`, with its `build`, `configure` and `load`
-TRAINERS = {"patch": "ldae.tokenizers.patch_autoencoder", "convolutional": "ldae.tokenizers.conv_autoencoder"}
+
+def trained_tokenizers() -> list[str]:
+    """The names of the tokenizers that are trained before the l-DAE."""
+    return [name for name, tokenizer in TOKENIZERS.items() if tokenizer.trainer is not None]
 
 
 def _trainer(config: LDAEConfig) -> ModuleType:
+    """The module of this package that the configuration's tokenizer names, with its `build`, `configure` and `load`."""
     name = config.tokenizer_class.trainer
     if name is None:
         raise ValueError(f"tokenizer_type={config.tokenizer_type!r} is fitted, not trained")
-    return importlib.import_module(TRAINERS[name])
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def build(config: LDAEConfig, train_args: Any) -> nn.Module:

@@ -3,7 +3,7 @@
 import inspect
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -88,7 +88,8 @@ class ConvAutoencoder(PreTrainedModel):
 
     def __init__(self, config: ConvAutoencoderConfig):
         super().__init__(config)
-        self.autoencoder = AutoencoderKL(**config.autoencoder)
+        # None stands only in the empty configuration that transformers compares others with
+        self.autoencoder = AutoencoderKL(**cast(dict[str, Any], config.autoencoder))
         if config.adversarial_weight:
             self.discriminator = PatchDiscriminator(config.num_channels, config.discriminator_width)
             self.register_buffer("forwards", torch.zeros((), dtype=torch.long))  # in training: when to start

@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +15,11 @@ LPIPS_BACKBONES = {"vgg": "VGG16", "alex": "AlexNet", "squeeze": "SqueezeNet 1.1
 
 
 @cache
-def lpips(net: str = "vgg", weights: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
+def lpips(
+    net: Literal["vgg", "alex", "squeeze"] = "vgg",
+    weights: str | None = None,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
     """LPIPS: two batches of images (B, 3, H, W) in [-1, 1] -> distances (B, 1, 1, 1); frozen, differentiable.
 
     Args:

@@ -134,7 +134,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def validate_unchanged(was: dict[str, Any], given: dict[str, Any]):
-    """Refuses to resume a run with other options.
+    """Validates that a run is resumed with the options that it was started with.
 
     Args:
         was, given: the run's options and those of the command line. An option that only one of them has is not compared.

@@ -38,10 +38,10 @@ def build_model(model_args, train_args, examples: datasets.Dataset | datasets.It
 
 def _changed(source: str, given: dict[str, Any]) -> LDAEConfig:
     """The configuration of a folder or Hub id with other options, none of which changes its fitted tokenizer."""
-    source = Path(source).expanduser()
-    there = LDAEConfig.from_pretrained(source)
+    folder = Path(source).expanduser()
+    there = LDAEConfig.from_pretrained(folder)
     names, parts = there.tokenizer_class.defined_by, given.pop("autoencoder", {})
-    config = LDAEConfig.from_pretrained(source, **given)
+    config = LDAEConfig.from_pretrained(folder, **given)
     pairs = {name.replace("_hw", "_size"): (getattr(config, name), getattr(there, name)) for name in names}
     if "autoencoder_config" in names:
         pairs |= {f"autoencoder: {name}": (value, there.autoencoder_config.get(name)) for name, value in parts.items()}

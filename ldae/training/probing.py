@@ -1,6 +1,6 @@
 """The probes of a run: k-NN while it trains, and the default protocols when it ends."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import datasets
@@ -47,7 +47,7 @@ class RunProbes:
             accelerator.print(f"Nothing is probed: {reason}.")
             return
         self.splits = splits
-        self.crops = cache(self._crops)
+        self.crops = cache(partial(self._crops, splits))
 
     def knn(self, model: torch.nn.Module, step: int):
         """Prints and logs the k-NN accuracy of a model on up to `KNN_IMAGES` images of each split."""
@@ -66,10 +66,11 @@ class RunProbes:
 
     def _subject(self, model: torch.nn.Module, most: int | None = None) -> Subject:
         encoder = Encoder(model, name=self.name)
-        return Subject(encoder, *self.crops(most), self.accelerator, self.seed, num_workers=self.num_workers)
+        train, validation = self.crops(most)
+        return Subject(encoder, train, validation, self.accelerator, self.seed, num_workers=self.num_workers)
 
-    def _crops(self, most: int | None) -> list[ImageDataset]:
+    def _crops(self, splits: tuple[datasets.Dataset, datasets.Dataset], most: int | None) -> list[ImageDataset]:
         """Centre crops of both splits, or of at most `most` random images of each; `crops` decodes them once."""
-        orders = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0)) for split in self.splits]
-        parts = [split.select(sorted(order[:most].tolist())) for split, order in zip(self.splits, orders, strict=True)]
+        orders = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0)) for split in splits]
+        parts = [split.select(sorted(order[:most].tolist())) for split, order in zip(splits, orders, strict=True)]
         return [ImageDataset(part, self.image_hw, self.num_channels) for part in parts]

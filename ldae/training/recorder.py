@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ldae.optimization import Length
 from ldae.report.results import open_losses
 from ldae.training.checkpoints import Checkpoints
-from ldae.training.optimization import Length
 
 
 @dataclass

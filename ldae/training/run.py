@@ -21,11 +21,11 @@ from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loa
 from ldae.data.sources import load_examples
 from ldae.files import LOCK, hold_folder
 from ldae.hardware import has_bf16
+from ldae.optimization import Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING
 from ldae.tokenizers.fitting import explained_variance, fit_to_images
 from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, validate_unchanged
 from ldae.training.models import build_model
-from ldae.training.optimization import Length, compile_blocks, parameter_groups
 from ldae.training.probing import RunProbes
 from ldae.training.recorder import Recorder
 from modeling_ldae import LDAEForPreTraining
@@ -34,7 +34,7 @@ ENDLESS = 1 << 40  # steps, where the clock ends a run
 
 
 def validate(train_args):
-    """Refuses a run that could not end well, before any work starts.
+    """Validates, before any work starts, that the run can write its folder and upload it.
 
     Raises:
         FileExistsError: if output_dir holds another run's results.
@@ -96,6 +96,10 @@ class Run:
         set_seed(train_args.seed)
         columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
         examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
+        if examples is None:
+            raise ValueError(
+                f"--data {data_args.data!r} has no split {data_args.train_split!r}; give another --train_split"
+            )
         self.unwrapped = build_model(self.model_args, train_args, examples) if model is None else model
         config = self.unwrapped.config
         image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
@@ -158,7 +162,7 @@ class Run:
             bad_images = fit_to_images(model, self.images, data_args.pca_patches, data_args.num_workers)
             if model.ldae.tokenizer.orthonormal and model.config.latent_dim < model.config.patch_dim:
                 held = f"{explained_variance(model.ldae.tokenizer):.1%} of the patches' variance"
-                self.accelerator.print(f"{model.config.latent_dim} principal components hold {held}.")
+                self.accelerator.print(f"The {model.config.latent_dim} components of the latent space hold {held}.")
         return {
             "step": 0, "seconds": 0.0, "bad_images": bad_images, "loss": None, "options": self._options(),
             "images_per_step": self.images_per_step,
@@ -168,7 +172,7 @@ class Run:
         """The state of a checkpoint, if its run had the same options."""
         state = read_state(last)
         given = {**self._options(), "images per step": self.images_per_step}
-        if self.is_ldae:  # `ldae.tokenizers.stage` compares how its tokenizer is trained
+        if self.is_ldae:  # `ldae.training.tokenizer_stage` compares how its tokenizer is trained
             given = {name: value for name, value in given.items() if not name.startswith("tokenizer_")}
         validate_unchanged({**state["options"], "images per step": state["images_per_step"]}, given)
         return state

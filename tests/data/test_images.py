@@ -1,6 +1,7 @@
 """Images of any kind are decoded to what they look like; unreadable ones are named and left out."""
 
 import io
+import itertools
 
 import datasets
 import numpy as np
@@ -174,6 +175,21 @@ def test_an_image_is_the_same_in_any_batch(mixed, keys, crop, seed, augment):
         assert (batch["pixel_values"] is None) == (not readable)
         for key, pixel_values in zip(readable, batch["pixel_values"] if readable else (), strict=True):
             assert torch.equal(pixel_values, uncached[key]["pixel_values"])
+
+
+def test_what_an_augmentation_draws_varies_with_seed_epoch_and_index_alone():
+    data = datasets.Dataset.from_dict({"image": [encoded(Image.new("RGB", (8, 8), "grey"), "PNG")] * 2})
+    state = torch.get_rng_state()
+
+    def augmented(seed: int, *keys: tuple[int, int]) -> list[list]:
+        images = ImageDataset(data, (8, 8), seed=seed)
+        images.augment = v2.GaussianNoise(sigma=0.2)
+        return images.__getitems__(list(keys))["pixel_values"].tolist()
+
+    values = augmented(0, (0, 0), (0, 1), (1, 0)) + augmented(1, (0, 0))
+    assert all(a != b for a, b in itertools.combinations(values, 2))
+    assert augmented(0, (1, 0)) == values[2:3]
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_random_crops_of_images_of_one_size_are_decoded_once(monkeypatch):

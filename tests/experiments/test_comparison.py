@@ -65,7 +65,7 @@ def test_the_command_fills_the_marker_of_the_studys_name(tmp_path):
 @pytest.mark.parametrize(
     ("document", "study", "options"),
     [
-        ("README.md", "imagenette64", "--protocols knn linear linear-fast attentive finetune"),
+        ("docs/comparison.md", "imagenette64", "--protocols knn linear linear-fast attentive finetune"),
         ("docs/probes.md", "probes64", "--details"),
         ("docs/defaults.md", "latents64", ""),
     ],

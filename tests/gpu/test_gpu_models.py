@@ -10,8 +10,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldae import LDAEForPreTraining, LDAEModel
+from ldae.optimization import compile_blocks
 from ldae.training.checkpoints import full_state
-from ldae.training.optimization import compile_blocks
 
 KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
 

@@ -123,7 +123,8 @@ def test_protocols_are_added_and_not_measured_again(folder, data, monkeypatch):
     with pytest.raises(FileExistsError, match="seed"):
         run("--model", folder, "--data", data, "--protocols", "linear-fast", "--seed", 1)
     again = run("--model", folder, "--data", data, "--protocols", "knn", "--knn_k", 3, "--overwrite")
-    assert again["protocols"]["knn"]["settings"]["knn_k"] == 3
+    for part in ("protocols", "floor", "random_vit", "thumbnail"):
+        assert again[part]["knn"]["settings"]["knn_k"] == 3
     assert again["protocols"]["retrieval"] == both["protocols"]["retrieval"]
 
 
@@ -192,6 +193,15 @@ def test_an_earlier_result_is_kept(folder, data):
     path.write_text("{}")
     with pytest.raises(FileExistsError, match="--overwrite"):
         run("--model", folder, "--data", data)
+    assert path.read_text() == "{}"
+
+
+def test_an_earlier_sweep_is_kept(folder, data):
+    path = folder / "results" / "sweep-colours.json"
+    path.parent.mkdir()
+    path.write_text("{}")
+    with pytest.raises(FileExistsError, match="holds an earlier sweep"):
+        run("--model", folder, "--data", data, "--protocols", "knn", "--no_baseline", "--sweep")
     assert path.read_text() == "{}"
 
 

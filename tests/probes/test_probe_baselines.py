@@ -67,9 +67,9 @@ def test_the_baselines_of_a_probe_are_those_computed_by_hand(labelled_images, ti
         layer.modulation.bias.data = torch.tensor([0.0, 0, 1, 0, 0, 1]).repeat_interleave(16)
     with torch.no_grad():
         expected = {"random_vit": opened.pool(pixel_values), "thumbnail": thumbnail_features(pixel_values)}
-    found = {
-        b.key: b.subject.features("train").features for b in baselines(Subject(encoder, *2 * [labelled_images]), [])
-    }
+    subject = Subject(encoder, labelled_images, labelled_images)
+    subject.features("train")  # known before: a baseline has features of its own
+    found = {b.key: b.subject.features("train").features for b in baselines(subject, [])}
     for key, features in expected.items():
         torch.testing.assert_close(found[key], features)
         known = {split: Features(features, labels) for split in ("train", "validation")}

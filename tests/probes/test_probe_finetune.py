@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,9 +262,21 @@ def test_a_folder_that_holds_something(tmp_path):
 def test_what_the_subject_rules_out(data, subject, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="l-DAE"):
         FineTune(finetune_output_dir=str(tmp_path / "new")).prepare(subject)
+    with pytest.raises(ValueError, match="--finetune_batch_size must be a multiple of the 3 processes, got 64"):
+        FineTune().prepare(replace(subject, accelerator=SimpleNamespace(num_processes=3)))
+    with pytest.raises(ValueError, match="the training images have no labels"):
+        FineTune().prepare(replace(subject, train=SimpleNamespace(labels=np.array([0, -1]))))
     monkeypatch.setattr(subject.encoder, "num_channels", 4)
     with pytest.raises(ValueError, match="--finetune_randaugment 0"):
         FineTune().prepare(subject)
+
+
+def test_validation_images_that_cannot_be_read(data, tmp_path):
+    shutil.copytree(data, tmp_path / "colours")
+    for path in (tmp_path / "colours" / "val").glob("*/*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="a probe needs validation images, got none that can be read"):
+        FineTune(**FAST).measure(make_subject(tmp_path / "colours", make_encoder()))
 
 
 def test_a_loss_that_is_not_finite(subject, monkeypatch):

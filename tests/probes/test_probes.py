@@ -411,6 +411,12 @@ def test_probe_does_not_measure_again(labelled_images, tiny_model):
         assert result[part]["retrieval"]["map"] == alone[part]["retrieval"]["map"]
 
 
+def test_tokens_do_not_stay_in_memory(labelled_images, tiny_model):
+    subject = Subject(Encoder(tiny_model()), labelled_images, labelled_images, tokens=True)
+    probe(subject, [Knn(knn_k=3)], baseline=False)
+    assert [subject.known[split].tokens for split in ("train", "validation")] == [None, None]
+
+
 def test_probe_without_baseline(labelled_images, tiny_model):
     subject = Subject(Encoder(tiny_model()), labelled_images, labelled_images)
     result = probe(subject, [Knn(knn_k=3)], baseline=False)

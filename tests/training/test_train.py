@@ -30,7 +30,7 @@ from ldae.training.models import build_model
 from ldae.training.recorder import Recorder
 from ldae.training.run import Run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 TINY = (
     "--image_size=16 --patch_size=4 --hidden_size=32 --num_hidden_layers=1 --num_attention_heads=2 --latent_dim=4",

@@ -6,23 +6,22 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from ldae.data.sources import count_classes, load_examples
-from ldae.tokenizers import build
+from ldae.tokenizers import build, trained_tokenizers
 from ldae.training.checkpoints import Checkpoints, read_state, validate_unchanged
-from tokenizers_ldae import TRAINED
 
 
 def stage(model_args, data_args, train_args):
     """The options and the model of the training that a tokenizer needs before the l-DAE's; None where it needs none.
 
     Raises:
-        ValueError: for options of the l-DAE that its own training would refuse, after the tokenizer's.
+        ValueError: for options of the l-DAE with which its own training, after the tokenizer's, could not start.
     """
     needed = (
         not (train_args.init_from or train_args.tokenizer) and model_args.config().tokenizer_class.trainer is not None
     )
     if train_args.tokenizer_only and not needed:
         raise ValueError(
-            f"tokenizer_only needs tokenizer_type {', '.join(TRAINED)}, and neither --init_from nor --tokenizer"
+            f"tokenizer_only needs tokenizer_type {', '.join(trained_tokenizers())}, and neither --init_from nor --tokenizer"
         )
     if not needed:
         return None

@@ -16,6 +16,7 @@ import train_ldae
 from experiments.ablation import rungs
 from ldae import LDAEConfig, LDAEForPreTraining, LDAEModel, tokenizers
 from ldae.features.encoders import Encoder
+from ldae.optimization import parameter_groups
 from ldae.options import parse_arguments
 from ldae.tokenizers import conv_autoencoder
 from ldae.tokenizers.conv_autoencoder import (
@@ -25,7 +26,6 @@ from ldae.tokenizers.conv_autoencoder import (
     adaptive_weight,
 )
 from ldae.tokenizers.lpips import lpips
-from ldae.training.optimization import parameter_groups
 from tokenizers_ldae import ConvVAETokenizer
 
 CONV = {"tokenizer_type": "conv_vae"}

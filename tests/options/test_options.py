@@ -34,7 +34,7 @@ from ldae.options import (
 )
 from ldae.probes import PROTOCOLS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -228,7 +228,7 @@ def test_every_field_of_the_configuration_is_an_option():
     assert fields | {"model_size"} == set(known)
     assert (known["image_size"].type, known["image_size"].many) == (int, True)
     assert (known["sigma_max"].type, known["layer_norm_eps"].type, known["qkv_bias"].type) == (float, float, bool)
-    assert known["noise_schedule"].choices == ("linear_sigma", "single_sigma", "linear_gamma2", "ddpm")
+    assert known["latent_scaling"].choices == ("none", "global", "component")
     assert not any(known[name].many for name in fields - {"image_size", "patch_size"})
 
 

@@ -61,7 +61,7 @@ def run(folder: Path, kind: str, processes: int) -> dict[int, dict[str, torch.Te
     script = folder.with_suffix(".py")
     script.write_text(SHARDED)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     subprocess.run(
         [sys.executable, *launcher, str(script), str(folder), kind], check=True, env=environment, timeout=300

@@ -1,0 +1,85 @@
+"""Hub folders: what is written loads bit for bit, with its code and its image processor."""
+
+import importlib
+import json
+
+import pytest
+import torch
+import transformers
+from hub_folders import CODE, ROOT, TINY, assert_same_weights, tiny_model
+from huggingface_hub import ModelCard
+from packaging.version import Version
+from PIL import Image
+from transformers import AutoImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
+
+from ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
+from ldae.hub.cards import write_card
+from ldae.hub.folder import AUTO_MAP, save_hub_folder
+
+
+@pytest.mark.parametrize("model_class", [LDAEForPreTraining, LDAEModel, LDAEForImageClassification, LDAEBackbone])
+def test_saved_folder_loads_bit_for_bit_and_carries_its_code(model_class, tmp_path):
+    model = tiny_model(model_class)
+    save_hub_folder(model, tmp_path)
+    assert_same_weights(model, model_class.from_pretrained(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
+    assert {path.name for path in tmp_path.glob("*.py")} == CODE
+    assert all((tmp_path / name).read_bytes() == (ROOT / name).read_bytes() for name in CODE)
+    for name in AUTO_MAP.values():
+        module, class_name = name.split(".")
+        assert module + ".py" in CODE
+        assert hasattr(importlib.import_module(module), class_name)
+    assert not hasattr(model.config, "auto_map")
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile])
+def test_wrapped_models_and_given_weights_are_saved(wrap, tmp_path):
+    model = tiny_model()
+    save_hub_folder(wrap(model), tmp_path)
+    assert_same_weights(model, LDAEForPreTraining.from_pretrained(tmp_path))
+
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    average = {name: 0.5 * tensor for name, tensor in before.items()}
+    save_hub_folder(wrap(model), tmp_path, state_dict=average)
+    loaded = LDAEForPreTraining.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], average[name]) for name in average)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("backend", ["torchvision", "pil"])
+@pytest.mark.parametrize(
+    ("num_channels", "modes"), [(3, ["RGB", "L", "RGBA", "P", "1", "CMYK"]), (1, ["L"]), (4, ["RGBA"])]
+)
+def test_processor_makes_what_the_model_takes(num_channels, modes, backend, tmp_path):
+    if (num_channels, backend) == (4, "torchvision") and Version(transformers.__version__) < Version("5.21"):
+        pytest.skip(
+            "transformers before 5.21 takes no image of four channels here, as image_processor's docstring says"
+        )
+    model = tiny_model(LDAEModel, num_channels=num_channels)
+    model.config.image_size = [32, 48]  # height and width must not change places
+    save_hub_folder(model, tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+    for mode in modes:
+        black = Image.new("RGBA", (50, 40), (0, 0, 0, 0 if mode == "RGBA" and num_channels == 4 else 255))
+        white = Image.new("RGBA", (50, 40), (255, 255, 255, 255))
+        images = [image.convert("RGB").convert(mode) if mode != "RGBA" else image for image in (black, white)]
+        pixel_values = processor(images, return_tensors="pt")["pixel_values"]
+        assert pixel_values.shape == (2, num_channels, 32, 48)
+        assert torch.allclose(pixel_values[0], torch.tensor(-1.0))
+        assert torch.allclose(pixel_values[1], torch.tensor(1.0))
+
+
+def test_a_baseline_of_transformers_is_saved_without_our_code(tmp_path):
+    model = ViTMAEForPreTraining(ViTMAEConfig(**TINY, decoder_hidden_size=32, decoder_num_hidden_layers=1))
+    save_hub_folder(model, tmp_path)
+    assert_same_weights(model, ViTMAEForPreTraining.from_pretrained(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+    card = ModelCard.load(write_card(tmp_path))
+    assert "ViTMAEForPreTraining of transformers" in card.text
+    assert "trust_remote_code" not in card.text
+    assert "ldae" not in card.data.tags

@@ -1,0 +1,147 @@
+"""The distributions: what a user has who installs the wheel, away from the checkout, and what the source holds."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import venv
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+SCRIPTS = ("ldae-train", "ldae-probe", "ldae-features")
+TRAIN = ["--max_steps", "2", "--no_probe"]
+
+
+def run(*command, cwd):
+    """What a command prints; it must succeed."""
+    done = subprocess.run(
+        [*map(str, command)], cwd=cwd, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def project_files():
+    """The files of the project, by their paths: those that git knows, or all of an unpacked source distribution."""
+    if (ROOT / ".git").exists():
+        listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+        return {name for name in listed if (ROOT / name).is_file()}
+    made = re.compile(r"(^|/)(__pycache__|\.[a-z]+_cache|\.hypothesis|[^/]*\.egg-info)/|^(PKG-INFO|setup\.cfg)$")
+    names = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()}
+    return {name for name in names if not made.search(name)}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The source distribution, built from a copy of the project's files."""
+    tree, folder = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("sdist")
+    for name in project_files():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes((ROOT / name).read_bytes())
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    run(sys.executable, "-c", build, cwd=tree)
+    (path,) = folder.glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def unpacked(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(source) as archive:
+        archive.extractall(folder, filter="data")
+    (root,) = folder.iterdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def environment(source, tmp_path_factory):
+    """A fresh environment with the wheel, built from the source distribution. Other packages are those of this one."""
+    folder, wheels = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("wheels")
+    offline = ["--no-index", "--no-deps", "--quiet"]
+    run(sys.executable, "-m", "pip", "wheel", *offline, "--no-build-isolation", "-w", wheels, source, cwd=folder)
+    venv.create(folder, with_pip=True)
+    python = folder / "bin/python"
+    run(python, "-m", "pip", "install", *offline, *wheels.iterdir(), cwd=folder)
+    # Only these folders are added, and nothing that their .pth files say: an editable install of ldae is not seen.
+    places = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
+    (Path(site) / "outer.pth").write_text("\n".join(places))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+@pytest.fixture(scope="module")
+def trained(environment, elsewhere):
+    """The run's folder of `ldae-train` without a recipe."""
+    run(environment / "bin/ldae-train", *TRAIN, cwd=elsewhere)
+    (folder,) = (elsewhere / "runs").iterdir()
+    return folder
+
+
+def outcome(folder):
+    """The options and the loss of a run, and the files of its folder but for its logs, whose names hold the time."""
+    result = json.loads((folder / "results/train.json").read_text())
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return result["arguments"], result["loss"], {name for name in names if not name.startswith("logs/")}
+
+
+def test_modules_and_recipes_are_those_of_the_wheel(environment, elsewhere):
+    modules = [path.stem for path in ROOT.glob("*_ldae.py")]
+    code = f"import ldae, {', '.join(modules)}; print(*(m.__file__ for m in (ldae, {', '.join(modules)})), sep=chr(10))"
+    files = run(environment / "bin/python", "-c", code, cwd=elsewhere).splitlines()
+    assert len(files) == 1 + len(modules) > 4
+    assert all(Path(file).is_relative_to(environment) for file in files)
+    recipes = sorted((ROOT / "recipes").glob("*.yaml"))
+    code = (
+        f"from ldae.options import recipe_path\nfor name in {[path.stem for path in recipes]}: print(recipe_path(name))"
+    )
+    shipped = run(environment / "bin/python", "-c", code, cwd=elsewhere).splitlines()
+    assert all(Path(file).is_relative_to(environment) for file in shipped)
+    assert [Path(file).read_bytes() for file in shipped] == [path.read_bytes() for path in recipes]
+
+
+def test_training_is_that_of_the_checkout(trained, environment, tmp_path):
+    for place, command in (
+        ("checkout", [sys.executable, ROOT / "train_ldae.py"]),
+        ("launched", [environment / "bin/python", "-m", "accelerate.commands.launch", "-m", "train_ldae"]),
+    ):
+        (tmp_path / place).mkdir()
+        run(*command, *TRAIN, cwd=tmp_path / place)
+        assert outcome(tmp_path / place / trained.relative_to(trained.parents[1])) == outcome(trained)
+
+
+def test_a_trained_model_is_probed_and_gives_features(trained, environment, elsewhere):
+    given = ["--model", trained, "--data", "photos"]
+    run(environment / "bin/ldae-probe", *given, "--protocols", "knn", "--features_cache", "none", cwd=elsewhere)
+    assert "knn" in json.loads((trained / "results/probe-photos.json").read_text())["protocols"]
+    run(environment / "bin/ldae-features", *given, "--output_dir", "features", cwd=elsewhere)
+    assert json.loads((elsewhere / "features/features.json").read_text())["num_readable"] > 0
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_help(environment, elsewhere, script):
+    assert f"usage: {script}" in run(environment / "bin" / script, "--help", cwd=elsewhere)
+
+
+def test_the_source_distribution_is_the_project(unpacked):
+    files = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
+    made = {name for name in files if ".egg-info/" in name} | {"PKG-INFO", "setup.cfg"}
+    assert files - made == project_files()
+
+
+def test_the_source_distribution_runs_its_tests(unpacked):
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider"]
+    here, there = (run(*collect, cwd=folder).splitlines() for folder in (ROOT, unpacked))
+    assert [line for line in there if "::" in line] == [line for line in here if "::" in line] != []
+    run(sys.executable, "-m", "pytest", "tests/test_configuration.py", "tests/hub", cwd=unpacked)
