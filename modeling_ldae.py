@@ -630,7 +630,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             needed.add("drop_label")
         if self.config.keep_ratio < 1:
             needed.add("keep")
-        if all(given[name] is not None for name in needed & given.keys()):
+        if all(value is not None for name, value in given.items() if name in needed):
             return given
         drawn = self.sample_noise(batch_size, image_hw, generator)
         return {name: drawn.get(name) if value is None else value for name, value in given.items()}
