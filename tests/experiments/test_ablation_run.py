@@ -150,6 +150,12 @@ def test_a_given_autoencoder_is_the_first_rungs_tokenizer(recipe, tmp_path, monk
     assert "`dit` was run with `--tokenizer org/vae`." in tables(tmp_path)["table 1"]
 
 
+def test_baselines_are_measured_with_the_first_seed_alone(recipe, tmp_path):
+    ablation = make_ablation(recipe, [rungs.RUNGS["l-dae"]], tmp_path, [5, 4])
+    commands = {seed: ablation.command(folder, rung, seed) for folder, rung, seed in ablation.jobs()}
+    assert {seed: "--no_baseline" in command for seed, command in commands.items()} == {5: False, 4: True}
+
+
 def test_the_plan_says_what_a_rung_changes(recipe, tmp_path):
     ablation = make_ablation(
         recipe, [rungs.RUNGS[name] for name in ("linear-gamma2", "pixels-d192", "patch-pca")], tmp_path
@@ -256,11 +262,11 @@ def test_the_cost_is_that_of_training_and_probing(recipe, tmp_path):
 
 
 def test_the_cost_is_that_of_the_same_kind_of_tokenizer(recipe, tmp_path):
-    """One that takes ten minutes and one of a minute, both with 30 s of probing, one after the other."""
+    """One that takes ten minutes and two of a minute, all with 30 s of probing, one after the other."""
     made(tmp_path, "l-dae", 50.0)
     made(tmp_path, "linear-gamma2", 50.0)
     path = tmp_path / "linear-gamma2-seed0/results/train.json"
     save_result(path, {**json.loads(path.read_text()), "seconds": 600}, overwrite=True)
-    some = [rungs.RUNGS[name] for name in ("no-adversarial", "image-input")]
+    some = [rungs.RUNGS[name] for name in ("no-adversarial", "image-input", "image-output")]
     plan = make_ablation(recipe, some, tmp_path, [0], workers=1).plan()
-    assert "2 runs to do, 1 at a time: 12 minutes, from 2 that are done" in plan
+    assert "3 runs to do, 1 at a time: 14 minutes, from 2 that are done" in plan
