@@ -18,6 +18,7 @@ import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
+from ldae.names import short_name
 from ldae.options import option, option_parser
 from ldae.probes import (
     DEFAULT_PROTOCOLS,
@@ -32,9 +33,9 @@ from ldae.probes import (
 )  # fmt: skip
 from ldae.probes.baselines import TITLES
 from ldae.probes.knn import nearest_images
-from ldae.probes.sweep import format_sweep, load_decoder, sweep
+from ldae.probes.sweep import format_sweep, load_with_decoder, sweep
 from ldae.report import figures
-from ldae.report.results import save_result, short_name
+from ldae.report.results import save_result
 
 
 @dataclass
@@ -203,7 +204,7 @@ def main(argv: list[str] | None = None) -> Path:
         print(f"Result: {path}")
     if options.sweep:
         swept = [protocol for protocol in protocols if protocol.name in DEFAULT_PROTOCOLS] or (Knn(), LinearFast())
-        measured = sweep(subject, load_decoder(encoder), protocols=swept, data_name=data)
+        measured = sweep(subject, load_with_decoder(encoder), protocols=swept, data_name=data)
         if measured is not None:
             save_result(sweep_path, measured, overwrite=True)
             print(format_sweep(measured))

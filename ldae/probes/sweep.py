@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from ldae.data.order import mix_seed
@@ -17,15 +18,15 @@ from ldae.probes.linear_fast import LinearFast
 from ldae.probes.measure import Result, format_figure
 from ldae.probes.protocol import Protocol
 from ldae.probes.subject import Subject
-from modeling_ldae import LDAEDecoder, LDAEForPreTraining, NoiseSchedule
+from modeling_ldae import LDAEForPreTraining, NoiseSchedule
 
 TIMESTEPS = (0, 10, 20, 40, 80)
 
 Known = dict[str, Features | None]  # of "train" and "validation"; None on other processes than the main one
 
 
-def load_decoder(encoder: Encoder) -> LDAEDecoder | None:
-    """The decoder in the folder or Hub repository of an l-DAE that `load_encoder` loaded; None if there is none."""
+def load_with_decoder(encoder: Encoder) -> LDAEForPreTraining | None:
+    """The whole l-DAE of which `load_encoder` loaded the encoder; None for other models, or if its folder has no decoder."""
     if encoder.config.model_type != "ldae":
         return None
     folder = Path(encoder.name).expanduser()
@@ -33,12 +34,12 @@ def load_decoder(encoder: Encoder) -> LDAEDecoder | None:
     model, loaded = LDAEForPreTraining.from_pretrained(name, output_loading_info=True)
     if any(key.startswith("decoder.") for key in loaded["missing_keys"]):
         return None
-    return model.decoder.to(encoder.device)
+    return model.to(encoder.device)
 
 
 def sweep(
     subject: Subject,
-    decoder: LDAEDecoder | None = None,
+    whole: LDAEForPreTraining | None = None,
     timesteps: Sequence[int] = TIMESTEPS,
     protocols: Sequence[Protocol] = (Knn(), LinearFast()),
     data_name: str = "data",
@@ -50,7 +51,7 @@ def sweep(
     the features at each t and to those of the untrained baseline.
 
     Args:
-        decoder: what `load_decoder` gives; its blocks follow the encoder's.
+        whole: what `load_with_decoder` gives; the decoder's blocks follow the encoder's.
         timesteps: those of an l-DAE, in [0, T); other encoders have none.
 
     Returns:
@@ -75,11 +76,11 @@ def sweep(
         bar.update()
         return _measure(replace(subject, tokens=False, known=known, predictions={}), protocols)
 
-    num_blocks = {"encoder": len(encoder.blocks), "decoder": 0 if decoder is None else len(decoder.layers)}
+    num_blocks = {"encoder": len(encoder.blocks), "decoder": 0 if whole is None else len(whole.decoder.layers)}
     places = [(part, i + 1) for part, count in num_blocks.items() for i in range(count)]
     total = len(places) + 2 * len(timesteps)
     bar = tqdm(total=total, desc="sweep", unit=" rows", disable=None if subject.is_main_process else True, leave=False)
-    blocks = _features(subject, lambda x: block_features(encoder, x, decoder))
+    blocks = _features(subject, lambda x: block_features(encoder, x, whole))
     depth = [
         {"block": block, "part": part, "protocols": measure(_row(blocks, i))} for i, (part, block) in enumerate(places)
     ]
@@ -126,20 +127,39 @@ def format_sweep(result: Result) -> str:
 # ------------------------------------------------------------------------------------------------------------- features
 
 
-def block_features(encoder: Encoder, pixel_values: torch.Tensor, decoder: LDAEDecoder | None = None) -> torch.Tensor:
-    """(B, K, E): the mean of the tokens after each of K blocks; of an l-DAE (B, K + 1, E), its usual output the last."""
+def block_features(
+    encoder: Encoder, pixel_values: torch.Tensor, whole: LDAEForPreTraining | None = None
+) -> torch.Tensor:
+    """(B, K, E): the mean of the tokens after each of K blocks; of an l-DAE (B, K + 1, E), its usual output the last.
+
+    Args:
+        pixel_values: images (B, C, H, W) in [-1, 1].
+        whole: the l-DAE of the encoder, if the blocks of its decoder are asked for too.
+    """
     if encoder.config.model_type != "ldae":
-        return torch.stack([hidden.float().mean(dim=1) for hidden in encoder.depths(pixel_values)], dim=1)
-    model = encoder.model
-    outputs = model(pixel_values, output_hidden_states=True, return_dict=True)
-    hiddens, hidden = [*outputs.hidden_states[1:]], outputs.last_hidden_state  # without the embeddings
-    if decoder is not None:
+        hiddens = encoder.depths(pixel_values)
+    elif whole is None:
+        outputs = encoder.model(pixel_values, output_hidden_states=True, return_dict=True)
+        hiddens = [*outputs.hidden_states[1:], outputs.last_hidden_state]  # without the embeddings
+    else:
+        hiddens = _outputs_in_predict(whole, pixel_values)
+    return torch.stack([hidden.float().mean(dim=1) for hidden in hiddens], dim=1)
+
+
+def _outputs_in_predict(model: LDAEForPreTraining, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    """The tokens (B, N, E) after every block of encoder and decoder, then after the encoder, in one call of `predict`."""
+    places = [*model.ldae.layers, *model.decoder.layers, model.ldae.layernorm]
+    outputs: dict[nn.Module, torch.Tensor] = {}
+    handles = [
+        place.register_forward_hook(lambda module, args, output: outputs.update({module: output})) for place in places
+    ]
+    try:
         t = torch.full((1,), model.config.feature_timestep, device=pixel_values.device)
-        conditioning = model.condition(t)
-        for layer in decoder.layers:
-            hidden = layer(hidden, conditioning)
-            hiddens.append(hidden)
-    return torch.stack([hidden.float().mean(dim=1) for hidden in (*hiddens, outputs.last_hidden_state)], dim=1)
+        model.predict(model.ldae.tokenizer.encode(pixel_values), t, image_hw=tuple(pixel_values.shape[-2:]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [outputs[place] for place in places]
 
 
 class TimestepFeatures:

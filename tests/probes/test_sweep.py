@@ -15,7 +15,7 @@ from ldae.data.order import to_pixel_values
 from ldae.features.encoders import Encoder, load_encoder
 from ldae.features.extraction import extract_features, shared_features
 from ldae.probes import Knn, LinearFast, Subject
-from ldae.probes.sweep import TimestepFeatures, block_features, format_sweep, image_noise, load_decoder, sweep
+from ldae.probes.sweep import TimestepFeatures, block_features, format_sweep, image_noise, load_with_decoder, sweep
 from ldae.report import figures
 
 PROTOCOLS = (Knn(knn_k=3), LinearFast(linear_fast_l2=[1e-2], linear_fast_iterations=20))
@@ -44,10 +44,12 @@ def subject(tiny_model, tmp_path):
 
 
 @torch.no_grad()
-def test_blocks_equal_the_model_called_by_hand(subject, images):
-    encoder, decoder = subject.encoder, load_decoder(subject.encoder)
+@pytest.mark.parametrize("keep_ratio", [1.0, 0.5])  # below 1 the decoder adds positions to its tokens
+def test_blocks_equal_the_model_called_by_hand(tiny_model, images, tmp_path, keep_ratio):
+    tiny_model(LDAEForPreTraining, keep_ratio=keep_ratio).save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
     x = images(encoder.config)
-    got = block_features(encoder, x, decoder)
+    got = block_features(encoder, x, load_with_decoder(encoder))
     model = LDAEForPreTraining.from_pretrained(encoder.name)
     seen = []
     for layer in model.decoder.layers:
@@ -96,7 +98,7 @@ def test_noise_is_a_images_own(subject):
 
 def test_every_row_is_measured(subject, tmp_path):
     t = subject.encoder.config.feature_timestep
-    result = sweep(subject, load_decoder(subject.encoder), (0, t, 80), PROTOCOLS, "noise")
+    result = sweep(subject, load_with_decoder(subject.encoder), (0, t, 80), PROTOCOLS, "noise")
     assert [(row["part"], row["block"]) for row in result["depth"]] == [("encoder", 1), ("encoder", 2), ("decoder", 1)]
     assert [(row["t"], row["noisy"]) for row in result["timesteps"]] == [
         (s, noisy) for s in (0, t, 80) for noisy in (False, True)
@@ -132,7 +134,7 @@ def test_a_transformers_vit_has_its_blocks(tmp_path):
         hidden_states = encoder.model(to_pixel_values(pixel_values), output_hidden_states=True).hidden_states
     for i in range(2):  # ViTModel's last hidden state is after its LayerNorm
         torch.testing.assert_close(got[:, i], hidden_states[i + 1][:, 1:].mean(dim=1))
-    assert load_decoder(encoder) is None
+    assert load_with_decoder(encoder) is None
     result = sweep(Subject(encoder, train, validation), protocols=PROTOCOLS[:1])
     assert [(row["part"], row["block"]) for row in result["depth"]] == [("encoder", i) for i in (1, 2, 3)]
     assert result["timesteps"] == []
@@ -142,7 +144,7 @@ def test_a_transformers_vit_has_its_blocks(tmp_path):
 
 def test_an_encoder_without_decoder(tiny_model, tmp_path):
     tiny_model(LDAEModel).save_pretrained(tmp_path / "encoder")
-    assert load_decoder(load_encoder(str(tmp_path / "encoder"))) is None
+    assert load_with_decoder(load_encoder(str(tmp_path / "encoder"))) is None
 
 
 # -------------------------------------------------------------------------------------------------------------- refused
