@@ -503,10 +503,17 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             classes: (B,), in [0, num_classes]; by default none.
             image_hw: height and width of the images; `config.image_size` by default.
             keep: places (B, K) of the tokens that the encoder sees; all by default.
+
+        Raises:
+            ValueError: for `keep` with `keep_ratio` 1.
         """
         return self._predict(noisy_latents, timesteps, classes, image_hw, keep)[0]
 
     def _predict(self, noisy_latents, timesteps, classes, image_hw, keep, **kwargs):
+        if keep is not None and self.config.keep_ratio == 1:
+            raise ValueError(
+                "keep is given to a model with keep_ratio=1, whose decoder has no token for what is left out"
+            )
         conditioning = self.ldae.condition(timesteps, classes)
         encoded = self.ldae(
             latents=noisy_latents, image_hw=image_hw, keep=keep, conditioning=conditioning, return_dict=True, **kwargs
@@ -598,7 +605,8 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             return_reconstruction (`bool`, *optional*): whether to make the images of the output; by default in evaluation mode.
 
         Raises:
-            ValueError: for a size or channel count that the model does not take, or labels that it has no classes for.
+            ValueError: for a size or channel count that the model does not take, labels that it has no classes for, or `keep`
+                with `keep_ratio` 1.
         """
         self.ldae.embeddings.validate(pixel_values, interpolate_pos_encoding)
         if self.training and not torch.compiler.is_compiling():

@@ -249,6 +249,20 @@ def test_the_loss_with_dropped_tokens(tiny_model, images, keep_ratio, fields):
     assert_close(model(x, **permuted).loss, model(x, **drawn).loss)  # places, not their order
 
 
+def test_a_model_that_was_trained_on_all_tokens_takes_no_subset(tiny_model, images):
+    model = tiny_model()
+    with pytest.raises(ValueError, match="keep_ratio=1"):
+        model(images(model.config), **draw(model), keep=torch.tensor([[0], [1]]))
+
+
+def test_pixels_in_the_units_of_the_latents_have_no_residual(tiny_model, images, tmp_path):
+    model = tiny_model(tokenizer_type="pixels", latent_dim=48, loss_units="latent")
+    x, drawn = images(model.config), draw(model)
+    assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=5e-5, atol=0)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(LDAEForPreTraining.from_pretrained(tmp_path)(x, **drawn).loss, model(x, **drawn).loss)
+
+
 def test_kept_tokens_are_fair_and_drawn_like_noise(tiny_model):
     model = tiny_model(keep_ratio=0.5)
     keep = draw(model, 4000)["keep"]
