@@ -103,7 +103,8 @@ def extract_features(
             positions.append(batch["index"])
             names += batch["name"]
     if not features:
-        return Features(torch.empty(0, 0), torch.empty(0, dtype=torch.long), bad=bad)
+        none = torch.empty(0, dtype=torch.long)
+        return Features(torch.empty(0, 0), none, none, bad=bad)
     return Features(
         torch.cat(features),
         torch.cat(labels),

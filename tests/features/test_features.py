@@ -75,6 +75,12 @@ def test_training_modes_are_restored(images, encoder):
     assert not encoder.model.layers[0].training
 
 
+def test_a_data_set_without_a_readable_image_is_kept_as_empty(examples, encoder, tmp_path):
+    images = ImageDataset(examples.select([3]), (8, 12))
+    for got in (cached_features(encoder, images, folder=tmp_path / "cache") for _ in range(2)):  # computed, then read
+        assert (len(got), tuple(got.features.shape), got.indices.tolist(), len(got.bad)) == (0, (0, 0), [], 1)
+
+
 def test_unreadable_images_are_named_and_left_out(images, encoder):
     got = extract_features(encoder, images, batch_size=1)  # the unreadable one alone in its batch
     assert len(got) == 6
