@@ -15,7 +15,6 @@ from typing import Any, TextIO
 
 from ldae.files import atomic_write
 from ldae.hardware import hardware
-from ldae.names import short_name as short_name
 
 PACKAGES = (
     "torch",

@@ -1,7 +1,7 @@
 """What fits and trains the tokenizers of `tokenizers_ldae`.
 
 PCA and pixels are fitted to images by `fitting.fit_to_images`. The others are autoencoders that the loop of all trainings trains
-before the l-DAE, into OUTPUT_DIR-tokenizer (`stage`), or that are there already: `--tokenizer FOLDER`.
+before the l-DAE, into OUTPUT_DIR-tokenizer (`ldae.training.tokenizer_stage`), or that are there already: `--tokenizer FOLDER`.
 """
 
 import importlib

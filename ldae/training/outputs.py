@@ -9,9 +9,10 @@ from ldae.data.order import StepSampler, to_pixel_values, training_loader
 from ldae.data.sources import hub_id
 from ldae.hub.cards import write_card
 from ldae.hub.folder import push_folder, save_hub_folder
+from ldae.names import short_name
 from ldae.probes import format_probe
 from ldae.report import figures
-from ldae.report.results import save_result, short_name
+from ldae.report.results import save_result
 from ldae.tokenizers.fitting import variance_held
 from ldae.training.run import Run
 
@@ -48,9 +49,8 @@ def finish(run: Run):
             print(f"clean | noisy | denoised: {output_dir / 'denoised.png'}")
         if train_args.push_to_hub:
             print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
-    for (
-        tracker
-    ) in run.accelerator.trackers:  # end_training() would end the processes' group, which a next training needs
+    # end_training() would end the processes' group, which a next training needs
+    for tracker in run.accelerator.trackers:
         tracker.finish()
 
 
