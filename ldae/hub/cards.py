@@ -206,6 +206,10 @@ def _model(config: dict[str, Any]) -> str:
         "Noise": f"`{config['noise_schedule']}` over {config['num_train_timesteps']} timesteps; "
         f"features at t = {config['feature_timestep']}",
     }
+    if config.get("keep_ratio", 1) < 1:
+        facts["Tokens"] = f"the encoder sees {config['keep_ratio']:.0%} of them in training, and all in use"
+    if config.get("loss_units", "image") != "image":
+        facts["Loss"] = "in the units of the scaled latents"
     return _facts(facts)
 
 

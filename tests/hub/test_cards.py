@@ -107,6 +107,15 @@ def test_card_of_a_streamed_training(folder):
     assert "94,690 images in 1,480 steps |" in text
 
 
+def test_card_says_what_goes_beyond_the_paper(folder):
+    assert not re.search(r"^\| (Tokens|Loss) \|", (folder / "README.md").read_text(), re.MULTILINE)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "keep_ratio": 0.25, "loss_units": "latent"}))
+    text = write_card(folder).read_text()
+    assert "| Tokens | the encoder sees 25% of them in training, and all in use |" in text
+    assert "| Loss | in the units of the scaled latents |" in text
+
+
 def test_card_elsewhere_takes_along_what_it_shows(folder, tmp_path, monkeypatch):
     assert "![" not in (folder / "README.md").read_text()
     Image.new("RGB", (4, 4)).save(folder / "denoised.png")
