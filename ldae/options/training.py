@@ -82,10 +82,16 @@ class TrainArguments:
     max_steps: int | None = option(None, "Optimizer steps, instead of epochs.", group=RUN, minimum=1)
     max_minutes: float | None = option(
         None,
-        "Wall-clock budget of the run with PCA and without the probes, instead of epochs; the learning rate follows it. With "
+        "Budget of time of the run with PCA and without the probes, instead of epochs; the learning rate follows it. With "
         "max_steps, the run ends at what comes first.",
         group=RUN,
         exclusive_minimum=0,
+    )
+    clock: Literal["wall", "processor"] = option(
+        "wall",
+        "The time that max_minutes counts: the wall clock's, or the processor time of the first process, all threads together, "
+        "which other work on the machine does not lengthen.",
+        group=RUN,
     )
     seed: int = option(
         0,

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class Recorder:
     Args:
         state: the run's state, in which "loss" (a running mean) and "seconds" are kept up to the last step that was read.
         losses: path of losses.jsonl.
-        began: when the run was started or resumed, on the clock of `time.monotonic`.
+        now: the run's clock, in seconds.
+        began: when the run was started or resumed, on that clock.
         images_per_step: of all processes.
     """
 
@@ -49,6 +50,7 @@ class Recorder:
         length: Length,
         losses: Path,
         checkpoints: Checkpoints,
+        now: Callable[[], float],
         began: float,
         images_per_step: int,
         logging_steps: int,
@@ -61,7 +63,7 @@ class Recorder:
         self.waiting: deque[Step] = deque()
         self.lag = 1 if accelerator.device.type == "cuda" else 0
         self.first_step, self.started = state["step"], time.monotonic()
-        self.began = began - state["seconds"]  # as if a resumed run had never stopped
+        self.now, self.began = now, began - state["seconds"]  # as if a resumed run had never stopped
 
     def record(self, losses: Sequence[torch.Tensor], norm: torch.Tensor, learning_rate: float, names: list[list[str]]):
         """Takes the figures of the step that was just made, the `state["step"]`-th.
@@ -76,7 +78,7 @@ class Recorder:
         """
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 shards it
         seconds = torch.full(
-            (), time.monotonic() - self.began, device=norm.device
+            (), self.now() - self.began, device=norm.device
         )  # torch.tensor would wait for the GPU
         figures = self.accelerator.reduce(torch.stack([*(loss.float() for loss in losses), norm, seconds]), "mean")
         arrived = None

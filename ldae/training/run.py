@@ -31,6 +31,7 @@ from ldae.training.recorder import Recorder
 from modeling_ldae import LDAEForPreTraining
 
 ENDLESS = 1 << 40  # steps, where the clock ends a run
+CLOCKS = {"wall": time.monotonic, "processor": time.process_time}
 
 
 def validate(train_args):
@@ -68,7 +69,8 @@ class Run:
 
     def __init__(self, model_args, data_args, train_args, model: torch.nn.Module | None = None):
         validate(train_args)
-        self.began = time.monotonic()
+        self.now = CLOCKS[train_args.clock]
+        self.began = self.now()
         self.model_args, self.data_args, self.train_args = model_args, data_args, train_args
         self.output_dir = Path(train_args.output_dir).expanduser()
         self.checkpoints = Checkpoints(self.output_dir / "checkpoints", train_args.keep_checkpoints)
@@ -209,7 +211,7 @@ class Run:
         self.generator = torch.Generator(accelerator.device)
         self.recorder = Recorder(
             accelerator, self.state, self.length, self.output_dir / "losses.jsonl", self.checkpoints,
-            self.began, self.images_per_step, train_args.logging_steps,
+            self.now, self.began, self.images_per_step, train_args.logging_steps,
         )  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------------- between two steps
