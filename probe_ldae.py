@@ -8,13 +8,11 @@ protocol does.
 import dataclasses
 import json
 from dataclasses import MISSING, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import Accelerator, InitProcessGroupKwargs
-
 import ldae  # noqa: F401 - registers l-DAE with the Auto classes
+from ldae import launch
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
@@ -71,7 +69,9 @@ class ProbeArguments:
     batch_size: int = option(256, "Images in a forward pass of one process.", minimum=1)
     num_workers: int = option(0, "Processes that read images, for each process of accelerate.", minimum=0)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
-        None, "Precision of fine-tuning, as accelerate's; by default what accelerate's configuration says."
+        None,
+        "Precision of the encoder, as accelerate's; by default bf16 where it is faster, unless accelerate's configuration says "
+        "another.",
     )
     output_dir: str | None = option(
         None,
@@ -172,11 +172,7 @@ def main(argv: list[str] | None = None) -> Path:
     """Probes a model; returns the result's file."""
     options, protocols = parse_arguments(argv)
     path = result_path(options)
-    accelerator = Accelerator(
-        cpu=options.device == "cpu",
-        mixed_precision=options.mixed_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))],  # heads are trained while others wait
-    )
+    accelerator = launch.start(options.mixed_precision, cpu=options.device == "cpu")
     with accelerator.main_process_first():  # one process downloads and prepares
         examples = labelled_splits(options)
         encoder = load_encoder(options.model, options.trust_remote_code).to(accelerator.device)

@@ -230,15 +230,23 @@ class TrainArguments:
     )
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
-        None, "Precision of products, as accelerate's; by default what accelerate's configuration says.", group=COMPUTE
+        None,
+        "Precision of products, as accelerate's; by default bf16 where it is faster, unless accelerate's configuration says "
+        "another.",
+        group=COMPUTE,
     )
     attn_implementation: str | None = option(
         None,
-        "Attention by transformers' name: sdpa (the default), eager, flash_attention_2 or flex_attention.",
+        "Attention by transformers' name: sdpa, eager, flash_attention_2 or flex_attention; by default sdpa, but eager in bf16 "
+        "on a CPU.",
         group=COMPUTE,
     )
     gradient_checkpointing: bool = option(False, "Compute activations twice instead of keeping them.", group=COMPUTE)
-    torch_compile: bool = option(False, "Compile the model.", group=COMPUTE)
+    torch_compile: bool | None = option(
+        None,
+        "Compile the blocks, which takes up to a minute and then makes steps faster; by default on a GPU.",
+        group=COMPUTE,
+    )
 
     checkpointing_steps: int = option(
         500, "Steps between checkpoints; 0 keeps only the one at the end.", group=RECORDS, minimum=0

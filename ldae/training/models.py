@@ -12,16 +12,22 @@ from ldae.data.sources import count_classes
 from modeling_ldae import LDAEForPreTraining
 
 
-def build_model(model_args, train_args, examples: datasets.Dataset | datasets.IterableDataset) -> LDAEForPreTraining:
+def build_model(
+    model_args,
+    train_args,
+    examples: datasets.Dataset | datasets.IterableDataset,
+    attn_implementation: str | None = None,
+) -> LDAEForPreTraining:
     """A new model of the options, with its trained tokenizer where it has one; or `--init_from`'s weights.
 
     Args:
         examples: the training images, whose classes `--class_conditional` counts.
+        attn_implementation: transformers' name of the attention; None: its own choice.
 
     Raises:
         ValueError: for options that contradict `--init_from`'s tokenizer, or ask for weights that it has not.
     """
-    attention = {"attn_implementation": train_args.attn_implementation}
+    attention = {"attn_implementation": attn_implementation}
     if source := train_args.init_from:
         return load_model(source, "--init_from", config=_changed(source, model_args.overrides()), **attention)
     if train_args.class_conditional:

@@ -77,9 +77,7 @@ class Recorder:
             FloatingPointError: on all processes, if the loss of a step that is now read is not finite.
         """
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 shards it
-        seconds = torch.full(
-            (), self.now() - self.began, device=norm.device
-        )  # torch.tensor would wait for the GPU
+        seconds = torch.full((), self.now() - self.began, device=norm.device)  # torch.tensor would wait for the GPU
         figures = self.accelerator.reduce(torch.stack([*(loss.float() for loss in losses), norm, seconds]), "mean")
         arrived = None
         if figures.is_cuda:

@@ -5,22 +5,21 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
 
+from ldae import launch
 from ldae.data.images import ImageDataset
 from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loader
 from ldae.data.sources import load_examples
 from ldae.files import LOCK, hold_folder
-from ldae.hardware import has_bf16
 from ldae.optimization import Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING
 from ldae.tokenizers.fitting import explained_variance, fit_to_images
@@ -102,7 +101,9 @@ class Run:
             raise ValueError(
                 f"--data {data_args.data!r} has no split {data_args.train_split!r}; give another --train_split"
             )
-        self.unwrapped = build_model(self.model_args, train_args, examples) if model is None else model
+        self.unwrapped = (
+            build_model(self.model_args, train_args, examples, self._attention()) if model is None else model
+        )
         config = self.unwrapped.config
         image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
         self.is_ldae = isinstance(self.unwrapped, LDAEForPreTraining)
@@ -121,6 +122,12 @@ class Run:
         self.images_per_step = self.images_per_batch * train_args.gradient_accumulation_steps
         self.peak_learning_rate = train_args.learning_rate or train_args.base_learning_rate * self.images_per_step / 256
         self.length = self._length()
+
+    def _attention(self) -> str | None:
+        """The implementation of attention; None: transformers' own choice, which is sdpa."""
+        on_cpu, precision = self.accelerator.device.type == "cpu", self.accelerator.mixed_precision
+        slow = on_cpu and precision == "bf16"  # the backward pass of sdpa there
+        return self.train_args.attn_implementation or ("eager" if slow else None)
 
     def _length(self) -> Length:
         train_args, max_steps = self.train_args, self.train_args.max_steps
@@ -191,9 +198,9 @@ class Run:
             parameter_groups(model, train_args.weight_decay),
             lr=self.peak_learning_rate,
             betas=(train_args.adam_beta1, train_args.adam_beta2),
-            fused=on_gpu,  # on a CPU it would round otherwise
+            fused=True,
         )
-        if train_args.torch_compile:
+        if on_gpu if train_args.torch_compile is None else train_args.torch_compile:
             compile_blocks(model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema = None
@@ -284,13 +291,9 @@ class Run:
 
 
 def _accelerator(train_args, output_dir: Path) -> Accelerator:
-    accelerator = Accelerator(
-        mixed_precision=train_args.mixed_precision,
+    return launch.start(
+        train_args.mixed_precision,
         gradient_accumulation_steps=train_args.gradient_accumulation_steps,
         log_with=[tracker for tracker in train_args.report_to if tracker != "none"] or None,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],  # probes are fitted while others wait
     )
-    if accelerator.mixed_precision == "bf16" and not has_bf16(accelerator.device):
-        accelerator.print("This processor has no bf16 instructions: --mixed_precision no is many times faster here.")
-    return accelerator

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# l-DAE beside MAE for equal processor time on Tiny-ImageNet at 64 px, one thread each. From the project's root:
+#   DATA=FOLDER_OR_HUB_ID TRANSFER=FOLDER_OR_HUB_ID SEED=0 bash experiments/comparison/tiny_imagenet64.sh [folder of the runs]
+# All runs of a seed belong on one machine, since a minute is worth more on a faster one. They follow one another; where other
+# cores are free, start several with ONLY="name name". A run that is done is not made again, and one that was stopped goes on.
+set -euo pipefail
+seed=${SEED:-0} data=${DATA:-zh-plus/tiny-imagenet} transfer=${TRANSFER:-frgfm/imagenette:320px}
+runs=${1:-runs/tiny-imagenet64} study=experiments/results/tiny-imagenet64.jsonl
+export OMP_NUM_THREADS=1
+
+wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
+
+run() { # name, module or script, options
+  wanted "$1" || return 0
+  local name=$1-seed$seed images
+  python $2 recipes/tiny-imagenet64.yaml --data "$data" --output_dir "$runs/$name" --seed "$seed" --no_probe --report_to none \
+    --resume "${@:3}"
+  for images in "$data" "$transfer"; do
+    python probe_ldae.py --model "$runs/$name" --data "$images" --protocols knn linear-fast ${BASELINE:---no_baseline} \
+      --features_cache none
+  done
+  python -m experiments.collect "$runs" "$study" --runs "$name"
+}
+
+ldae() { run "$1" train_ldae.py "${@:2}"; }
+mae() { run "$1" "-m experiments.baselines.vit_mae" --adam_beta2 0.95 --weight_decay 0.05 "${@:2}"; }
+
+whitened=(--latent_scaling component --loss_units latent) # noise and loss in units of each component's deviation
+raw=(--latent_scaling global --loss_units image)          # equation 4
+clean=(--noise_schedule single_sigma --sigma_single 0)    # the control: dropped tokens alone
+
+# the methods
+mae mae
+ldae ldae-paper "${raw[@]}"
+ldae ldae-keep50-whitened "${whitened[@]}" --keep_ratio 0.5
+# MAE's own choices
+mae mae-lr2e-3 --base_learning_rate 2e-3
+mae mae-lr8e-3 --base_learning_rate 8e-3
+mae mae-decoder1 --decoder_num_hidden_layers 1
+mae mae-decoder4 --decoder_num_hidden_layers 4
+# what l-DAE's lead is made of: tokens kept, units of the loss, noise
+ldae ldae-keep50-whitened-clean "${whitened[@]}" --keep_ratio 0.5 "${clean[@]}"
+ldae ldae-whitened "${whitened[@]}"
+ldae ldae-keep50 "${raw[@]}" --keep_ratio 0.5
+ldae ldae-keep25-whitened "${whitened[@]}" --keep_ratio 0.25
+ldae ldae-keep25 "${raw[@]}" --keep_ratio 0.25

@@ -1,0 +1,91 @@
+"""What a command runs on: all cores that it may use, and bf16 where that is faster, unless its user has chosen otherwise."""
+
+import os
+from argparse import Namespace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import joblib
+import psutil
+import torch
+import yaml
+from accelerate import Accelerator, PartialState
+from accelerate.commands.config.config_args import default_config_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import broadcast_object_list
+
+from ldae.hardware import bf16_is_faster
+
+PATIENCE = timedelta(days=2)  # that a process has for the others, which decode, fit heads or write meanwhile
+VARIABLES = {"num_cpu_threads_per_process": "OMP_NUM_THREADS", "mixed_precision": "ACCELERATE_MIXED_PRECISION"}
+PRECISIONS = {"no": "float32"}
+
+
+def start(mixed_precision: str | None = None, cpu: bool = False, **kwargs: Any) -> Accelerator:
+    """Starts accelerate on the device that it finds, and says in one line what the command runs on.
+
+    `accelerate launch` gives a process one thread and float32 where its user says nothing. Here such a process takes its
+    share of the cores instead, as its affinity and its cgroup allow, and bf16 where the device multiplies faster in it. Who
+    chose is obeyed: by options of accelerate's launcher, its configuration file, or the environment.
+
+    Args:
+        mixed_precision: "no", "bf16" or "fp16", the command's own option; None: not chosen there.
+        cpu: leaves GPUs alone.
+        kwargs: further arguments of `Accelerator`.
+    """
+    state = PartialState(cpu=cpu, timeout=PATIENCE)
+    chosen = chosen_by_user()
+    if "num_cpu_threads_per_process" not in chosen:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+        torch.set_num_threads(max(1, joblib.cpu_count(only_physical_cores=True) // processes))
+    if mixed_precision is None and "mixed_precision" not in chosen:
+        # one process decides for all
+        mixed_precision = broadcast_object_list(["bf16" if bf16_is_faster(state.device) else "no"])[0]
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, **kwargs)
+    accelerator.print(description(accelerator))
+    return accelerator
+
+
+def description(accelerator: Accelerator) -> str:
+    """A line that says what a command runs on, such as "Runs on the CPU with 2 threads, in float32."."""
+    device, threads, precision = accelerator.device, torch.get_num_threads(), accelerator.mixed_precision
+    processes = f"{accelerator.num_processes} processes, each " if accelerator.num_processes > 1 else ""
+    name = "the CPU" if device.type == "cpu" else str(device.type).upper()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    line = f"Runs on {processes}{name} with {threads} thread{'s' * (threads != 1)}, in {PRECISIONS.get(precision, precision)}."
+    if device.type == "cuda" and (idle := torch.cuda.device_count() - accelerator.num_processes) > 0:
+        line += f" {idle} more here: accelerate launch uses all."
+    if precision == "bf16" and not bf16_is_faster(device):
+        line += " It multiplies faster in float32: --mixed_precision no."
+    return line
+
+
+def chosen_by_user() -> set[str]:
+    """Which of "num_cpu_threads_per_process" and "mixed_precision" the user has chosen for this process."""
+    launcher, arguments = _launcher()
+    environment = os.environ if launcher is None else launcher
+    chosen = {option for option, variable in VARIABLES.items() if variable in environment}
+    if arguments is not None:
+        file = Path(arguments.config_file or default_config_file)
+        configuration = yaml.safe_load(file.read_text()) if file.is_file() else {}
+        chosen |= {option for option in VARIABLES if getattr(arguments, option) or configuration.get(option)}
+    return chosen
+
+
+def _launcher() -> tuple[dict[str, str] | None, Namespace | None]:
+    """The environment and the options of the `accelerate launch` that started this process; None, None where none did.
+
+    It sets `VARIABLES` in any case, so its own environment tells what its user has set.
+    """
+    try:
+        parent = psutil.Process().parent()
+        command = parent.cmdline() if parent is not None else []
+        start = next((i for i, word in enumerate(command[:3]) if "accelerate" in Path(word).name), None)
+        if parent is None or start is None:
+            return None, None
+        words = command[start + 1 :]
+        return parent.environ(), launch_command_parser().parse_args(words[1:] if words[:1] == ["launch"] else words)
+    except psutil.Error:  # not allowed to look, or ended: what is in the environment counts
+        return None, None
