@@ -12,6 +12,7 @@ from ldae.optimization import learning_rate
 from ldae.options import parse_arguments
 from ldae.training import tokenizer_stage
 from ldae.training.outputs import draw_images, finish
+from ldae.training.rehearsal import rehearse
 from ldae.training.run import Run, validate
 
 
@@ -71,10 +72,18 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     return run.output_dir
 
 
-def main(argv: list[str] | None = None) -> Path:
-    """Runs a command line: trains a tokenizer first where the l-DAE needs one, then the l-DAE; returns its folder."""
+def main(argv: list[str] | None = None) -> Path | None:
+    """Runs a command line: trains a tokenizer first where the l-DAE needs one, then the l-DAE.
+
+    Returns:
+        The run's folder; None for --dry_run, which makes none.
+    """
     model_args, data_args, train_args = parse_arguments(argv)
     validate(train_args)
+    if train_args.dry_run:
+        plan = rehearse(model_args, data_args, train_args, train_step)
+        PartialState().print(plan)
+        return None
     if (stage := tokenizer_stage.stage(model_args, data_args, train_args)) is not None:
         folder = train(*stage)
         train_args.tokenizer = str(folder)

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_ldae import pair
 from ldae.data.images import PIL_MODES
+from ldae.names import duration
 from ldae.probes import PROTOCOLS, Result, format_figure
 from ldae.probes.baselines import TITLES
 from ldae.report.tables import markdown
@@ -214,7 +215,7 @@ def _model(config: dict[str, Any]) -> str:
 
 
 def _training(result: Result) -> str:
-    data, hardware = result["data"], result["hardware"]
+    data = result["data"]
     number = f"{data['num_images']:,} images" if data["num_images"] else "streamed"
     labels = "with labels" if result.get("uses_labels") else "no labels"
     epochs = f", {result['epochs']:.1f} epochs" if result["epochs"] else ""
@@ -224,13 +225,29 @@ def _training(result: Result) -> str:
         "Seen": f"{result['images_seen']:,} images in {result['steps']:,} steps{epochs}",
         "Final loss": f"{result['loss']:.4f}",
         "Seed": result["seed"],
-        "Time": f"{result['seconds'] / 3600:.2f} hours, ended {result['date']}",
-        "Hardware": ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['threads']} thread(s)",
+        "Cost": _cost(result),
+        "Hardware": _hardware(result),
+        "Ended": result["date"],
         "Code": f"commit `{result['commit']}`" if result.get("commit") else "commit not recorded",
         "Versions": versions,
     }
     options = yaml.safe_dump(result["arguments"], sort_keys=True)
     return f"{_facts(facts)}\n<details><summary>All options</summary>\n\n```yaml\n{options}```\n\n</details>\n"
+
+
+def _cost(result: Result) -> str:
+    """The time of a run and its images a second."""
+    clock = " of the processor" if result.get("clock") == "processor" else ""
+    return f"{duration(result['seconds'])}{clock}, {result['images_seen'] / result['seconds']:,.0f} images/s"
+
+
+def _hardware(result: Result) -> str:
+    """What a run was made on, each of its processes with the same."""
+    hardware, processes = result["hardware"], result.get("num_processes", 1)
+    name = hardware["gpus"][0] if hardware["gpus"] else f"{hardware['processor']}, {hardware['threads']} thread(s)"
+    precision = result.get("mixed_precision", "")
+    precision = "float32" if precision == "no" else precision
+    return ", ".join(filter(None, [f"{processes} × {name}" if processes > 1 else name, precision]))
 
 
 def _facts(facts: dict[str, Any]) -> str:

@@ -63,6 +63,11 @@ class TrainArguments:
         "Folder of the run, which in the end is a Hub folder; by default runs/ldae-SIZE-DATA.",
         group=RUN,
     )
+    dry_run: bool = option(
+        False,
+        "Only say what would be trained on what, with how much memory and in how long, from a few steps; nothing is written.",
+        group=RUN,
+    )
     overwrite: bool = option(False, "Replace another run's results in output_dir.", group=RUN)
     resume: bool = option(
         False, "Go on from the last checkpoint in output_dir, or start afresh where there is none.", group=RUN

@@ -9,7 +9,7 @@ from ldae.data.order import StepSampler, to_pixel_values, training_loader
 from ldae.data.sources import hub_id
 from ldae.hub.cards import write_card
 from ldae.hub.folder import push_folder, save_hub_folder
-from ldae.names import short_name
+from ldae.names import duration, short_name
 from ldae.probes import format_probe
 from ldae.report import figures
 from ldae.report.results import save_result
@@ -44,6 +44,9 @@ def finish(run: Run):
         write_card(output_dir, train_args.hub_model_id)
         if bad_images := run.state["bad_images"]:
             print(f"Unreadable images, skipped: {len(bad_images)}; results/train.json names them.")
+        images_seen, seconds = run.state["step"] * run.images_per_step, run.state["seconds"]
+        clock = " of the processor" if train_args.clock == "processor" else ""
+        print(f"Trained on {images_seen:,} images in {duration(seconds)}{clock}: {images_seen / seconds:,.0f} images/s")
         print(f"Checkpoint: {output_dir}")
         if run.is_ldae:
             print(f"clean | noisy | denoised: {output_dir / 'denoised.png'}")
@@ -96,6 +99,10 @@ def _result(run: Run, model: torch.nn.Module) -> dict[str, Any]:
         "images_seen": images_seen,
         "epochs": images_seen / num_images if num_images else None,
         "seconds": state["seconds"],
+        "clock": run.train_args.clock,
+        "images_per_second": images_seen / state["seconds"],
+        "num_processes": run.accelerator.num_processes,
+        "mixed_precision": run.accelerator.mixed_precision,
         "loss": state["loss"],
         "seed": run.train_args.seed,
         "uses_labels": run.uses_labels,

@@ -38,7 +38,7 @@ def test_card_holds_the_numbers_of_the_results(folder):
     assert card.data.datasets == ["frgfm/imagenette"]
     for text in ("| Protocol | This model | Untrained | Thumbnail |", "| 43.2 ± 0.8 | 34.9 ± 0.8 | 29.5 ± 0.7 |",
                  "| 55.0 ± 0.8 | 47.6 ± 0.8 | – |", "- Thumbnail: the image itself", "9,469 images", "1,480 steps",
-                 "1.50 hours", "learning_rate: 0.0001", "2401.14404",
+                 "1.5 hours, ", "learning_rate: 0.0001", "2401.14404",
                  f'"{MODEL_ID}", trust_remote_code=True'):  # fmt: skip
         assert text in card.text
 
