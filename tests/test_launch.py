@@ -1,0 +1,97 @@
+"""What commands run on where their user has chosen nothing, and that a choice is obeyed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from ldae import hardware, launch
+
+ROOT = Path(__file__).parents[1]
+FREE = {name: value for name, value in os.environ.items() if name not in launch.VARIABLES.values()}
+SHOW = "from ldae import launch; print(sorted(launch.chosen_by_user()))"
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """Nothing is chosen, and the threads are afterwards as before."""
+    AcceleratorState._reset_state(True)
+    for variable in launch.VARIABLES.values():
+        monkeypatch.delenv(variable)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "configuration", "chosen"),
+    [
+        ("", {}, None, []),
+        ("--mixed_precision no", {}, None, ["mixed_precision"]),
+        ("--num_cpu_threads_per_process=1", {}, None, ["num_cpu_threads_per_process"]),
+        ("", {"OMP_NUM_THREADS": "1"}, None, ["num_cpu_threads_per_process"]),
+        ("", {}, "mixed_precision: 'no'\nnum_processes: 1\n", ["mixed_precision"]),
+    ],
+)
+def test_choices_of_accelerates_launcher(tmp_path, options, environment, configuration, chosen):
+    script = tmp_path / "show.py"
+    script.write_text(SHOW)
+    if configuration is not None:
+        (tmp_path / "accelerate.yaml").write_text(
+            f"compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\n{configuration}"
+        )
+        options = f"--config_file {tmp_path / 'accelerate.yaml'}"
+    program = [str(Path(sys.executable).with_name("accelerate")), "launch", *options.split(), str(script)]
+    environment = {**FREE, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), **environment}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(chosen)
+
+
+def test_without_accelerates_launcher_the_environment_counts(monkeypatch):
+    assert launch.chosen_by_user() == set()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launch.chosen_by_user() == {"num_cpu_threads_per_process"}
+
+
+@pytest.mark.parametrize(("processes", "threads"), [("1", 6), ("4", 1), ("2", 3)])
+def test_all_cores_are_shared_between_the_processes(monkeypatch, processes, threads):
+    monkeypatch.setattr(launch.joblib, "cpu_count", lambda only_physical_cores: 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    launch.start("no", cpu=True)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("given", "faster", "variable", "expected"),
+    [
+        (None, True, None, "bf16"),
+        (None, False, None, "no"),
+        ("no", True, None, "no"),
+        (None, True, "no", "no"),
+        (None, False, "bf16", "bf16"),
+        ("bf16", False, None, "bf16"),
+    ],
+)
+def test_precision(monkeypatch, capsys, given, faster, variable, expected):
+    monkeypatch.setattr(launch, "bf16_is_faster", lambda device: faster)
+    if variable is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", variable)
+    assert launch.start(given, cpu=True).mixed_precision == expected
+    said = capsys.readouterr().out
+    assert said.startswith("Runs on the CPU with ")
+    assert ("in bf16." in said) == (expected == "bf16")
+    assert ("--mixed_precision no" in said) == (expected == "bf16" and not faster)
+
+
+def test_bf16_is_chosen_where_its_products_take_half_the_time(monkeypatch):
+    cpu = torch.device("cpu")
+    for seconds, expected in ((0.4, True), (0.6, False)):
+        hardware.bf16_is_faster.cache_clear()
+        monkeypatch.setattr(hardware, "_seconds_of_product", {torch.float32: 1.0, torch.bfloat16: seconds}.get)
+        assert hardware.bf16_is_faster(cpu) is expected
+    hardware.bf16_is_faster.cache_clear()
