@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ldae.data.crops import BatchCutter
 from ldae.data.images import ImageDataset
+from ldae.seeds import mix_seed
 
 
 class StepSampler(Sampler):
@@ -78,11 +79,6 @@ class StepSampler(Sampler):
             if seen == before:
                 raise ValueError("data: the stream gives no images")
             epoch += 1
-
-
-def mix_seed(*numbers: int) -> int:
-    """Mixes several numbers into one seed in [0, 2^63). Zeros at the end of the numbers change nothing."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def refill(batch: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
 
 from ldae.data.images import ImageDataset
-from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loader
+from ldae.data.order import StepSampler, to_pixel_values, training_loader
 from ldae.data.sources import load_examples
 from ldae.files import LOCK, hold_folder
 from ldae.hardware import has_bf16
 from ldae.optimization import Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING
+from ldae.seeds import mix_seed
 from ldae.tokenizers.fitting import explained_variance, fit_to_images
 from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, validate_unchanged
 from ldae.training.models import build_model

@@ -18,11 +18,11 @@ from ldae.data.order import (
     StepSampler,
     evaluation_loader,
     fill_cache,
-    mix_seed,
     to_pixel_values,
     training_loader,
 )
 from ldae.data.sources import load_examples
+from ldae.seeds import mix_seed
 
 
 class Numbers:

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 import train_ldae
 from ldae import LDAEForPreTraining
-from ldae.data.order import mix_seed
 from ldae.options import parse_arguments
 from ldae.report.results import environment
+from ldae.seeds import mix_seed
 from ldae.training import probing
 from ldae.training.checkpoints import Checkpoints
 from ldae.training.models import build_model
