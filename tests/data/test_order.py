@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from image_files import encoded, examples, noise
+from image_files import encoded, examples, noise, parquet, save
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -20,6 +20,7 @@ from ldae.data.order import (
     to_pixel_values,
     training_loader,
 )
+from ldae.data.sources import load_examples
 from ldae.seeds import mix_seed
 
 
@@ -90,6 +91,26 @@ def test_a_run_resumes_without_walking_through_its_past(monkeypatch):
     order = real(50, generator=torch.Generator().manual_seed(mix_seed(0, epoch))).tolist()
     assert [key[1] for key in batch] == order[offset : offset + 10]
     assert len(drawn) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_a_resumed_run_reads_no_image_of_its_past(tmp_path, monkeypatch, kind):
+    for i in range(12):
+        save(tmp_path / f"folder/{i:02d}.png")
+    rows = {"image": [{"bytes": path.read_bytes(), "path": None} for path in (tmp_path / "folder").iterdir()]}
+    parquet(tmp_path / "parquet", rows, image=datasets.Image())
+    images = ImageDataset(load_examples(str(tmp_path / kind), "train"), (8, 8))
+    read, real = [], datasets.Dataset.__getitem__
+
+    def getitem(self, key):
+        if "image" in self.column_names:
+            read.extend(key)
+        return real(self, key)
+
+    monkeypatch.setattr(datasets.Dataset, "__getitem__", getitem)
+    list(training_loader(StepSampler(images, 3, 6, 2)))
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(mix_seed(0, 0))).tolist()
+    assert read == order[6:]
 
 
 @pytest.fixture
