@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -137,9 +137,7 @@ def launch(folder: Path, output: Path, *options: str) -> subprocess.Popen:
         *options,
     ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
@@ -183,9 +181,15 @@ def test_two_processes_killed_and_resumed(folder, files, tmp_path, streaming):
     while not (tmp_path / "broken/checkpoints/checkpoint-00000002").exists():
         assert broken.poll() is None, broken.stderr.read()
         time.sleep(0.01)
-    os.killpg(broken.pid, signal.SIGKILL)
-    broken.wait()
-    assert not (tmp_path / "broken/config.json").exists()  # it was killed before its end
+    processes = [
+        broken,
+        *psutil.Process(broken.pid).children(recursive=True),
+    ]  # workers have process groups of their own
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()
+    assert Checkpoints(tmp_path / "broken/checkpoints").last().name < "checkpoint-00000040"  # killed before its end
     resumed = launch(data, tmp_path / "broken", *options, "--resume")
     assert resumed.wait(300) == 0, resumed.stderr.read()
     same_run(tmp_path / "whole", tmp_path / "broken")
