@@ -6,7 +6,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 # as a user's own choice: commands would take all cores, and bf16 on some machines
 os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}
 
-import datasets
 import pytest
 import torch
 
@@ -15,8 +14,7 @@ from ldae import LDAEConfig, LDAEForPreTraining
 collect_ignore = ["common"]  # upstream's tests: `bash tests/common/run.sh` collects those
 
 torch.set_num_threads(1)
-# seconds that the end of a stream takes, and that workers of a run that was stopped are waited for; both are 5
-datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1
+# seconds that workers of a run that was stopped are waited for; they are 5
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
 
 

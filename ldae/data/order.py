@@ -1,6 +1,7 @@
 """The order of images, which depends on (seed, step) alone, and the loaders that read them in batches."""
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, cast
@@ -13,6 +14,8 @@ from tqdm.auto import tqdm
 
 from ldae.data.crops import BatchCutter
 from ldae.data.images import ImageDataset
+from ldae.data.streams import LANES, first_places, read_lane
+from ldae.seeds import mix_seed
 
 
 class StepSampler(Sampler):
@@ -22,6 +25,10 @@ class StepSampler(Sampler):
     processes share each global batch. The order of the images is therefore the same for any number of workers and
     processes, and a resumed run starts at its step without walking through the steps before it.
 
+    A stream has no such permutation. It is read in lanes (see `ldae.data.streams`), of which each step takes equally many
+    images. A process opens the lanes in which its part of a step lies, so that the images of a step are the same for any
+    number of processes that leaves the number of lanes the same.
+
     Args:
         images: The images, whose seed is also the seed of the order.
         start: The first optimizer step.
@@ -30,6 +37,11 @@ class StepSampler(Sampler):
         accumulation: The number of batches in a step.
         rank: The number of this process.
         world: The number of processes.
+        places: Where the lanes of a stream stand before the first step; empty: at its beginning.
+
+    Attributes:
+        passed: For each batch of a stream that was yielded, where the lanes that this process has opened stand after the
+            batch's step. A loader runs ahead, so whoever takes a batch from it also takes the first of these.
     """
 
     def __init__(
@@ -41,22 +53,25 @@ class StepSampler(Sampler):
         accumulation: int = 1,
         rank: int = 0,
         world: int = 1,
+        places: Sequence[dict[str, Any]] = (),
     ):
         self.images, self.start, self.stop = images, start, stop
         self.batch_size, self.accumulation, self.rank, self.world = batch_size, accumulation, rank, world
+        self.places, self.passed = places, deque[list[dict[str, Any]]]()
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple]]:
+        if self.images.streaming:
+            yield from self._streamed()
+            return
         keys = self._keys(self.start * self.accumulation * self.batch_size * self.world)
         for _ in range(len(self)):
             batch = [next(keys) for _ in range(self.batch_size * self.world)]
             yield batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
     def _keys(self, position: int) -> Iterator[tuple]:
-        if self.images.streaming:
-            yield from self._streamed_keys(position)
         n = len(self.images)
         epoch, offset = divmod(position, n)
         while True:
@@ -65,24 +80,29 @@ class StepSampler(Sampler):
                 yield epoch, index
             epoch, offset = epoch + 1, 0
 
-    def _streamed_keys(self, position: int) -> Iterator[tuple]:
-        # a stream has no length: a resumed run reads past the examples that it has seen, without decoding them
-        shuffled, epoch, seen = self.images.examples.shuffle(seed=self.images.seed, buffer_size=1000), 0, 0
-        while True:
-            shuffled.set_epoch(epoch)
-            before = seen
-            for example in shuffled:
-                if seen >= position:
-                    yield epoch, seen, example
-                seen += 1
-            if seen == before:
-                raise ValueError("data: the stream gives no images")
-            epoch += 1
-
-
-def mix_seed(*numbers: int) -> int:
-    """Mixes several numbers into one seed in [0, 2^63). Zeros at the end of the numbers change nothing."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    def _streamed(self) -> Iterator[list[tuple]]:
+        examples = self.images.examples
+        if examples.num_shards < LANES:
+            examples = examples.reshard()
+        size = self.batch_size * self.accumulation  # this process's images in a step
+        places = self.places or first_places(examples.num_shards, size * self.world, self.world)
+        lanes = len(places)
+        if lanes % self.world and self.rank == 0:
+            print(
+                f"The stream is read in {lanes} lanes, so that {self.world} processes read parts of it more than once."
+            )
+        length = size * self.world // lanes  # a lane's images in a step
+        opened = slice(self.rank * size // length, -(-(self.rank + 1) * size // length))
+        readers = [read_lane(examples, self.images.seed, lanes, place) for place in places[opened]]
+        others = self.rank * size - opened.start * length  # other processes' images at the beginning of the first lane
+        for step in range(self.start, self.stop):
+            images = [next(reader) for reader in readers for _ in range(length)]
+            places = [place for _, _, place in images[length - 1 :: length]]
+            first = step * size * self.world + self.rank * size
+            keys = [(epoch, first + i, example) for i, (epoch, example, _) in enumerate(images[others : others + size])]
+            for i in range(0, size, self.batch_size):
+                self.passed.append(places)
+                yield keys[i : i + self.batch_size]
 
 
 def refill(batch: dict[str, Any]) -> dict[str, Any]:

@@ -172,10 +172,10 @@ def _name_columns(splits, split: str, data: str, image_column: str | None, label
             raise ValueError(f"label_column: {label!r} holds text, which streaming cannot number; leave streaming out")
         names = sorted({name for part in splits.values() for name in part.unique(label) if name is not None})
         examples = examples.cast_column(label, datasets.ClassLabel(names=names))
-    examples = examples.rename_columns(
-        {old: new for old, new in ((image, "image"), (label, "label")) if old not in (None, new)}
-    )
-    return examples.cast_column("image", datasets.Image(decode=False))
+    # undecoded first: renaming would decode the images of a stream, and encode them anew
+    examples = examples.cast_column(image, datasets.Image(decode=False))
+    renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old not in (None, new)}
+    return examples.rename_columns(renamed) if renamed else examples
 
 
 def count_classes(examples) -> int:

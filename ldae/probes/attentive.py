@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ldae.data.order import mix_seed
 from ldae.features.extraction import Features
 from ldae.optimization import learning_rate, parameter_groups
 from ldae.options import option
 from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_learning_rate, hold_out, percent_right
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
+from ldae.seeds import mix_seed
 
 WARMUP = 0.1  # part of the steps
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from ldae.data.order import mix_seed
 from ldae.options import option
 from ldae.probes.linear_fast import batch_norm, logistic_regression, predict
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
+from ldae.seeds import mix_seed
 
 ITERATIONS = 200  # of L-BFGS at most: with the default l2, accuracies no longer change after 100
 

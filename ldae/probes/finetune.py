@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from ldae.data.images import ImageDataset
-from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loader
+from ldae.data.order import StepSampler, to_pixel_values, training_loader
 from ldae.features.encoders import Encoder, evaluating
 from ldae.features.extraction import shared_features
 from ldae.hub.folder import save_hub_folder
@@ -27,6 +27,7 @@ from ldae.optimization import layer_decay_groups, learning_rate
 from ldae.options import option
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
+from ldae.seeds import mix_seed
 from modeling_ldae import LDAEForImageClassification
 
 GREY = 127  # fills what an operation leaves empty

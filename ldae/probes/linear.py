@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ldae.data.order import mix_seed
 from ldae.optimization import learning_rate
 from ldae.options import option
 from ldae.probes.heads import BATCH_NORM_EPS, batches, choose_learning_rate, hold_out, percent_right
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
+from ldae.seeds import mix_seed
 
 RATES = {  # per 256 images; MAE's is 0.1 with LARS
     "sgd": [3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0],

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ldae.data.order import mix_seed
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features
 from ldae.probes.knn import Knn
@@ -18,6 +17,7 @@ from ldae.probes.linear_fast import LinearFast
 from ldae.probes.measure import Result, format_figure
 from ldae.probes.protocol import Protocol
 from ldae.probes.subject import Subject
+from ldae.seeds import mix_seed
 from modeling_ldae import LDAEForPreTraining, NoiseSchedule
 
 TIMESTEPS = (0, 10, 20, 40, 80)

@@ -17,11 +17,12 @@ from huggingface_hub import get_token
 
 from ldae import launch
 from ldae.data.images import ImageDataset
-from ldae.data.order import StepSampler, mix_seed, to_pixel_values, training_loader
+from ldae.data.order import StepSampler, to_pixel_values, training_loader
 from ldae.data.sources import load_examples
 from ldae.files import LOCK, hold_folder
 from ldae.optimization import Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING
+from ldae.seeds import mix_seed
 from ldae.tokenizers.fitting import explained_variance, fit_to_images
 from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, validate_unchanged
 from ldae.training.models import build_model
@@ -54,7 +55,7 @@ class Run:
     """A run that is ready for its next step: new, or resumed from its last checkpoint.
 
     `state` is what a checkpoint holds beside tensors: the number of the last "step", the run's "seconds", its "loss" (a running
-    mean), the unreadable images ("bad_images"), its "options" and "images_per_step".
+    mean), the unreadable images ("bad_images"), its "options" and "images_per_step", and where the lanes of a "stream" stand.
 
     A run is a context that holds its folder, so that no other run writes to it.
 
@@ -174,7 +175,7 @@ class Run:
                 self.accelerator.print(f"The {model.config.latent_dim} components of the latent space hold {held}.")
         return {
             "step": 0, "seconds": 0.0, "bad_images": bad_images, "loss": None, "options": self._options(),
-            "images_per_step": self.images_per_step,
+            "images_per_step": self.images_per_step, "stream": [],
         }  # fmt: skip
 
     def _resumed(self, last: Path) -> dict[str, Any]:
@@ -242,12 +243,17 @@ class Run:
         sampler = StepSampler(
             self.images, self.state["step"], self.length.max_steps, train_args.per_device_batch_size,
             train_args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes,
+            self.state["stream"],
         )  # fmt: skip
-        batches = map(self._report_unreadable, training_loader(sampler, self.data_args.num_workers, accelerator.device))
+        loader = training_loader(sampler, self.data_args.num_workers, accelerator.device)
+        batches = (self._receive(batch, sampler) for batch in loader)
         while self.progress < 1:
             yield islice(batches, train_args.gradient_accumulation_steps)
 
-    def _report_unreadable(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def _receive(self, batch: dict[str, Any], sampler: StepSampler) -> dict[str, Any]:
+        """Notes where the stream stands after the batch's step, and reports the batch's unreadable images."""
+        if self.images.streaming:
+            self.state["stream"] = sampler.passed.popleft()
         for name in set(batch["bad"]).difference(self.state["bad_images"]):
             if self.data_args.on_bad_image == "error":
                 raise ValueError(f"unreadable image (--on_bad_image error): {name}")
@@ -285,6 +291,8 @@ class Run:
         """
         self.recorder.flush()
         self.state["bad_images"] = sorted(set(gather_object(self.state["bad_images"])))  # each process has met its own
+        lanes = {place["lane"]: place for place in gather_object(self.state["stream"])}  # and has read its own
+        self.state["stream"] = [lanes[lane] for lane in sorted(lanes)]
         if self.accelerator.scaler is not None:  # of fp16
             self.state["loss_scale"] = self.accelerator.scaler.state_dict()
         self.checkpoints.save(self.accelerator, self.model, self.optimizer, self.ema, self.state)

@@ -34,8 +34,9 @@ def examples(count: int, label: int = 0) -> datasets.Dataset:
     return datasets.Dataset.from_dict(rows, features=features)
 
 
-def parquet(folder, rows: dict, split: str = "train", **features):
-    """A folder of one parquet file, as on the Hub."""
+def parquet(folder, rows: dict, split: str = "train", batch_size: int | None = None, **features):
+    """A folder with a parquet file, as on the Hub, in row groups of `batch_size`."""
     folder.mkdir(exist_ok=True)
-    datasets.Dataset.from_dict(rows, features=datasets.Features(**features)).to_parquet(folder / f"{split}.parquet")
+    data = datasets.Dataset.from_dict(rows, features=datasets.Features(**features))
+    data.to_parquet(folder / f"{split}.parquet", batch_size=batch_size)
     return str(folder)

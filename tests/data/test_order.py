@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from image_files import encoded, examples, noise, parquet
+from image_files import encoded, examples, noise, parquet, save
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -16,13 +16,12 @@ from ldae.data.images import ImageDataset
 from ldae.data.order import (
     DeviceLoader,
     StepSampler,
-    evaluation_loader,
     fill_cache,
-    mix_seed,
     to_pixel_values,
     training_loader,
 )
 from ldae.data.sources import load_examples
+from ldae.seeds import mix_seed
 
 
 class Numbers:
@@ -92,6 +91,26 @@ def test_a_run_resumes_without_walking_through_its_past(monkeypatch):
     order = real(50, generator=torch.Generator().manual_seed(mix_seed(0, epoch))).tolist()
     assert [key[1] for key in batch] == order[offset : offset + 10]
     assert len(drawn) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_a_resumed_run_reads_no_image_of_its_past(tmp_path, monkeypatch, kind):
+    for i in range(12):
+        save(tmp_path / f"folder/{i:02d}.png")
+    rows = {"image": [{"bytes": path.read_bytes(), "path": None} for path in (tmp_path / "folder").iterdir()]}
+    parquet(tmp_path / "parquet", rows, image=datasets.Image())
+    images = ImageDataset(load_examples(str(tmp_path / kind), "train"), (8, 8))
+    read, real = [], datasets.Dataset.__getitem__
+
+    def getitem(self, key):
+        if "image" in self.column_names:
+            read.extend(key)
+        return real(self, key)
+
+    monkeypatch.setattr(datasets.Dataset, "__getitem__", getitem)
+    list(training_loader(StepSampler(images, 3, 6, 2)))
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(mix_seed(0, 0))).tolist()
+    assert read == order[6:]
 
 
 @pytest.fixture
@@ -167,34 +186,6 @@ def test_loader_can_be_sent_to_spawned_workers(crop):
     loader = training_loader(StepSampler(ImageDataset(examples(2), (8, 8), crop=crop), 0, 1, 2), 1)
     dataset, collate_fn = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
     assert collate_fn(dataset.__getitems__([(0, 0)]))["pixel_values"].shape == (1, 3, 8, 8)
-
-
-def test_a_stream_resumes_and_is_shared(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # else five seconds an epoch
-    colours = [(i, 0, 0) for i in range(10)]
-    rows = {"image": [encoded(Image.new("RGB", (8, 8), colour), "PNG") for colour in colours], "label": list(range(10))}
-    data = parquet(tmp_path / "set", rows, image=datasets.Image(), label=datasets.ClassLabel(num_classes=10))
-
-    def batches(**sampling):
-        images = ImageDataset(load_examples(data, "train", streaming=True), (8, 8), flip=True, seed=5)
-        return list(training_loader(StepSampler(images, **sampling)))
-
-    def labels(batches):
-        return torch.cat([batch["label"] for batch in batches]).tolist()
-
-    whole = batches(start=0, stop=6, batch_size=4)
-    assert sorted(labels(whole)[:10]) == sorted(labels(whole)[10:20]) == list(range(10))
-    stream = load_examples(data, "train", streaming=True).shuffle(seed=5, buffer_size=1000)
-    assert labels(whole)[:10] == [example["label"] for example in stream]
-    assert labels(whole)[:10] != labels(whole)[10:20]  # epochs differ
-    assert [round(float(x[0, 0, 0])) for batch in whole for x in batch["pixel_values"]] == labels(whole)
-    assert labels(batches(start=2, stop=6, batch_size=4)) == labels(whole)[8:]
-    halves = [batches(start=0, stop=6, batch_size=2, rank=rank, world=2) for rank in (0, 1)]
-    assert [x for pair in zip(*halves, strict=True) for x in labels(pair)] == labels(whole)
-
-    loader = evaluation_loader(ImageDataset(load_examples(data, "train", streaming=True), (8, 8)), 4)
-    for _ in range(2):  # a loader can be read again
-        assert labels(loader) == list(range(10))
 
 
 def test_pixel_values_span_minus_one_to_one():

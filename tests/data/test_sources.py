@@ -2,7 +2,7 @@
 
 import datasets
 import pytest
-from image_files import encoded, examples, parquet, save
+from image_files import encoded, examples, noise, parquet, save
 from PIL import Image
 
 from ldae.data.images import ImageDataset
@@ -144,14 +144,15 @@ def test_parquet_folder(tmp_path, streaming):
         "name": datasets.Value("string"),
         "kind": datasets.ClassLabel(names=["a", "b"]),
     }
-    rows = {"photo": [IMAGE, IMAGE], "name": ["x", "y"], "kind": [1, 0]}
+    photos = [{"bytes": b"broken", "path": None}, encoded(Image.fromarray(noise()), "JPEG")]  # neither may be decoded
+    rows = {"photo": photos, "name": ["x", "y"], "kind": [1, 0]}
     folder = parquet(tmp_path / "set", rows, **features)
     assert load_examples(folder, "validation", streaming) is None
     parquet(tmp_path / "set", rows, split="test", **features)
     for split in ("train", "validation", "test"):
         data = load_examples(folder, split, streaming)
         assert [example["label"] for example in data] == [1, 0]
-        assert all(example["image"]["bytes"] == IMAGE["bytes"] for example in data)
+        assert [example["image"]["bytes"] for example in data] == [photo["bytes"] for photo in photos]
         assert set(data.features) == {"image", "label"}
     with pytest.raises(ValueError, match=r"train, test, got 'train\[:10%\]'"):
         load_examples(folder, "train[:10%]", streaming)

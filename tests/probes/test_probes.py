@@ -14,7 +14,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from ldae import LDAEForPreTraining
-from ldae.data.order import mix_seed
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features, extract_features
 from ldae.probes import Knn, LinearFast, Subject, best_baseline, format_probe, probe, unpack
@@ -24,6 +23,7 @@ from ldae.probes.linear_fast import batch_norm, logistic_regression, predict
 from ldae.probes.metrics import Accuracy
 from ldae.probes.protocol import held_out_mask
 from ldae.probes.retrieval import Retrieval, rank
+from ldae.seeds import mix_seed
 
 
 def blobs(n, seed, num_classes=4, width=12, spread=2.5):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 import train_ldae
 from ldae import LDAEForPreTraining
-from ldae.data.order import mix_seed
 from ldae.options import parse_arguments
 from ldae.report.results import environment
+from ldae.seeds import mix_seed
 from ldae.training import probing
 from ldae.training.checkpoints import Checkpoints
 from ldae.training.models import build_model
@@ -48,6 +48,22 @@ def folder(tmp_path_factory) -> Path:
         (root / "ab"[i % 2]).mkdir(exist_ok=True)
         coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
         coarse.resize((25, 20), Image.Resampling.BICUBIC).save(root / "ab"[i % 2] / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def files(folder, tmp_path_factory) -> Path:
+    """The same images in parquet files, three of them for training."""
+    root, paths = tmp_path_factory.mktemp("files"), sorted(folder.glob("*/*.png"))
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+    for name, part in (
+        ("train-0", paths[:8]),
+        ("train-1", paths[8:15]),
+        ("train-2", paths[15:]),
+        ("validation", paths),
+    ):
+        rows = {"image": [{"bytes": path.read_bytes(), "path": path.name} for path in part], "label": [0] * len(part)}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(root / f"{name}.parquet", batch_size=2)
     return root
 
 
@@ -88,18 +104,24 @@ def stop_at(monkeypatch, step: int):
 
 @pytest.mark.parametrize(
     "options",
-    ["", "--num_workers 2 --gradient_accumulation_steps 2 --crop random_resized"],
-    ids=["plain", "workers-accumulation-crops"],
+    [
+        "",
+        "--num_workers 2 --gradient_accumulation_steps 2 --crop random_resized",
+        "--streaming",
+        "--streaming --num_workers 2 --gradient_accumulation_steps 2 --crop random_resized",
+    ],
+    ids=["plain", "workers-accumulation-crops", "stream", "stream-workers-accumulation-crops"],
 )
-def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(folder, tmp_path, monkeypatch, options):
+def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(folder, files, tmp_path, monkeypatch, options):
     options = options.split()
-    train(folder, tmp_path / "whole", *options)
+    data = files if "--streaming" in options else folder
+    train(data, tmp_path / "whole", *options)
     with monkeypatch.context() as context:
         stop_at(context, 5)
         with pytest.raises(KeyboardInterrupt):
-            train(folder, tmp_path / "broken", *options)
+            train(data, tmp_path / "broken", *options)
     assert Checkpoints(tmp_path / "broken/checkpoints").last().name == "checkpoint-00000004"
-    train(folder, tmp_path / "broken", *options, "--resume")
+    train(data, tmp_path / "broken", *options, "--resume")
     same_run(tmp_path / "whole", tmp_path / "broken")
 
 
@@ -115,9 +137,7 @@ def launch(folder: Path, output: Path, *options: str) -> subprocess.Popen:
         *options,
     ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
@@ -150,22 +170,30 @@ def test_a_compiled_run_loses_what_an_eager_one_does(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_resumed(folder, tmp_path):
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]])
+def test_two_processes_killed_and_resumed(folder, files, tmp_path, streaming):
     """Two processes are one with twice the batch, to rounding; killed and resumed they are themselves, bit for bit."""
-    options = ("--max_steps", "40", "--checkpointing_steps", "2")
-    whole = launch(folder, tmp_path / "whole", *options)
+    options = ("--max_steps", "40", "--checkpointing_steps", "2", *streaming)
+    data = files if streaming else folder
+    whole = launch(data, tmp_path / "whole", *options)
     assert whole.wait(300) == 0, whole.stderr.read()
-    broken = launch(folder, tmp_path / "broken", *options)
+    broken = launch(data, tmp_path / "broken", *options)
     while not (tmp_path / "broken/checkpoints/checkpoint-00000002").exists():
         assert broken.poll() is None, broken.stderr.read()
         time.sleep(0.01)
-    os.killpg(broken.pid, signal.SIGKILL)
-    broken.wait()
-    assert not (tmp_path / "broken/config.json").exists()  # it was killed before its end
-    resumed = launch(folder, tmp_path / "broken", *options, "--resume")
+    processes = [
+        broken,
+        *psutil.Process(broken.pid).children(recursive=True),
+    ]  # workers have process groups of their own
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()
+    assert Checkpoints(tmp_path / "broken/checkpoints").last().name < "checkpoint-00000040"  # killed before its end
+    resumed = launch(data, tmp_path / "broken", *options, "--resume")
     assert resumed.wait(300) == 0, resumed.stderr.read()
     same_run(tmp_path / "whole", tmp_path / "broken")
-    train(folder, tmp_path / "one", *options, "--per_device_batch_size", "8")
+    train(data, tmp_path / "one", *options, "--per_device_batch_size", "8")
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
@@ -215,14 +243,8 @@ def test_two_splits_without_the_labels_of_one_are_trained_on_and_not_probed(fold
     assert [path.name for path in (output / "results").iterdir()] == ["train.json"]
 
 
-def test_a_stream_is_all_that_is_read(folder, tmp_path, monkeypatch):
+def test_a_stream_is_all_that_is_read(files, tmp_path, monkeypatch):
     """No other split is prepared on disk for probes that cannot be."""
-    (tmp_path / "set").mkdir()
-    rows = {"image": [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(folder.glob("*/*.png"))]}
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
-    rows["label"] = [0] * len(rows["image"])
-    for split in ("train", "validation"):
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"set/{split}.parquet")
     streamed, real = [], datasets.load_dataset
 
     def load_dataset(*args, streaming=False, **kwargs):
@@ -230,7 +252,7 @@ def test_a_stream_is_all_that_is_read(folder, tmp_path, monkeypatch):
         return real(*args, streaming=streaming, **kwargs)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    output = train(tmp_path / "set", tmp_path / "run", "--streaming", "--probe", "--knn_steps", "2")
+    output = train(files, tmp_path / "run", "--streaming", "--probe", "--knn_steps", "2")
     assert streamed == [True]
     assert len(losses(output)) == 6
 
