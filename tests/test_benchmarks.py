@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import command, step
+from benchmarks import command, growth, step
 from benchmarks.contenders import Contender, Step, contenders, flops_per_image
 from benchmarks.device import MatrixProducts, peak_flops
 from ldae import LDAEConfig
@@ -84,3 +84,19 @@ def test_table_of_a_gpu_shows_utilization():
         "| l-DAE, sdpa | 1.0 M | 200 (200 to 200) | 320 | 1 | 50% | 62% | 1.00 |",
         "| DiT | 1.0 M | 400 (400 to 400) | 160 | 1 | 20% | 25% | 0.50 |",
     ]
+
+
+def test_growth_of_known_power_laws(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "FIGURE", tmp_path / "growth.png")
+    rows = [
+        {"value": x, "seconds": [1.0, 0.001 * x**2, 0.0], "flops": x**1.5, "peak_memory": x * 2**20} for x in (4, 8, 16)
+    ]
+    result = {
+        "quantities": {"tokens": rows}, "processes": {"1": 2.0, "2": 2.5}, "arguments": {"batch_size": 8}, "precision": "float32",
+        "hardware": {"processor": "P"}, "date": "2026-11-26T00:00:00",
+    }  # fmt: skip
+    text = growth.table(result)
+    assert "| tokens | 4, 8, 16 | 16, 64, 256 | 4, 8, 16 | 2.00 | 1.50 | 1.00 |" in text
+    assert "take 1.25 times as long" in text
+    assert "see 1.60 times as many" in text
+    assert (tmp_path / "growth.png").stat().st_size > 1000

@@ -174,8 +174,10 @@ def cached_features(
     """
     path = None
     if folder is not None and (accelerator is None or accelerator.is_main_process):
-        key = hashlib.sha256(f"{encoder.digest()} {images.fingerprint()} {images.transform} {view}".encode())
-        path = folder / f"{key.hexdigest()[:32]}.safetensors"
+        key = f"{encoder.digest()} {images.fingerprint()} {images.transform} {view}"
+        if accelerator is not None and accelerator.mixed_precision != "no":
+            key += f" {accelerator.mixed_precision}"
+        path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     if decided_by_main(path is not None and path.exists(), accelerator):
         return None if path is None else _read(path)
     features = shared_features(encoder, images, accelerator, view=view, **kwargs)

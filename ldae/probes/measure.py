@@ -32,9 +32,9 @@ def probe(
 
     Returns:
         What `ldae.report.results.save_result` writes, without the environment: "kind", "model", "identity", "data", "protocols",
-        "seed", and the baselines by their keys ("floor" is the untrained one). "data" holds the packed "labels" of the
-        readable validation images; with them, the "predictions" of each protocol that classifies allow paired tests. None on
-        other processes than the main one.
+        "seed", "mixed_precision", and the baselines by their keys ("floor" is the untrained one). "data" holds the packed
+        "labels" of the readable validation images; with them, the "predictions" of each protocol that classifies allow paired
+        tests. None on other processes than the main one.
     """
     result = earlier or {
         "kind": "probe",
@@ -44,6 +44,7 @@ def probe(
         "protocols": {},
         "floor": {},
         "seed": subject.seed,
+        "mixed_precision": subject.precision,
     }
     for protocol in protocols:
         protocol.prepare(subject)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +55,11 @@ class Subject:
     def is_main_process(self) -> bool:
         return self.accelerator is None or self.accelerator.is_main_process
 
+    @property
+    def precision(self) -> str:
+        """The precision that the encoder computes in: "no" (float32), "bf16" or "fp16"."""
+        return "no" if self.accelerator is None else self.accelerator.mixed_precision
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the images of both splits."""
@@ -61,8 +67,11 @@ class Subject:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of the encoder, the images and the seed: figures of equal identity belong together."""
-        return hashlib.sha256(f"{self.encoder.digest()} {self.fingerprint} {self.seed}".encode()).hexdigest()[:32]
+        """A digest of the encoder, its precision, the images and the seed: figures of equal identity belong together."""
+        text = f"{self.encoder.digest()} {self.fingerprint} {self.seed}"
+        if self.precision != "no":
+            text += f" {self.precision}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @cached_property
     def num_classes(self) -> int:
@@ -121,16 +130,17 @@ class Subject:
                 features.tokens = None
 
     def _extract(self, images: ImageDataset, split: str, folder: Path | None = None, **kwargs) -> Features | None:
-        features = cached_features(
-            self.encoder,
-            images,
-            self.accelerator,
-            folder if self.represent is None else None,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            represent=self.represent,
-            **kwargs,
-        )
+        with nullcontext() if self.accelerator is None else self.accelerator.autocast():
+            features = cached_features(
+                self.encoder,
+                images,
+                self.accelerator,
+                folder if self.represent is None else None,
+                batch_size=self.batch_size,
+                num_workers=self.num_workers,
+                represent=self.represent,
+                **kwargs,
+            )
         if features is not None:
             name = {"train": "training"}.get(split, split)
             if not len(features):

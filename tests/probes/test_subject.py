@@ -4,6 +4,7 @@ import datasets
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from ldae.data.images import ImageDataset
 from ldae.features import extraction
@@ -105,3 +106,17 @@ def test_other_features_than_the_encoders_are_not_kept(labelled_images, tiny_mod
     assert mean.view(1).features.shape == (6, 3)
     assert len(list(cache.iterdir())) == 1
     assert usual.shape == (6, 16)
+
+
+def test_precision_is_part_of_what_features_are(labelled_images, tiny_model, tmp_path):
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    encoder, cache = Encoder(tiny_model()), tmp_path / "cache"
+    alone, in_bf16 = (Subject(encoder, labelled_images, labelled_images, a, cache=cache) for a in (None, accelerator))
+    assert (alone.precision, in_bf16.precision) == ("no", "bf16")
+    assert alone.identity != in_bf16.identity
+    exact, rounded = (subject.features("train").features for subject in (alone, in_bf16))
+    AcceleratorState._reset_state(True)
+    assert len(list(cache.iterdir())) == 2
+    assert exact.dtype == rounded.dtype == torch.float32
+    assert 0 < (exact - rounded).norm() < 0.05 * exact.norm()
