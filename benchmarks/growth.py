@@ -110,11 +110,11 @@ def exponent(values: list[float], costs: list[float]) -> float:
 
 def table(result: dict) -> str:
     """A result as markdown; draws its plot, too."""
-    draw(result)
+    draw(result, FIGURE)
     arguments = result["arguments"]
     lines = [
-        f"{result['hardware']['processor']}, 1 thread, {result['precision']}, batches of {arguments['batch_size']}; where "
-        f"nothing else is said, {BASE['num_hidden_layers']} + {BASE['decoder_num_hidden_layers']} blocks of width {BASE['hidden_size']}, "
+        f"{result['hardware']['processor']}, 1 thread, {result['precision']}, batches of {arguments['batch_size']}. Where "
+        f"nothing else is said: {BASE['num_hidden_layers']} + {BASE['decoder_num_hidden_layers']} blocks of width {BASE['hidden_size']}, "
         f"64 tokens, all kept; {result['date'][:10]}.",
         "",
         "| | values | ms a step | peak MiB | exponent of time | of operations | of memory |",
@@ -139,7 +139,7 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def draw(result: dict, path: Path = FIGURE) -> Path:
+def draw(result: dict, path: Path) -> Path:
     """Draws the seconds of a step against each quantity, on logarithmic axes, beside the operations at the same scale."""
     quantities = result["quantities"]
     figure, axes = panels(len(quantities), 3 * len(quantities), 2.8)
