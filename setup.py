@@ -45,14 +45,17 @@ setup(
         "matplotlib>=3.8",
         "tensorboard>=2.16",
         "tqdm>=4.66",
+        "psutil>=5.9",
         "pyyaml>=6.0",
         # the photographs of the embedded data set
         "scikit-image>=0.24",
         "scikit-learn>=1.4",
+        "joblib>=1.3",
     ],
     extras_require={
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "parameterized>=0.9",
             "ruff>=0.14",

@@ -112,10 +112,10 @@ def table(result: dict) -> str:
     """A result as markdown; draws its plot, too."""
     draw(result, FIGURE)
     arguments = result["arguments"]
+    blocks = f"{BASE['num_hidden_layers']} + {BASE['decoder_num_hidden_layers']} blocks of width {BASE['hidden_size']}"
     lines = [
         f"{result['hardware']['processor']}, 1 thread, {result['precision']}, batches of {arguments['batch_size']}. Where "
-        f"nothing else is said: {BASE['num_hidden_layers']} + {BASE['decoder_num_hidden_layers']} blocks of width {BASE['hidden_size']}, "
-        f"64 tokens, all kept; {result['date'][:10]}.",
+        f"nothing else is said: {blocks}, 64 tokens, all kept. {result['date'][:10]}.",
         "",
         "| | values | ms a step | peak MiB | exponent of time | of operations | of memory |",
         "|---|---|---|---|---:|---:|---:|",
