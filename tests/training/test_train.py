@@ -1,5 +1,6 @@
 """Runs of train_ldae.py on a tiny model and a handful of images."""
 
+import itertools
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from ldae.training import probing
 from ldae.training.checkpoints import Checkpoints
 from ldae.training.models import build_model
 from ldae.training.recorder import Recorder
-from ldae.training.run import Run
+from ldae.training.run import CLOCKS, Run
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -509,3 +510,29 @@ def test_bad_options_are_refused_before_any_work(folder, tmp_path, monkeypatch, 
     with pytest.raises((ValueError, OSError), match=message):
         train(folder, tmp_path / "run", *options.split())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "asked", "expected"),
+    [
+        ("cpu", "bf16", None, "eager"),
+        ("cpu", "no", None, None),
+        ("cuda", "bf16", None, None),
+        ("cpu", "bf16", "sdpa", "sdpa"),
+    ],
+)
+def test_attention_is_written_out_in_bf16_on_a_cpu(device, precision, asked, expected):
+    run = SimpleNamespace(
+        accelerator=SimpleNamespace(device=torch.device(device), mixed_precision=precision),
+        train_args=SimpleNamespace(attn_implementation=asked),
+    )
+    assert Run._attention(run) == expected
+
+
+def test_the_clock_of_a_run_is_the_one_that_was_asked_for(folder, tmp_path, monkeypatch):
+    ticks = itertools.count()  # a second for every look: one as the run starts, and one a step
+    monkeypatch.setitem(CLOCKS, "processor", lambda: float(next(ticks)))
+    output = train(folder, tmp_path / "run", "--clock=processor", f"--max_minutes={3 / 60}", "--image_steps=0")
+    result = json.loads((output / "results/train.json").read_text())
+    assert (result["steps"], result["seconds"], result["clock"]) == (3, 3.0, "processor")
+    assert result["images_per_second"] == 4.0
