@@ -1,12 +1,13 @@
 """The benchmarks' counts and tables; no test measures time."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import command, growth, step
+from benchmarks import command, growth, startup, step
 from benchmarks.contenders import Contender, Step, contenders, flops_per_image
 from benchmarks.device import MatrixProducts, peak_flops
 from ldae import LDAEConfig
@@ -100,3 +101,15 @@ def test_growth_of_known_power_laws(tmp_path, monkeypatch):
     assert "take 1.25 times as long" in text
     assert "see 1.60 times as many" in text
     assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_startup_is_set_beside_the_import_of_vit():
+    seconds = {startup.PEER: [[2.0, 3.0], [4.0, 5.0], [3.0, 4.0]], "import ldae": [[3.0, 9.0], [4.0, 8.0], [3.0, 7.0]]}
+    result = {"seconds": seconds, "hardware": {"processor": "P"}, "arguments": {"rounds": 3}, "date": "2026-11-26"}
+    assert "| import ldae | 3.0 | 1.00 | 8.0 |" in startup.table(result)
+
+
+def test_startup_counts_a_commands_own_time():
+    processor, clock = startup.seconds_of([sys.executable, "-c", "import time; time.sleep(0.3)"])
+    assert 0 < processor < clock
+    assert clock > 0.3

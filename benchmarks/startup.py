@@ -1,0 +1,81 @@
+"""What it takes to start: imports, `--help`, and a whole run of one step, beside the import of transformers' ViT.
+
+python -m benchmarks.startup --output benchmarks/results/startup.json
+python -m benchmarks.startup --table benchmarks/results/startup.json    # puts the table into README.md
+"""
+
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tqdm.auto import tqdm
+
+from benchmarks import command
+from ldae.options import option
+
+PEER = "import of transformers' ViT and its image processor"
+COMMANDS = {
+    "import torch": ["-c", "import torch"],
+    PEER: ["-c", "from transformers import ViTImageProcessor, ViTModel"],
+    "import ldae": ["-c", "import ldae"],
+    "train_ldae.py --help": ["train_ldae.py", "--help"],
+    "probe_ldae.py --help": ["probe_ldae.py", "--help"],
+    "train_ldae.py, one step": ["train_ldae.py", "--max_steps", "1", "--no_probe", "--report_to", "none"],
+}
+
+
+@dataclass
+class StartupArguments:
+    """Time imports and commands as whole processes."""
+
+    rounds: int = option(5, "Timed rounds, after one that is not counted.", minimum=1)
+    output: str | None = option(None, "JSON file to write.")
+    overwrite: bool = option(False, "Replace a JSON file that is there.")
+    table: str | None = option(None, "Only put this JSON file's table into README.md.")
+
+
+def measure(arguments: StartupArguments) -> Iterator[dict]:
+    """Rounds of all commands in turn: for each [processor seconds, the clock's seconds] of every round."""
+    seconds: dict[str, list[list[float]]] = {name: [] for name in COMMANDS}
+    for i in tqdm(range(arguments.rounds + 1), "rounds"):
+        for name, words in COMMANDS.items():
+            taken = seconds_of([sys.executable, *words])
+            if i:
+                seconds[name].append(taken)
+    yield {"benchmark": "startup", "seconds": seconds}
+
+
+def seconds_of(words: list[str]) -> list[float]:
+    """[processor seconds, the clock's seconds] of a command; what a training writes is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        if "--max_steps" in words:
+            words = [*words, "--output_dir", f"{folder}/run"]
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(words, check=True, capture_output=True)
+        clock, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return [after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, clock]
+
+
+def table(result: dict) -> str:
+    """A result as markdown."""
+    seconds = result["seconds"]
+    lines = [
+        f"{result['hardware']['processor']}, medians of {result['arguments']['rounds']} rounds; {result['date'][:10]}.",
+        "",
+        "| | processor seconds | of the import of ViT | seconds by the clock |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, taken in seconds.items():
+        processor, clock = (statistics.median(values) for values in zip(*taken, strict=True))
+        part = statistics.median(a[0] / b[0] for a, b in zip(taken, seconds[PEER], strict=True))
+        lines.append(f"| {name} | {processor:.1f} | {part:.2f} | {clock:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command.run(StartupArguments, measure, table)
