@@ -19,6 +19,8 @@ from torch import nn
 from transformers import initialization as init
 
 VARIANCE_FLOOR = 1e-6  # of the mean variance: what a component is taken to have at least, where it is divided by it
+CHUNK = 4096  # vectors that `PatchMoments` adds up in their own precision, before float64 takes over
+BLOCK = 96  # columns that it multiplies at once, to leave out most of what lies below the diagonal
 
 
 def patchify(pixel_values: torch.Tensor, patch_hw: tuple[int, int]) -> torch.Tensor:
@@ -49,7 +51,10 @@ class Float32Module(nn.Module):
 
 
 class PatchMoments:
-    """The number, the sum and the sum of outer products of vectors (..., D), in float64 and O(D^2) memory."""
+    """The number, the sum and the sum of outer products of vectors (..., D), in float64 and O(D^2) memory.
+
+    Every question about them is answered by a ValueError if no vector was seen, or one was not finite.
+    """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
         self.count = torch.zeros((), dtype=torch.float64, device=device)
@@ -57,11 +62,19 @@ class PatchMoments:
         self.outer = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
     def update(self, patches: torch.Tensor):
-        """Adds patches (..., D)."""
-        patches = patches.reshape(-1, patches.shape[-1]).double()
-        self.count += len(patches)
-        self.sum += patches.sum(0)
-        self.outer.addmm_(patches.T, patches)
+        """Adds patches (..., D), which are multiplied in their own precision, float32 at least."""
+        patches = patches.reshape(-1, patches.shape[-1]).to(torch.promote_types(patches.dtype, torch.float32))
+        for start in range(0, len(patches), CHUNK):
+            chunk = patches[start : start + CHUNK]
+            mean, n = chunk.mean(0), len(chunk)
+            chunk = chunk - mean  # what is rounded is the variance, not the distance from zero
+            with torch.autocast(chunk.device.type, enabled=False):
+                for i in range(0, len(mean), BLOCK):  # a symmetric matrix is its upper triangle
+                    self.outer[i : i + BLOCK, i:] += chunk[:, i : i + BLOCK].T @ chunk[:, i:]
+            mean = mean.double()
+            self.outer.addr_(mean, mean, alpha=n)
+            self.sum += n * mean
+            self.count += n
 
     def all_reduce(self):
         """Adds up the moments of all processes, where there are several."""
@@ -71,8 +84,9 @@ class PatchMoments:
 
     def second_moment(self, about: torch.Tensor) -> torch.Tensor:
         """The mean (D, D) of (x - about) (x - about)^T, in float64."""
-        cross = (self.sum / self.count).outer(about)
-        return self.outer / self.count - cross - cross.T + about.outer(about)
+        outer = self.outer.triu() + self.outer.triu(1).T
+        cross = self._mean().outer(about)
+        return outer / self.count - cross - cross.T + about.outer(about)
 
     def variance_along(self, rows: torch.Tensor, about: torch.Tensor) -> torch.Tensor:
         """The mean (n,) of the squares of rows (n, D) times x - about, in float64."""
@@ -80,33 +94,24 @@ class PatchMoments:
         return ((rows @ self.second_moment(about)) * rows).sum(dim=1)
 
     def variance(self) -> torch.Tensor:
-        """The variance (D,) of each number of a vector, in float64.
+        """The variance (D,) of each number of a vector, in float64."""
+        return self.outer.diagonal() / self.count - self._mean().square()
 
-        Raises:
-            ValueError: if no vector was seen, or one was not finite.
-        """
-        self._check()
-        return self.outer.diagonal() / self.count - (self.sum / self.count).square()
-
-    def _check(self):
+    def _mean(self) -> torch.Tensor:
         if self.count == 0:
             raise ValueError("PCA needs at least one image, got none")
         if not torch.isfinite(self.outer).all():
             raise ValueError("PCA got images with numbers that are not finite")
+        return self.sum / self.count
 
     def components(self, subtract_mean: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """mean (D,), principal components (D, D) as rows, and the variance along each (D,), largest first, in float64.
 
         The sign of a component is such that its largest entry is positive. Without `subtract_mean`, the mean is zero and
         the "variance" is the second moment about zero.
-
-        Raises:
-            ValueError: if no vector was seen, or one was not finite.
         """
-        self._check()
-        mean = self.sum / self.count if subtract_mean else torch.zeros_like(self.sum)
-        covariance = self.outer / self.count - mean.outer(mean)
-        variance, vectors = torch.linalg.eigh(covariance)
+        mean = self._mean() if subtract_mean else torch.zeros_like(self.sum)
+        variance, vectors = torch.linalg.eigh(self.second_moment(mean))
         variance, components = variance.flip(0).clamp(min=0), vectors.T.flip(0)
         largest = components.abs().argmax(dim=1, keepdim=True)
         return mean, components * components.gather(1, largest).sign(), variance
@@ -131,12 +136,8 @@ class Tokenizer(Float32Module):
 
     # the configuration's fields that a fitted tokenizer is made for: other weights start from it only with the same
     defined_by: ClassVar[tuple[str, ...]] = (
-        "tokenizer_type",
-        "num_channels",
-        "patch_hw",
-        "latent_dim",
-        "latent_scaling",
-    )
+        "tokenizer_type", "num_channels", "patch_hw", "latent_dim", "latent_scaling",
+    )  # fmt: skip
 
     scale: torch.Tensor  # (d,), what latents are divided by
     spectrum: torch.Tensor  # variance of the patches along every component, all zero while the tokenizer is not fitted
@@ -229,16 +230,15 @@ class PatchTokenizer(Tokenizer):
             variance = 1 / self.residual.square().sum(dim=1)  # rows were divided by their deviations
             return self.decode_patches(latents) + (rest * variance) @ self.residual
 
+    @torch.no_grad()
     def fit(self, batches: Iterable[torch.Tensor], config: Any) -> "PatchTokenizer":
         moments = PatchMoments(config.patch_dim, self.scale.device)
         for pixel_values in batches:
             moments.update(patchify(pixel_values.to(self.scale.device), config.patch_hw))
         moments.all_reduce()
         mean, components, variance = moments.components(config.subtract_mean)
-        with torch.no_grad():
-            self.spectrum.copy_(variance)
-            latent_variance = self._fill(moments, mean, components, variance)
-            self.scale.copy_(latent_scale(latent_variance, config.latent_scaling))
+        self.spectrum.copy_(variance)
+        self.scale.copy_(latent_scale(self._fill(moments, mean, components, variance), config.latent_scaling))
         return self
 
     def _fill(self, moments: PatchMoments, mean: torch.Tensor, components: torch.Tensor, variance: torch.Tensor):
@@ -247,14 +247,13 @@ class PatchTokenizer(Tokenizer):
 
     def _fill_basis(self, basis: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """`_fill` by the rows of an orthonormal basis (D, D), with the variance (D,) along each: the latent holds the first d."""
-        latent_dim = len(self.V)
-        self.V.copy_(basis[:latent_dim])
-        self.U.copy_(basis[:latent_dim].T)
+        self.V.copy_(basis[: len(self.V)])
+        self.U.copy_(self.V.T)
         self.mean.copy_(mean)
         if hasattr(self, "residual"):
             deviation = variance.clamp(min=VARIANCE_FLOOR * variance.mean().clamp(min=1e-6)).sqrt()
-            self.residual.copy_((basis / deviation[:, None])[latent_dim:])
-        return variance[:latent_dim]
+            self.residual.copy_((basis / deviation[:, None])[len(self.V) :])
+        return variance[: len(self.V)]
 
 
 class PCATokenizer(PatchTokenizer):

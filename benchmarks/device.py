@@ -1,13 +1,15 @@
-"""What a device can do: its published and its measured rate of matrix products, its clock and its memory."""
+"""What a device can do: its published and its measured rate of matrix products, and how long calls take on it."""
 
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm.auto import tqdm
 
 # Dense bf16 FLOP/s of the data sheets, by the beginning of the name that CUDA gives.
 PEAK_FLOPS = {
@@ -50,6 +52,22 @@ def durations(call: Callable[[], object], device: torch.device, repeats: int, wa
         event.record()
     torch.cuda.synchronize(device)
     return [start.elapsed_time(end) / 1000 for start, end in pairwise(events)]
+
+
+def in_rounds(calls: dict[Any, Callable[[], object]], rounds: int, warmup: int = 0) -> dict[Any, list[float]]:
+    """Seconds of each call on the CPU by its key, in rounds of all in turn, after `warmup` rounds that are not counted."""
+    seconds: dict[Any, list[float]] = {key: [] for key in calls}
+    for i in tqdm(range(warmup + rounds), "rounds"):
+        for key, call in calls.items():
+            duration = timed(call)
+            if i >= warmup:
+                seconds[key].append(duration)
+    return seconds
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median over the rounds of ours / theirs: neighbours in time, so that slow minutes cancel."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def timed(call: Callable[[], object]) -> float:

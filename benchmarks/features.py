@@ -7,15 +7,14 @@ The encoder alone, on one batch that is already a tensor, is the ceiling: nothin
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 from transformers import pipeline
 
 from benchmarks import command
+from benchmarks.device import in_rounds, ratio
 from ldae.data.images import ImageDataset, decode
 from ldae.data.sources import load_examples
 from ldae.features.encoders import load_encoder
@@ -76,16 +75,7 @@ def contenders(arguments: FeatureSpeedArguments) -> dict[str, Callable]:
 def measure(arguments: FeatureSpeedArguments) -> Iterator[dict]:
     """Rounds of all contenders in turn, after one of each that is not counted."""
     torch.set_num_threads(arguments.threads)
-    runs = contenders(arguments)
-    clock = time.process_time if arguments.threads == 1 else time.perf_counter  # other work disturbs the first less
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for i in tqdm(range(arguments.rounds + 1), "rounds"):
-        for name, run in runs.items():
-            start = clock()
-            run()
-            if i:
-                seconds[name].append(clock() - start)
-    yield {"benchmark": "features", "seconds": seconds}
+    yield {"benchmark": "features", "seconds": in_rounds(contenders(arguments), arguments.rounds, warmup=1)}
 
 
 def table(result: dict) -> str:
@@ -99,9 +89,8 @@ def table(result: dict) -> str:
         "|---|---:|---:|",
     ]
     for name, times in seconds.items():
-        part = statistics.median(a / b for a, b in zip(seconds[CEILING], times, strict=True))
         speed = arguments["num_images"] / statistics.median(times)
-        lines.append(f"| {name} | {speed:.0f} | {part:.2f} |")
+        lines.append(f"| {name} | {speed:.0f} | {ratio(seconds[CEILING], times):.2f} |")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ With --device cuda, the batches of a cached set are cut on the GPU, as in traini
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,7 +64,7 @@ def contenders(arguments: LoaderSpeedArguments) -> dict[str, Callable[[], Iterab
     return {FIRST: first, **{f"cached, {crop} crop and flip": cached(crop) for crop in CROPS}}
 
 
-def measure(arguments: LoaderSpeedArguments) -> dict:
+def measure(arguments: LoaderSpeedArguments) -> Iterator[dict]:
     """Times rounds of all contenders in turn, after one of each that is not counted.
 
     In one process on the CPU, its processor time is taken, which other work disturbs less than the clock's.
@@ -83,7 +83,7 @@ def measure(arguments: LoaderSpeedArguments) -> dict:
                 torch.cuda.synchronize()
             if i:
                 seconds[name].append(clock() - start)
-    return {"benchmark": "loader", "seconds": seconds}
+    yield {"benchmark": "loader", "seconds": seconds}
 
 
 def table(result: dict) -> str:
@@ -106,4 +106,4 @@ def table(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    command.run(LoaderSpeedArguments, measure, table, "loader")
+    command.run(LoaderSpeedArguments, measure, table)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from benchmarks import command
 from benchmarks.contenders import Contender, Step, contenders, flops_per_image
-from benchmarks.device import MatrixProducts, durations, measured_flops, peak_flops, timed
+from benchmarks.device import MatrixProducts, durations, in_rounds, measured_flops, peak_flops, ratio
 from ldae import LDAEConfig
 from ldae.hardware import bf16_is_faster
 from ldae.options import option
@@ -116,30 +116,18 @@ def one_after_the_other(chosen: list[Contender], task: Task, warmup: int, steps:
 
 def in_turn(chosen: list[Contender], task: Task, warmup: int, steps: int) -> Iterator[tuple[str, dict]]:
     """Name and entry of each contender and of the lower bound: each round takes one step of all, after the warm-up rounds."""
-    bar = tqdm(total=len(chosen) + (len(chosen) + 1) * (warmup + steps), unit="step")
     memory = {}
     spawn = multiprocessing.get_context("spawn")
-    for contender in chosen:
-        bar.set_description(f"memory of {contender.name}")
+    for contender in tqdm(chosen, "memory", unit="contender"):
         with spawn.Pool(1) as pool:
             memory[contender] = pool.apply(peak_memory, (contender, task))
-        bar.update()
 
     runs: dict[Contender | None, Callable] = {contender: task.step(contender) for contender in chosen}
     parameters = {contender: step.parameters() for contender, step in runs.items()}
     with MatrixProducts() as products:
         task.step(Contender("l-DAE", "eager"))()  # sdpa makes the same products inside its kernel
     runs[None] = products.replay(task.device)
-    seconds: dict[Contender | None, list[float]] = {contender: [] for contender in runs}
-    for i in range(warmup + steps):
-        for contender, times in seconds.items():
-            bar.set_description(contender.name if contender else LOWER_BOUND)
-            duration = timed(runs[contender])
-            if i >= warmup:
-                times.append(duration)
-            bar.update()
-    bar.close()
-    for contender, times in seconds.items():
+    for contender, times in in_rounds(runs, steps, warmup).items():
         name = contender.name if contender else LOWER_BOUND
         yield name, entry(contender, task, times, memory.get(contender), parameters.get(contender))
 
@@ -167,11 +155,6 @@ def measure(arguments: StepArguments) -> Iterator[dict]:
     for name, measured in run(chosen, task, arguments.warmup, arguments.steps):
         result["contenders"][name] = measured
         yield result
-
-
-def ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median over the rounds of ours / theirs: neighbours in time, so that slow minutes cancel."""
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def conditions(result: dict) -> str:

@@ -4,13 +4,17 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import command, growth, startup, step
+from benchmarks import command, growth, pca, startup, step
 from benchmarks.contenders import Contender, Step, contenders, flops_per_image
 from benchmarks.device import MatrixProducts, peak_flops
 from ldae import LDAEConfig
+from ldae.data.photos import load_photos
+from ldae.report.results import environment
+from tokenizers_ldae import patchify
 
 CPU = torch.device("cpu")
 CONFIG = LDAEConfig(
@@ -47,6 +51,28 @@ def test_replayed_products_are_those_of_the_step():
     with MatrixProducts() as replayed:
         products()
     assert replayed.seen == counted.seen
+
+
+def test_contenders_of_pca_find_the_same_variances():
+    images = torch.randn(300, 3, 16, 16, generator=torch.Generator().manual_seed(0)).cumsum(3).tanh()
+    config = LDAEConfig(image_size=16, patch_size=8)
+    patches = patchify(images, config.patch_hw).flatten(0, 1).numpy()
+    wide = patches.astype(np.float64)
+    exact = np.linalg.svd(wide - wide.mean(0), compute_uv=False) ** 2 / len(wide)
+    np.testing.assert_allclose(pca.exact_variances(patches), exact, rtol=1e-9)
+    for name, fit in pca.contenders(images, patches, config, 64).items():
+        np.testing.assert_allclose(fit(), exact, rtol=1e-5, err_msg=name)
+
+
+def test_pca_is_measured_for_each_size_of_the_patches(monkeypatch):
+    monkeypatch.setattr(pca, "load_examples", lambda *names: load_photos("validation").select(range(8)))
+    arguments = pca.PCASpeedArguments(image_size=32, patch_sizes=[4, 8], num_patches=1000, rounds=2)
+    *_, result = pca.measure(arguments)
+    lines = pca.table({**result, **environment(), "arguments": vars(arguments)}).splitlines()
+    titles = [line.split(" | ")[0] for line in lines if " patches of " in line]
+    assert titles == ["| 1,024 patches of 4 px, D = 48", "| 1,008 patches of 8 px, D = 192"]
+    ours = [line.split(" | ") for line in lines if line.startswith("| ldae |")]
+    assert [cells[2] for cells in ours] == ["1.00", "1.00"]  # beside itself
 
 
 def test_only_known_gpus_have_a_published_rate(monkeypatch):
