@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import command, growth, pca, startup, step
+from benchmarks import command, growth, paper, pca, startup, step
 from benchmarks.contenders import Contender, Step, contenders, flops_per_image
 from benchmarks.device import MatrixProducts, peak_flops
 from ldae import LDAEConfig
@@ -139,3 +139,11 @@ def test_startup_counts_a_commands_own_time():
     processor, clock = startup.seconds_of([sys.executable, "-c", "import time; time.sleep(0.3)"])
     assert 0 < processor < clock
     assert clock > 0.3
+
+
+def test_hours_on_paper_are_those_of_the_measured_images_a_second():
+    size = {"image_size": 16, "patch_size": 8}
+    flops = 32 * flops_per_image(Contender("l-DAE"), LDAEConfig.from_size("tiny", latent_dim=16, **size), CPU)
+    result = {"contenders": {"l-DAE, sdpa, compiled": {"flops": flops, "median": 0.5}}, "arguments": size}
+    images_a_second = 8 * 32 / 0.5
+    assert paper.hours("tiny", result, 3) == pytest.approx(3 * 1_281_167 / images_a_second / 3600)

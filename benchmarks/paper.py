@@ -1,0 +1,50 @@
+"""What the paper's runs would cost on eight GPUs, on paper: from the utilization that a step was measured to reach on one.
+
+python -m benchmarks.paper    # puts the table into README.md
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from benchmarks.contenders import Contender, flops_per_image
+from ldae import LDAEConfig
+from ldae.report.tables import fill, markdown
+
+IMAGES, GPUS = 1_281_167, 8  # of ImageNet-1k; and the number of cards
+EPOCHS = (400, 1600)  # of the paper's ablation and of its last table
+RESULTS = Path(__file__).with_name("results")
+MEASURED = {"base": "step-gpu-base", "half-large": "step-gpu-half-large", "large": "step-gpu-half-large"}
+NAMES = {"base": "ViT-B", "half-large": "half of ViT-L", "large": "ViT-L"}
+
+
+def hours(size: str, result: dict, epochs: int) -> float:
+    """Hours that a named size takes for so many epochs, if `GPUS` cards reach the utilization of `result` each.
+
+    Args:
+        size: of the encoder; the decoder is as large.
+        result: of `benchmarks.step` on one GPU, with compiled blocks.
+    """
+    measured = result["contenders"]["l-DAE, sdpa, compiled"]
+    given = {name: result["arguments"][name] for name in ("image_size", "patch_size")}
+    flops = flops_per_image(Contender("l-DAE"), LDAEConfig.from_size(size, latent_dim=16, **given), torch.device("cpu"))
+    rate = measured["flops"] / measured["median"]  # floating-point operations a second
+    return epochs * IMAGES * flops / (GPUS * rate) / 3600
+
+
+def table(results: Path = RESULTS) -> str:
+    """The table as markdown."""
+    rows = []
+    for size, name in MEASURED.items():
+        result = json.loads((results / f"{name}.json").read_text())
+        costs = {f"{epochs} epochs": f"{hours(size, result, epochs):.0f} hours" for epochs in EPOCHS}
+        device = f"{GPUS} × {result['device']}"
+        rows.append({"encoder and decoder": NAMES[size], "on": device, **costs})
+    return markdown(rows, left=("encoder and decoder", "on"))
+
+
+if __name__ == "__main__":
+    text = table()
+    fill(Path(__file__).with_name("README.md"), "paper", text)
+    print(text)
