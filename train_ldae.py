@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ldae.mistakes import run_command
 from ldae.optimization import learning_rate
 from ldae.options import parse_arguments
 from ldae.training import tokenizer_stage
@@ -94,9 +95,9 @@ def main(argv: list[str] | None = None) -> Path | None:
 
 
 def command() -> None:
-    """The command `ldae-train`, whose exit status `main`'s result is not."""
-    main()
+    """The command `ldae-train`."""
+    run_command(main)
 
 
 if __name__ == "__main__":
-    main()
+    command()

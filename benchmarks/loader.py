@@ -106,4 +106,4 @@ def table(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    command.run(LoaderSpeedArguments, measure, table, "loader")
+    command.run(LoaderSpeedArguments, measure, table)

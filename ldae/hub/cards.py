@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_ldae import pair
 from ldae.data.images import PIL_MODES
+from ldae.mistakes import run_command
 from ldae.names import duration
 from ldae.probes import PROTOCOLS, Result, format_figure
 from ldae.probes.baselines import TITLES
@@ -90,6 +91,8 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
     """
     folder = Path(folder)
     output = folder / "README.md" if output is None else Path(output)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no config.json; give the folder of a run that has ended")
     config = json.loads((folder / "config.json").read_text())
     results = {path: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
     training = next((result for result in results.values() if result.get("kind") == "train"), None)
@@ -263,4 +266,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
