@@ -20,6 +20,7 @@ from ldae.report.drawing import (
     GREEN,
     INK,
     LINE,
+    ORANGE,
     RED,
     SIDE,
     check_channels,
@@ -145,6 +146,35 @@ def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
         axes.axvspan(1, d, color=RED, alpha=0.06, linewidth=0)
         axes.set_xlabel("component")
         axes.set_xlim(1, max(len(variance), 2))
+    return save_figure(figure, path)
+
+
+def learning_curve(
+    trained: list[dict[str, Any]], held_out: list[dict[str, Any]], references: dict[str, float], path: str | Path
+) -> Path:
+    """Writes a plot of a run's losses, on training images and on held-out ones, and of the effective rank of its features.
+
+    Args:
+        trained: the entries of losses.jsonl, with "step" and "loss"; the line is their mean over up to 500 parts of the run.
+        held_out: the entries of held_out.jsonl, with "step", "loss", "effective_rank" and "largest_rank".
+        references: the losses of the "mean" and of the best "linear" denoiser, dashed.
+    """
+    figure, (losses, rank) = panels(2, 9, 3.6)
+    parts = np.array_split(np.array([(entry["step"], entry["loss"]) for entry in trained]).reshape(-1, 2), 500)
+    line = np.array([part.mean(axis=0) for part in parts if len(part)]).reshape(-1, 2)
+    losses.plot(*line.T, color=BLUE, linewidth=1, alpha=0.5, label="training images, weights of the step")
+    steps = [point["step"] for point in held_out]
+    losses.plot(steps, [p["loss"] for p in held_out], color=BLUE, **LINE, label="held-out images, averaged weights")
+    for name, title, colour in (("mean", "the mean patch", "grey"), ("linear", "best linear, patch by patch", ORANGE)):
+        losses.axhline(references[name], color=colour, linewidth=1.4, linestyle="--", label=title)
+    losses.set_yscale("log")
+    losses.set_ylabel("loss")
+    rank.plot(steps, [p["effective_rank"] for p in held_out], color=GREEN, **LINE, label="features of held-out images")
+    rank.set_ylabel(f"effective rank, of {held_out[-1]['largest_rank']} at most")
+    rank.set_ylim(0, 1.1 * max(1, *(p["effective_rank"] for p in held_out)))
+    for axes in (losses, rank):
+        axes.set_xlabel("step")
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     return save_figure(figure, path)
 
 

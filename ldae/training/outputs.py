@@ -14,14 +14,23 @@ from ldae.probes import format_probe
 from ldae.report import figures
 from ldae.report.results import save_result
 from ldae.tokenizers.fitting import variance_held
+from ldae.training.learning import what_is_learned
 from ldae.training.run import Run
 
 
 def draw_images(run: Run):
-    """Draws clean, noisy and denoised images of an l-DAE as it is now, into images/."""
+    """Draws clean, noisy and denoised images of an l-DAE as it is now, into images/, and its learning curve."""
     model = run.snapshot()
+    if run.curve is not None:
+        run.curve.draw()
     if run.is_ldae and run.accelerator.is_main_process:
         _draw_denoised(run, model, run.output_dir / "images" / f"step-{run.state['step']:08d}.png")
+
+
+def measure_learning(run: Run):
+    """Measures an l-DAE on the held-out images, where that is due."""
+    if run.curve is not None and run.curve.is_due(run.progress):
+        run.curve.measure(run.snapshot(), run.state["step"])
 
 
 def finish(run: Run):
@@ -31,6 +40,9 @@ def finish(run: Run):
     replaces, name = train_args.overwrite or train_args.resume, short_name(data_args.data)
     is_main_process = run.accelerator.is_main_process
     run.recorder.close()
+    if run.curve is not None:
+        run.curve.measure(model, run.state["step"])
+        run.curve.draw()
     if is_main_process:
         save_hub_folder(model, output_dir)
         _draw(run, model)
@@ -50,6 +62,8 @@ def finish(run: Run):
         print(f"Checkpoint: {output_dir}")
         if run.is_ldae:
             print(f"clean | noisy | denoised: {output_dir / 'denoised.png'}")
+        if run.curve is not None and (learned := run.curve.result()) is not None:
+            print(f"{what_is_learned(learned)} Curve: {output_dir / 'loss.png'}")
         if train_args.push_to_hub:
             print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
     # end_training() would end the processes' group, which a next training needs
@@ -104,6 +118,7 @@ def _result(run: Run, model: torch.nn.Module) -> dict[str, Any]:
         "num_processes": run.accelerator.num_processes,
         "mixed_precision": run.accelerator.mixed_precision,
         "loss": state["loss"],
+        "held_out": None if run.curve is None else run.curve.result(),
         "seed": run.train_args.seed,
         "uses_labels": run.uses_labels,
     }
