@@ -25,6 +25,7 @@ IMAGES = {
     "loss.png": "The loss on images that are trained on and on others, beside the mean patch's and the best linear denoiser's of "
     "single patches, and the effective rank of the features",
     "denoised.png": "Images, what the encoder sees of them under noise, and what the decoder predicts",
+    "noise_levels.png": "One image under the same noise, from the weakest to the strongest, and what the decoder predicts",
     "spectrum.png": "Variance of the patches along every principal component",
     "filters.png": "The leading principal components of the patches: the axes of the latent space",
 }

@@ -1,6 +1,5 @@
 """What a run leaves in its folder beside its checkpoints: images while it trains; at its end weights, results and a card."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ def draw_images(run: Run):
     if run.curve is not None:
         run.curve.draw()
     if run.is_ldae and run.accelerator.is_main_process:
-        _draw_denoised(run, model, run.output_dir / "images" / f"step-{run.state['step']:08d}.png")
+        path = run.output_dir / "images" / f"step-{run.state['step']:08d}.png"
+        figures.save_denoising(model, _first_images(run), path, heading=f"step {run.state['step']:,}")
 
 
 def measure_learning(run: Run):
@@ -75,18 +75,19 @@ def _draw(run: Run, model: torch.nn.Module):
     """Draws what an l-DAE denoises, and the filters and the spectrum of a linear tokenizer."""
     if not run.is_ldae:
         return
-    _draw_denoised(run, model, run.output_dir / "denoised.png")
+    pixel_values, heading = _first_images(run), f"step {run.state['step']:,}"
+    figures.save_denoising(model, pixel_values, run.output_dir / "denoised.png", heading=heading)
+    figures.noise_levels(model, pixel_values[0], run.output_dir / "noise_levels.png", heading=heading)
     tokenizer, config = model.ldae.tokenizer, model.config
     if tokenizer.linear:
         figures.filters(tokenizer, config.patch_hw, config.num_channels, run.output_dir / "filters.png")
         figures.spectrum(tokenizer, run.output_dir / "spectrum.png")
 
 
-def _draw_denoised(run: Run, model: torch.nn.Module, path: Path):
-    """Draws rows of clean, noisy and denoised images: the first eight of the run."""
+def _first_images(run: Run) -> torch.Tensor:
+    """The first eight images of the run (8, C, H, W), in [-1, 1]."""
     batch = next(iter(training_loader(StepSampler(run.images, 0, 1, batch_size=8))))
-    path.parent.mkdir(exist_ok=True)
-    figures.save_denoising(model, to_pixel_values(batch["pixel_values"]).to(model.device), path)
+    return to_pixel_values(batch["pixel_values"])
 
 
 def _result(run: Run, model: torch.nn.Module) -> dict[str, Any]:
