@@ -16,6 +16,7 @@ from ldae import launch
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
+from ldae.mistakes import run_command
 from ldae.names import short_name
 from ldae.options import option, option_parser
 from ldae.probes import (
@@ -210,9 +211,9 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 def command() -> None:
-    """The command `ldae-probe`, whose exit status `main`'s result is not."""
-    main()
+    """The command `ldae-probe`."""
+    run_command(main)
 
 
 if __name__ == "__main__":
-    main()
+    command()

@@ -22,7 +22,7 @@ setup(
         "console_scripts": [
             "ldae-train = train_ldae:command",
             "ldae-probe = probe_ldae:command",
-            "ldae-features = ldae.features.command:main",
+            "ldae-features = ldae.features.command:command",
         ]
     },
     # The test suite was run with the lowest versions of the first group together; older ones are untried.

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ldae.mistakes import run_command
 from ldae.optimization import learning_rate
 from ldae.options import parse_arguments
 from ldae.training import tokenizer_stage
-from ldae.training.outputs import draw_images, finish
+from ldae.training.outputs import draw_images, finish, measure_learning
 from ldae.training.rehearsal import rehearse
 from ldae.training.run import Run, validate
 
@@ -58,9 +59,11 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         FloatingPointError: if a loss is not finite; the last checkpoint is whole.
     """
     with Run(model_args, data_args, train_args, model) as run:
+        measure_learning(run)
         run.model.train()
         for batches in run.batches():
             train_step(run, batches)
+            measure_learning(run)
             if run.probes.splits and run.is_due(train_args.knn_steps):
                 run.probes.knn(run.snapshot(), run.state["step"])
             if run.is_due(train_args.image_steps):
@@ -94,9 +97,9 @@ def main(argv: list[str] | None = None) -> Path | None:
 
 
 def command() -> None:
-    """The command `ldae-train`, whose exit status `main`'s result is not."""
-    main()
+    """The command `ldae-train`."""
+    run_command(main)
 
 
 if __name__ == "__main__":
-    main()
+    command()

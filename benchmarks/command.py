@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ldae.mistakes import run_command
 from ldae.options import option_parser
 from ldae.report.results import environment, save_result
 from ldae.report.tables import fill
@@ -22,8 +24,12 @@ def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable
             README.md.
 
     Raises:
-        FileExistsError: if --output is there; raised before anything is measured.
+        SystemExit: with status 2 for a mistake, such as an --output that is there; before anything is measured.
     """
+    run_command(partial(_run, options, measure, table))
+
+
+def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str]):
     (given,) = option_parser(options, description=options.__doc__).parse_args_into_dataclasses()
     if given.table:
         text = table(json.loads(Path(given.table).read_text()))

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ldae import LDAEForPreTraining
+from ldae.mistakes import run_command
 
 
 def main(argv: list[str] | None = None):
@@ -21,4 +22,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

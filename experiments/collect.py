@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Collection
 from pathlib import Path
 
+from ldae.mistakes import run_command
 from ldae.report.results import Row, load_study, save_study
 
 
@@ -47,4 +48,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
+from ldae.mistakes import run_command
 
 
 def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("train", "validation")):
@@ -59,4 +60,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -83,7 +83,7 @@ def test_only_known_gpus_have_a_published_rate(monkeypatch):
     assert peak_flops(CPU) is None
 
 
-def test_a_benchmark_that_is_stopped_keeps_what_it_measured(tmp_path, monkeypatch):
+def test_a_benchmark_that_is_stopped_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
     def measure(arguments):
         yield {"measured": 1}
         raise KeyboardInterrupt
@@ -94,8 +94,9 @@ def test_a_benchmark_that_is_stopped_keeps_what_it_measured(tmp_path, monkeypatc
         command.run(step.StepArguments, measure, str)
     result = json.loads(path.read_text())
     assert (result["measured"], result["arguments"]["batch_size"]) == (1, 3)
-    with pytest.raises(FileExistsError, match="--overwrite"):
+    with pytest.raises(SystemExit, match="2"):
         command.run(step.StepArguments, measure, str)
+    assert "pass --overwrite" in capsys.readouterr().err
 
 
 def test_table_of_a_gpu_shows_utilization():

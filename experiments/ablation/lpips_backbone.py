@@ -18,6 +18,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from ldae.mistakes import run_command
+
 NETS = {"alex": ("alexnet", "AlexNet_0"), "vgg": ("vgg16", "VGG16_0")}  # torchvision's name, the package's
 
 
@@ -68,4 +70,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -20,6 +20,7 @@ from experiments.ablation.tables import tables
 from ldae.data.images import ImageDataset
 from ldae.data.order import to_pixel_values
 from ldae.data.photos import load_photos
+from ldae.mistakes import run_command
 from ldae.report.figures import save_denoising
 from ldae.report.tables import fill
 from modeling_ldae import LDAEForPreTraining
@@ -142,4 +143,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

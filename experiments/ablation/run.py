@@ -37,6 +37,7 @@ from experiments.ablation.rungs import (
 )
 from experiments.ablation.tables import tables
 from ldae.data.sources import load_examples, why_not_probed
+from ldae.mistakes import run_command
 from ldae.options import DataArguments, names_given, parse_arguments
 from ldae.probes.baselines import TITLES
 from ldae.report.results import load_study
@@ -378,4 +379,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

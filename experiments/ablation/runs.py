@@ -19,7 +19,9 @@ PROTOCOL = "linear-fast"  # by which rungs are compared
 TOKENIZER_TRAINING = "the tokenizer's training"  # among the settings of a run
 # The options that make a run beside its configuration. Images are compared by their fingerprint, and how a run's
 # tokenizer was trained is read from that training's own result.
-OPTIONS = tuple(name for name in RUN_DEFINING if name not in ("data", "seed") and not name.startswith("tokenizer"))
+OPTIONS = tuple(
+    name for name in RUN_DEFINING if name not in ("data", "held_out", "seed") and not name.startswith("tokenizer")
+)
 LOSSES = {  # terms of a tokenizer's loss, by their weight: options that count where the weight is not 0
     "tokenizer_perceptual_weight": ("tokenizer_lpips_net",),
     "tokenizer_adversarial_weight": ("tokenizer_discriminator_start", "tokenizer_discriminator_width"),

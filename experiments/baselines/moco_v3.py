@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput
 
 from experiments.baselines.vit import encoder, patch_mean, vit_config
 from ldae.data.order import to_pixel_values
+from ldae.mistakes import run_command
 from ldae.options import parse_arguments
 from train_ldae import train
 
@@ -144,7 +145,11 @@ def build(model_args) -> MoCoV3:
     return MoCoV3(vit_config(model_args))
 
 
-if __name__ == "__main__":
+def main():
     model_args, data_args, train_args = parse_arguments()
     torch.manual_seed(train_args.seed)
     train(model_args, data_args, train_args, model=build(model_args))
+
+
+if __name__ == "__main__":
+    run_command(main)

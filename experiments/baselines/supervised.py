@@ -13,6 +13,7 @@ from transformers.models.vit.modeling_vit import ViTPreTrainedModel
 
 from experiments.baselines.vit import encoder, patch_mean, vit_config
 from ldae.data.sources import count_classes, load_examples
+from ldae.mistakes import run_command
 from ldae.options import parse_arguments
 from train_ldae import train
 
@@ -49,7 +50,11 @@ def build(model_args, data_args) -> Supervised:
     return Supervised(vit_config(model_args, num_labels=count_classes(examples) if labelled else 1))
 
 
-if __name__ == "__main__":
+def main():
     model_args, data_args, train_args = parse_arguments()
     torch.manual_seed(train_args.seed)
     train(model_args, data_args, train_args, model=build(model_args, data_args))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -10,6 +10,7 @@ normalised in the target, as the authors recommend (MAE, table 3). Attention is 
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from ldae.mistakes import run_command
 from ldae.options import parse_arguments
 from train_ldae import train
 
@@ -48,7 +49,11 @@ def build(model_args) -> ViTMAEBaseline:
     return model
 
 
-if __name__ == "__main__":
+def main():
     model_args, data_args, train_args = parse_arguments()
     torch.manual_seed(train_args.seed)
     train(model_args, data_args, train_args, model=build(model_args))
+
+
+if __name__ == "__main__":
+    run_command(main)

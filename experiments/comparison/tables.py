@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from ldae.mistakes import run_command
 from ldae.probes import PROTOCOLS, Result, format_figure
 from ldae.report.results import load_study
 from ldae.report.tables import fill, markdown
@@ -112,4 +113,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

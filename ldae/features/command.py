@@ -22,6 +22,7 @@ from ldae.features.encoders import Encoder, load_encoder
 from ldae.features.extraction import extract_features, progress_bar
 from ldae.features.shards import claim, read_header, write_shard
 from ldae.files import write_json
+from ldae.mistakes import run_command
 from ldae.options import option, option_parser
 
 
@@ -193,3 +194,8 @@ def _finish(folder: Path, identity: dict[str, Any], shards: list[Path], num_new:
     kept = f", {len(shards) - num_new} of which were there" if num_new < len(shards) else ""
     rate = f", {speed:.0f} images/s" if num_new else ""
     print(f"Features of {sum(read)} images in {len(shards)} shards{kept}: {folder}{rate}")
+
+
+def command() -> None:
+    """The command `ldae-features`."""
+    run_command(main)

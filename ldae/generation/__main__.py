@@ -1,3 +1,5 @@
-from ldae.generation.command import main
+"""`python -m ldae.generation`."""
 
-main()
+from ldae.generation.command import command
+
+command()

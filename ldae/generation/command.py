@@ -22,6 +22,7 @@ from ldae.features.encoders import load_encoder
 from ldae.generation.frechet import frechet_distance
 from ldae.generation.pipeline import LDAEPipeline
 from ldae.generation.schedulers import respace
+from ldae.mistakes import run_command
 from ldae.options import option, option_parser
 from ldae.report.results import save_result
 from ldae.training.models import load_model
@@ -155,3 +156,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     save_result(path, result, options.overwrite)
     print(f"{options.num_images} images, {min(SHOWN, options.num_images)} of them drawn: {samples}")
     return result
+
+
+def command() -> None:
+    """The command `python -m ldae.generation`."""
+    run_command(main)

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_ldae import pair
 from ldae.data.images import PIL_MODES
+from ldae.mistakes import run_command
 from ldae.names import duration
 from ldae.probes import PROTOCOLS, Result, format_figure
 from ldae.probes.baselines import TITLES
@@ -21,7 +22,10 @@ from ldae.report.tables import markdown
 
 # Images that a run may leave in its folder, and what they show.
 IMAGES = {
+    "loss.png": "The loss on images that are trained on and on others, beside the mean patch's and the best linear denoiser's of "
+    "single patches, and the effective rank of the features",
     "denoised.png": "Images, what the encoder sees of them under noise, and what the decoder predicts",
+    "noise_levels.png": "One image under the same noise, from the weakest to the strongest, and what the decoder predicts",
     "spectrum.png": "Variance of the patches along every principal component",
     "filters.png": "The leading principal components of the patches: the axes of the latent space",
 }
@@ -90,6 +94,8 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
     """
     folder = Path(folder)
     output = folder / "README.md" if output is None else Path(output)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no config.json; give the folder of a run that has ended")
     config = json.loads((folder / "config.json").read_text())
     results = {path: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
     training = next((result for result in results.values() if result.get("kind") == "train"), None)
@@ -224,6 +230,7 @@ def _training(result: Result) -> str:
         "Data": f"{data['name']}, {number}, {labels} (fingerprint `{data['fingerprint']}`)",
         "Seen": f"{result['images_seen']:,} images in {result['steps']:,} steps{epochs}",
         "Final loss": f"{result['loss']:.4f}",
+        **_held_out(result.get("held_out")),
         "Seed": result["seed"],
         "Cost": _cost(result),
         "Hardware": _hardware(result),
@@ -233,6 +240,17 @@ def _training(result: Result) -> str:
     }
     options = yaml.safe_dump(result["arguments"], sort_keys=True)
     return f"{_facts(facts)}\n<details><summary>All options</summary>\n\n```yaml\n{options}```\n\n</details>\n"
+
+
+def _held_out(result: Result | None) -> dict[str, str]:
+    """What a run has reached on images that it was not trained on, if it was measured."""
+    if result is None:
+        return {}
+    return {
+        "Held-out loss": f"{result['loss']:.4f} on {result['images']:,} images {result['origin']}; the mean patch gives "
+        f"{result['loss_of_mean']:.4f}, the best linear denoiser of single patches {result['loss_of_linear']:.4f}",
+        "Effective rank": f"{result['effective_rank']:.1f} of {result['largest_rank']} at most, of those images' features",
+    }
 
 
 def _cost(result: Result) -> str:
@@ -263,4 +281,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn
 
+from ldae.mistakes import is_first, program
 from ldae.options.declaration import Domain, domains
 
 METAVARS = {int: "N", float: "X", str: "TEXT", dict: "JSON"}
@@ -23,10 +24,13 @@ class OptionParser(argparse.ArgumentParser):
 
     def __init__(self, types: Iterable[type], **kwargs: Any):
         usage = kwargs.pop("usage", "%(prog)s [--option VALUE ...]")
-        super().__init__(usage=usage, formatter_class=_Help, argument_default=argparse.SUPPRESS, **kwargs)
+        defaults = {"prog": program(), "formatter_class": _Help, "argument_default": argparse.SUPPRESS}
+        super().__init__(usage=usage, **{**defaults, **kwargs})
         self.types = tuple(types)
         self.domains: dict[str, Domain] = {}
-        self._names = {"--help"}
+        # `ldae.mistakes` acts on it, and takes it off the command line
+        self.add_argument("--debug", action="store_true", help="show the traceback of a mistake, not its one line")
+        self._names = {"--help", "--debug"}
         groups: dict[str | None, Any] = {None: self}
         for cls in self.types:
             for f in fields(cls):
@@ -74,8 +78,8 @@ class OptionParser(argparse.ArgumentParser):
         return self.build(self.given(argv))
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program with status 2 and one line, without the usage of all options."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        """Ends the program with status 2 and one line, without the usage of all options; of several processes, one says it."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n" if is_first() else None)
 
     def _unknown(self, name: str) -> NoReturn:
         hint = closest(f"--{name.lstrip('-')}", self._names)

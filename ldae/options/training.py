@@ -25,6 +25,15 @@ class DataArguments:
     validation_split: str = option(
         "validation", "Labelled split that the probes are measured on; val, valid and test are found too.", group=DATA
     )
+    held_out: float = option(
+        0.01,
+        "Part of the images that is not trained on, where there is no validation split: 8 to 1,000 images, or a fifth of "
+        "fewer than 40. On these, or on 1,000 images of the validation split, the loss is measured; with 0, it is not.",
+        group=DATA,
+        minimum=0,
+        exclusive_maximum=1,
+        defines_run=True,
+    )
     image_column: str | None = option(None, "Column of the images; by default the first that holds images.", group=DATA)
     label_column: str | None = option(
         None, "Column of the labels; by default 'label' or the first that holds classes.", group=DATA

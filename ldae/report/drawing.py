@@ -81,34 +81,52 @@ def check_channels(count: int):
         raise ValueError(f"only images of 1, 3 or 4 channels can be drawn, got {count}")
 
 
-def image_columns(columns: dict[str, torch.Tensor], labels: list[str] | None = None) -> Image.Image:
+def image_columns(columns: dict[str, torch.Tensor], labels: list[str] | None = None, heading: str = "") -> Image.Image:
     """A sheet with a column of images (B, C, H, W), all of one size, below each title; images of a row stand side by side."""
     height, width = next(iter(columns.values())).shape[-2:]
     drawn = [to_images(column, enlargement(height, width)) for column in columns.values()]
-    return image_sheet([list(row) for row in zip(*drawn, strict=True)], GAP, columns, labels)
+    return image_sheet([list(row) for row in zip(*drawn, strict=True)], GAP, columns, labels, heading)
 
 
 def image_sheet(
-    rows: list[list[Image.Image]], gap: int, titles: Iterable[str] = (), labels: list[str] | None = None
+    rows: list[list[Image.Image]],
+    gap: int,
+    titles: Iterable[str] = (),
+    labels: list[str] | None = None,
+    heading: str = "",
+    captions: list[list[str]] | None = None,
 ) -> Image.Image:
-    """Images of one size on white, with a title above each column and a label beside each row."""
+    """Images of one size on white, with a title above each column, a label beside each row and a caption below each image.
+
+    Args:
+        heading: stands above all; a sheet that is too narrow for it is widened.
+        captions: as many as images, row by row.
+    """
     width, height = rows[0][0].size if rows else (SIDE, 0)
-    font = ImageFont.truetype(_font(), 18)
+    font, small = (ImageFont.truetype(_font(), size) for size in (18, 12))
     left = 2 * gap + (round(max(map(font.getlength, labels), default=0)) + 2 * gap if labels else 0)
     titles = list(titles)
-    top = 2 * gap + (26 if titles else 0)
+    head = 22 if heading else 0
+    top = 2 * gap + head + (26 if titles else 0)
+    pitch = height + gap + (14 if captions else 0)
     num_columns = max(len(rows[0]) if rows else 0, len(titles))
-    size = (left + num_columns * (width + gap) + gap, top + len(rows) * (height + gap) + gap)
-    sheet = Image.new("RGB", size, "white")
+    wide = left + num_columns * (width + gap) + gap
+    wide = max(wide, round(small.getlength(heading)) + 4 * gap) if heading else wide
+    sheet = Image.new("RGB", (wide, top + len(rows) * pitch + gap), "white")
     draw = ImageDraw.Draw(sheet)
+    if heading:
+        draw.text((2 * gap, gap + head / 2), heading, INK, small, anchor="lm")
     for j, title in enumerate(titles):
-        draw.text((left + j * (width + gap) + width / 2, top / 2 + 2), title, INK, font, anchor="mm")
+        draw.text((left + j * (width + gap) + width / 2, (top + head) / 2 + 2), title, INK, font, anchor="mm")
     for i, row in enumerate(rows):
-        y = top + i * (height + gap)
+        y = top + i * pitch
         if labels:
             draw.text((left - 2 * gap, y + height / 2), labels[i], INK, font, anchor="rm")
         for j, image in enumerate(row):
-            sheet.paste(image, (left + j * (width + gap), y))
+            x = left + j * (width + gap)
+            sheet.paste(image, (x, y))
+            if captions:
+                draw.text((x + width / 2, y + height + 8), captions[i][j], INK, small, anchor="mm")
     return sheet
 
 

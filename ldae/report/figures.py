@@ -1,4 +1,4 @@
-"""Drawings of what a model does: denoised examples, the principal components as patches (figure 4), their spectrum.
+"""Drawings of what a model does: its losses, denoised examples, principal components as patches (figure 4), their spectrum.
 
 And of what a probe found: which classes it takes for which, the nearest neighbours of images, accuracy by block and by t.
 """
@@ -20,6 +20,7 @@ from ldae.report.drawing import (
     GREEN,
     INK,
     LINE,
+    ORANGE,
     RED,
     SIDE,
     check_channels,
@@ -48,12 +49,14 @@ def denoising_grid(
     denoised: torch.Tensor,
     path: str | Path,
     sigmas: Iterable[float] | None = None,
+    heading: str = "",
 ) -> Path:
     """Writes a PNG with the columns clean, noisy and denoised, a row for each image.
 
     Args:
         clean, noisy, denoised: images (B, C, H, W) with C = 1, 3 or 4 (RGBA, shown on white), clamped to [-1, 1].
         sigmas: noise level of each row, written beside it.
+        heading: stands above all, such as "step 1,000".
 
     Raises:
         ValueError: for other channels, shapes that differ, or a number of sigmas that is not B.
@@ -64,7 +67,8 @@ def denoising_grid(
     labels = None if sigmas is None else [f"σ = {float(sigma):.2f}" for sigma in sigmas]
     if labels is not None and len(labels) != len(clean):
         raise ValueError(f"sigmas must hold one number for each of the {len(clean)} images, got {len(labels)}")
-    return save_image(image_columns({"clean": clean, "noisy": noisy, "denoised": denoised}, labels), path)
+    columns = {"clean": clean, "noisy": noisy, "denoised": denoised}
+    return save_image(image_columns(columns, labels, heading), path)
 
 
 @torch.no_grad()
@@ -74,6 +78,7 @@ def save_denoising(
     path: str | Path,
     timesteps: torch.Tensor | None = None,
     seed: int = 0,
+    heading: str = "",
 ) -> Path:
     """Writes the `denoising_grid` of a model, which is left in the mode (training or evaluation) it was in.
 
@@ -83,18 +88,45 @@ def save_denoising(
         seed: of the noise; the same seed gives the same image.
     """
     pixel_values = pixel_values.to(model.device)
-    if timesteps is None:
-        num_rows = len(pixel_values)
-        timesteps = torch.arange(1, num_rows + 1) * model.config.num_train_timesteps // max(num_rows, 1) - 1
-    timesteps = timesteps.to(model.device).clamp(min=0)
+    timesteps = (_spread(model, len(pixel_values)) if timesteps is None else timesteps).to(model.device)
     noisy, denoised = denoise(model, pixel_values, timesteps, torch.Generator(model.device).manual_seed(seed))
-    return denoising_grid(pixel_values, noisy, denoised, path, model.noise_schedule.sigma[timesteps].tolist())
+    sigmas = model.noise_schedule.sigma[timesteps].tolist()
+    return denoising_grid(pixel_values, noisy, denoised, path, sigmas, heading)
+
+
+@torch.no_grad()
+def noise_levels(
+    model: LDAEForPreTraining, image: torch.Tensor, path: str | Path, count: int = 8, seed: int = 0, heading: str = ""
+) -> Path:
+    """Writes one image under the same noise at levels from the weakest to the strongest: a column for each, noisy and denoised.
+
+    Args:
+        image: clean (C, H, W) in [-1, 1].
+        count: levels, spread evenly.
+        heading: stands above all, such as "step 1,000".
+    """
+    image, (height, width) = image.to(model.device), image.shape[-2:]
+    timesteps = _spread(model, count).to(model.device)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    noise = model.sample_noise(1, (height, width), generator)["noise"]
+    rows = denoise(model, image.expand(count, -1, -1, -1), timesteps, generator, noise)
+    factor = enlargement(height, width, SIDE / 2)
+    drawn = [to_images(torch.cat([image[None], row]), factor) for row in rows]
+    titles = ["clean", *(f"σ {sigma:.2f}" for sigma in model.noise_schedule.sigma[timesteps].tolist())]
+    return save_image(image_sheet(drawn, GAP, titles, ["noisy", "denoised"], heading), path)
+
+
+def _spread(model: LDAEForPreTraining, count: int) -> torch.Tensor:
+    """So many timesteps (count,), spread evenly, the last the noisiest."""
+    return (torch.arange(1, count + 1) * model.config.num_train_timesteps // max(count, 1) - 1).clamp(min=0)
 
 
 def filters(
     tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_channels: int, path: str | Path, count: int = 64
 ) -> Path:
     """Writes the first `count` rows of V as images of patches, row by row, each stretched symmetrically about grey.
+
+    Below each stand its number and the weight that white is, its largest.
 
     Raises:
         ValueError: if `num_channels` is not 1, 3 or 4 (of which the colours are shown).
@@ -107,10 +139,15 @@ def filter_sheet(tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_chann
     check_channels(num_channels)
     V = tokenizer.V[:count].float()
     patches = V.reshape(len(V), num_channels, *patch_hw)[:, :3]
-    patches = patches / patches.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
-    images = to_images(patches, enlargement(*patch_hw, SIDE / 3))
+    largest = patches.abs().amax(dim=(1, 2, 3))
+    images = to_images(patches / largest[:, None, None, None].clamp(min=1e-12), enlargement(*patch_hw, SIDE / 3))
+    captions = [f"{i}  ±{scale:.2f}" for i, scale in enumerate(largest.tolist(), 1)]
     width = max(1, round(len(images) ** 0.5))
-    return image_sheet([images[i : i + width] for i in range(0, len(images), width)], GAP // 2)
+    in_rows = [slice(i, i + width) for i in range(0, len(images), width)]
+    heading = "grey 0, white and black ± the largest weight"
+    return image_sheet(
+        [images[row] for row in in_rows], GAP // 2, (), None, heading, [captions[row] for row in in_rows]
+    )
 
 
 def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
@@ -141,10 +178,40 @@ def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:
         ha="left" if d <= len(variance) / 2 else "right",
     )
     for axes in (each, total):
-        axes.axvline(d, color=RED, linewidth=1, linestyle="--")
+        axes.axvline(d, color=RED, linewidth=1, linestyle="--", label=f"the latent space: the first {d} components")
         axes.axvspan(1, d, color=RED, alpha=0.06, linewidth=0)
         axes.set_xlabel("component")
         axes.set_xlim(1, max(len(variance), 2))
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    return save_figure(figure, path)
+
+
+def learning_curve(
+    trained: list[dict[str, Any]], held_out: list[dict[str, Any]], references: dict[str, float], path: str | Path
+) -> Path:
+    """Writes a plot of a run's losses, on training images and on held-out ones, and of the effective rank of its features.
+
+    Args:
+        trained: the entries of losses.jsonl, with "step" and "loss"; the line is their mean over up to 500 parts of the run.
+        held_out: the entries of held_out.jsonl, with "step", "loss", "effective_rank" and "largest_rank".
+        references: the losses of the "mean" and of the best "linear" denoiser, dashed.
+    """
+    figure, (losses, rank) = panels(2, 9, 3.6)
+    parts = np.array_split(np.array([(entry["step"], entry["loss"]) for entry in trained]).reshape(-1, 2), 500)
+    line = np.array([part.mean(axis=0) for part in parts if len(part)]).reshape(-1, 2)
+    losses.plot(*line.T, color=BLUE, linewidth=1, alpha=0.5, label="training images, weights of the step")
+    steps = [point["step"] for point in held_out]
+    losses.plot(steps, [p["loss"] for p in held_out], color=BLUE, **LINE, label="held-out images, averaged weights")
+    for name, title, colour in (("mean", "the mean patch", "grey"), ("linear", "best linear, patch by patch", ORANGE)):
+        losses.axhline(references[name], color=colour, linewidth=1.4, linestyle="--", label=title)
+    losses.set_yscale("log")
+    losses.set_ylabel("loss")
+    rank.plot(steps, [p["effective_rank"] for p in held_out], color=GREEN, **LINE, label="features of held-out images")
+    rank.set_ylabel(f"effective rank, of {held_out[-1]['largest_rank']} at most")
+    rank.set_ylim(0, 1.1 * max(1, *(p["effective_rank"] for p in held_out)))
+    for axes in (losses, rank):
+        axes.set_xlabel("step")
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     return save_figure(figure, path)
 
 
@@ -217,7 +284,8 @@ def neighbours(queries: torch.Tensor, nearest: torch.Tensor, same_class: torch.T
         drawn = to_images(torch.cat([query[None], images]), factor)
         rows.append([ImageOps.expand(x, FRAME, colour) for x, colour in zip(drawn, colours, strict=True)])
     titles = ["query"] + [str(i) for i in range(1, nearest.shape[1] + 1)]
-    return save_image(image_sheet(rows, GAP, titles), path)
+    heading = "the nearest images: green of the query's class, red of another"
+    return save_image(image_sheet(rows, GAP, titles, heading=heading), path)
 
 
 def sweep(result: dict[str, Any], path: str | Path) -> Path:

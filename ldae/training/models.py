@@ -64,10 +64,16 @@ def load_model(source: str, name_of_option: str = "--model", **kwargs) -> LDAEFo
         kwargs: of `from_pretrained`.
 
     Raises:
+        FileNotFoundError: if there is no such model.
         ValueError: if weights are missing or of another shape, which transformers would replace by random ones.
     """
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, loaded = LDAEForPreTraining.from_pretrained(Path(source).expanduser(), **kwargs)
+    try:
+        model, loaded = LDAEForPreTraining.from_pretrained(Path(source).expanduser(), **kwargs)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name_of_option}: {source!r} is neither the folder of an l-DAE nor on the Hub ({error})"
+        ) from error
     if mismatched := sorted(loaded["mismatched_keys"]):
         name, there, needed = mismatched[0]
         raise ValueError(f"{name_of_option}: {name} of {source!r} is {tuple(there)}, the options need {tuple(needed)}")

@@ -1,6 +1,5 @@
 """What a run leaves in its folder beside its checkpoints: images while it trains; at its end weights, results and a card."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +13,24 @@ from ldae.probes import format_probe
 from ldae.report import figures
 from ldae.report.results import save_result
 from ldae.tokenizers.fitting import variance_held
+from ldae.training.learning import what_is_learned
 from ldae.training.run import Run
 
 
 def draw_images(run: Run):
-    """Draws clean, noisy and denoised images of an l-DAE as it is now, into images/."""
+    """Draws clean, noisy and denoised images of an l-DAE as it is now, into images/, and its learning curve."""
     model = run.snapshot()
+    if run.curve is not None:
+        run.curve.draw()
     if run.is_ldae and run.accelerator.is_main_process:
-        _draw_denoised(run, model, run.output_dir / "images" / f"step-{run.state['step']:08d}.png")
+        path = run.output_dir / "images" / f"step-{run.state['step']:08d}.png"
+        figures.save_denoising(model, _first_images(run), path, heading=f"step {run.state['step']:,}")
+
+
+def measure_learning(run: Run):
+    """Measures an l-DAE on the held-out images, where that is due."""
+    if run.curve is not None and run.curve.is_due(run.progress):
+        run.curve.measure(run.snapshot(), run.state["step"])
 
 
 def finish(run: Run):
@@ -31,6 +40,9 @@ def finish(run: Run):
     replaces, name = train_args.overwrite or train_args.resume, short_name(data_args.data)
     is_main_process = run.accelerator.is_main_process
     run.recorder.close()
+    if run.curve is not None:
+        run.curve.measure(model, run.state["step"])
+        run.curve.draw()
     if is_main_process:
         save_hub_folder(model, output_dir)
         _draw(run, model)
@@ -50,6 +62,8 @@ def finish(run: Run):
         print(f"Checkpoint: {output_dir}")
         if run.is_ldae:
             print(f"clean | noisy | denoised: {output_dir / 'denoised.png'}")
+        if run.curve is not None and (learned := run.curve.result()) is not None:
+            print(f"{what_is_learned(learned)} Curve: {output_dir / 'loss.png'}")
         if train_args.push_to_hub:
             print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
     # end_training() would end the processes' group, which a next training needs
@@ -61,18 +75,19 @@ def _draw(run: Run, model: torch.nn.Module):
     """Draws what an l-DAE denoises, and the filters and the spectrum of a linear tokenizer."""
     if not run.is_ldae:
         return
-    _draw_denoised(run, model, run.output_dir / "denoised.png")
+    pixel_values, heading = _first_images(run), f"step {run.state['step']:,}"
+    figures.save_denoising(model, pixel_values, run.output_dir / "denoised.png", heading=heading)
+    figures.noise_levels(model, pixel_values[0], run.output_dir / "noise_levels.png", heading=heading)
     tokenizer, config = model.ldae.tokenizer, model.config
     if tokenizer.linear:
         figures.filters(tokenizer, config.patch_hw, config.num_channels, run.output_dir / "filters.png")
         figures.spectrum(tokenizer, run.output_dir / "spectrum.png")
 
 
-def _draw_denoised(run: Run, model: torch.nn.Module, path: Path):
-    """Draws rows of clean, noisy and denoised images: the first eight of the run."""
+def _first_images(run: Run) -> torch.Tensor:
+    """The first eight images of the run (8, C, H, W), in [-1, 1]."""
     batch = next(iter(training_loader(StepSampler(run.images, 0, 1, batch_size=8))))
-    path.parent.mkdir(exist_ok=True)
-    figures.save_denoising(model, to_pixel_values(batch["pixel_values"]).to(model.device), path)
+    return to_pixel_values(batch["pixel_values"])
 
 
 def _result(run: Run, model: torch.nn.Module) -> dict[str, Any]:
@@ -104,6 +119,7 @@ def _result(run: Run, model: torch.nn.Module) -> dict[str, Any]:
         "num_processes": run.accelerator.num_processes,
         "mixed_precision": run.accelerator.mixed_precision,
         "loss": state["loss"],
+        "held_out": None if run.curve is None else run.curve.result(),
         "seed": run.train_args.seed,
         "uses_labels": run.uses_labels,
     }

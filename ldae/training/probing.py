@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ldae.data.images import ImageDataset
-from ldae.data.sources import load_examples, why_not_probed
+from ldae.data.sources import why_not_probed
 from ldae.features.encoders import Encoder
 from ldae.probes import Knn, Subject, probe
 
@@ -20,17 +20,16 @@ class RunProbes:
 
     Args:
         images: the training images, as the run crops them.
+        validation: the validation split, if there is one.
         image_hw: height and width of the crops that are probed.
         name: what the encoder is called in messages.
-
-    Raises:
-        FileNotFoundError, ValueError: if the validation split cannot be read.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
         images: ImageDataset,
+        validation: datasets.Dataset | None,
         image_hw: tuple[int, int],
         data_args,
         train_args,
@@ -41,8 +40,7 @@ class RunProbes:
         self.splits: tuple[datasets.Dataset, datasets.Dataset] | None = None
         if images.streaming or not (train_args.probe or train_args.knn_steps):
             return
-        columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
-        splits = images.examples, load_examples(data_args.data, data_args.validation_split, **columns)
+        splits = images.examples, validation
         if (reason := why_not_probed(*splits)) is not None:
             accelerator.print(f"Nothing is probed: {reason}.")
             return

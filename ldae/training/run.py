@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
+from datasets import Dataset
 from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
 
@@ -25,6 +26,7 @@ from ldae.options import RUN_DEFINING
 from ldae.seeds import mix_seed
 from ldae.tokenizers.fitting import explained_variance, fit_to_images
 from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, validate_unchanged
+from ldae.training.learning import LearningCurve, hold_out
 from ldae.training.models import build_model
 from ldae.training.probing import RunProbes
 from ldae.training.recorder import Recorder
@@ -113,16 +115,32 @@ class Run:
             raise ValueError(
                 "--data has no labels, which this model needs: give --label_column or a folder for each class"
             )
+        validation = self._validation_split()
+        held = None
+        if not data_args.streaming:
+            examples, held, self.held_origin = hold_out(examples, validation, data_args.held_out, train_args.seed)
         self.images = ImageDataset(
             examples, image_hw, config.num_channels, data_args.crop, data_args.flip, train_args.seed
         )
+        self.held = None if held is None else ImageDataset(held, image_hw, config.num_channels)
+        if self.held is not None and self.is_ldae:
+            number = f"{len(self.held):,} images {self.held_origin}"
+            self.accelerator.print(f"{number} are not trained on; loss.png and held_out.jsonl show what is learned.")
         self.probes = RunProbes(
-            self.accelerator, self.images, image_hw, data_args, train_args, name=str(self.output_dir)
+            self.accelerator, self.images, validation, image_hw, data_args, train_args, name=str(self.output_dir)
         )
         self.images_per_batch = train_args.per_device_batch_size * self.accelerator.num_processes
         self.images_per_step = self.images_per_batch * train_args.gradient_accumulation_steps
         self.peak_learning_rate = train_args.learning_rate or train_args.base_learning_rate * self.images_per_step / 256
         self.length = self._length()
+
+    def _validation_split(self) -> Dataset | None:
+        """The images that are probed or held out, where there is such a split and one of both is wanted."""
+        data_args, train_args = self.data_args, self.train_args
+        if data_args.streaming or not (data_args.held_out or train_args.probe or train_args.knn_steps):
+            return None
+        columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
+        return load_examples(data_args.data, data_args.validation_split, **columns)
 
     def _attention(self) -> str | None:
         """The implementation of attention; None: transformers' own choice, which is sdpa."""
@@ -152,7 +170,7 @@ class Run:
                 held.enter_context(hold_folder(self.output_dir))
             last = self.checkpoints.last() if train_args.resume else None
             if train_args.overwrite and last is None and is_main_process:
-                for name in ("checkpoints", "results", "images", "logs", "losses.jsonl"):
+                for name in ("checkpoints", "results", "images", "logs", "losses.jsonl", "held_out.jsonl"):
                     path = self.output_dir / name
                     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if train_args.resume and last is None:
@@ -221,6 +239,12 @@ class Run:
             accelerator, self.state, self.length, self.output_dir / "losses.jsonl", self.checkpoints,
             self.now, self.began, self.images_per_step, train_args.logging_steps,
         )  # fmt: skip
+        self.curve = None
+        if self.held is not None and self.is_ldae:
+            self.curve = LearningCurve(
+                accelerator, self.images, self.held, self.held_origin, self.output_dir, self.state["step"], self.progress,
+                train_args.seed, self.data_args.num_workers,
+            )  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------------- between two steps
 

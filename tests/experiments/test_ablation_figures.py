@@ -35,11 +35,11 @@ def test_tokenizers_filters_stand_side_by_side(tmp_path, model):
     tokenizers = {"all": model.ldae.tokenizer, "fewer": fewer}
     sheet = read(plots.compared_filters(tokenizers, (4, 4), 3, tmp_path / "both.png"))
     alone = read(filters(fewer, (4, 4), 3, tmp_path / "alone.png"))
-    side = len(alone)  # both show as many as the one with fewer has
-    assert sheet.shape == (16 + 26 + side + 16, 16 + 2 * (side + 8) + 8, 3)
+    height, width = alone.shape[:2]  # both show as many as the one with fewer has
+    assert sheet.shape == (16 + 26 + height + 16, 16 + 2 * (width + 8) + 8, 3)
     for column in range(2):
-        x = 16 + column * (side + 8)
-        np.testing.assert_array_equal(sheet[42 : 42 + side, x : x + side], alone)
+        x = 16 + column * (width + 8)
+        np.testing.assert_array_equal(sheet[42 : 42 + height, x : x + width], alone)
 
 
 def test_noise_spaces_are_what_each_model_sees(tmp_path, model):

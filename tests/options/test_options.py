@@ -234,7 +234,8 @@ def test_every_field_of_the_configuration_is_an_option():
 
 def test_options_that_define_the_run():
     assert set(RUN_DEFINING) == {
-        "data", "train_split", "crop", "flip", "per_device_batch_size", "gradient_accumulation_steps", "base_learning_rate",
+        "data", "held_out", "train_split", "crop", "flip", "per_device_batch_size", "gradient_accumulation_steps",
+        "base_learning_rate",
         "learning_rate", "warmup_ratio", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "ema_decay", "seed",
         "class_conditional", "tokenizer", "tokenizer_kl_weight", "tokenizer_perceptual_weight",
         "tokenizer_adversarial_weight", "tokenizer_lpips_net", "tokenizer_discriminator_start",

@@ -1,5 +1,7 @@
 """Plots: files of the expected size, with the expected colours in the expected places."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -111,13 +113,55 @@ def test_filters_are_symmetric_about_grey(tmp_path, model):
     tokenizer = model.ldae.tokenizer
     sheet = read(plots.filters(tokenizer, (4, 4), 3, tmp_path / "filters.png"))
     side = 4 * 16  # each enlarged to 64 pixels, 3 x 3 places for 8 components
-    assert sheet.shape == (8 + 3 * (side + 4) + 4, 8 + 3 * (side + 4) + 4, 3)
+    top, pitch = 8 + 22, side + 4 + 14  # below the heading; with captions
+    assert sheet.shape[0] == top + 3 * pitch + 4
+    assert (sheet[:22] < 128).any()
     for i in range(8):
-        y, x = (8 + k * (side + 4) for k in divmod(i, 3))
+        row, column = divmod(i, 3)
+        y, x = top + row * pitch, 8 + column * (side + 4)
+        assert (sheet[y + side : y + side + 16, x : x + side] < 128).any()  # its number and scale
         shown = sheet[y : y + side : 16, x : x + side : 16] - 127.5
         component = tokenizer.V[i].reshape(3, 4, 4).permute(1, 2, 0).numpy()
         np.testing.assert_allclose(shown, 127.5 * component / np.abs(component).max(), atol=0.51)
-    assert read(plots.filters(tokenizer, (4, 4), 3, tmp_path / "two.png", count=1)).shape == (80, 80, 3)
+    assert read(plots.filters(tokenizer, (4, 4), 3, tmp_path / "two.png", count=1)).shape[0] == top + pitch + 4
+
+
+def test_filters_are_numbered_with_the_weight_that_white_is(model, monkeypatch):
+    said, V = [], model.ldae.tokenizer.V
+    monkeypatch.setattr(plots, "image_sheet", lambda *sheet: said.extend(chain(*sheet[5])))
+    plots.filter_sheet(model.ldae.tokenizer, (4, 4), 3, 8)
+    assert said == [f"{i + 1}  ±{V[i].abs().max():.2f}" for i in range(8)]
+
+
+def test_noise_levels_show_one_image_under_one_noise(tmp_path, model):
+    seen = []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append((args, output)))
+    image = torch.rand(3, 16, 16) * 2 - 1
+    sheet = read(plots.noise_levels(model, image, tmp_path / "levels.png", count=4, heading="step 7"))
+    handle.remove()
+    ((pixel_values,), output) = seen[0]
+    assert output.timesteps.tolist() == [249, 499, 749, 999]
+    assert all(torch.equal(x, image) for x in pixel_values)
+    tokenizer, sigma = model.ldae.tokenizer, model.noise_schedule.sigma[output.timesteps]
+    noise = (tokenizer.encode(output.noisy_pixel_values) - tokenizer.encode(image[None])) / sigma[:, None, None]
+    torch.testing.assert_close(noise, noise[:1].expand_as(noise), atol=1e-3, rtol=1e-3)
+    side = 16 * 6
+    assert sheet.shape[0] == 16 + 22 + 26 + 2 * (side + 8) + 8
+    assert (sheet[8:30] < 128).any()  # the heading
+
+
+def test_learning_curve_shows_the_losses_and_the_references(tmp_path, figures):
+    trained = [{"step": i, "loss": 1 / i} for i in range(1, 1201)]
+    held_out = [{"step": s, "loss": 2 / (1 + s), "effective_rank": 3.0, "largest_rank": 7} for s in (0, 600, 1200)]
+    plots.learning_curve(trained, held_out, {"mean": 2.0, "linear": 0.5}, tmp_path / "loss.png")
+    losses, rank = figures[0].axes
+    training, held, mean, linear = losses.lines
+    assert len(training.get_xdata()) == 500
+    assert np.mean(training.get_xdata()[:2]) == pytest.approx(3.5)  # of parts of three steps and of two
+    assert (list(held.get_xdata()), list(held.get_ydata())) == ([0, 600, 1200], [2, 2 / 601, 2 / 1201])
+    assert (mean.get_ydata()[0], linear.get_ydata()[0]) == (2.0, 0.5)
+    assert len(losses.get_legend().get_texts()) == 4
+    assert rank.get_ylabel() == "effective rank, of 7 at most"
 
 
 @pytest.fixture
@@ -166,13 +210,14 @@ def test_neighbours_are_framed_by_class(tmp_path):
     sheet = read(plots.neighbours(queries, nearest, same_class, tmp_path / "new" / "neighbours.png"))
     height, width, frame = 8 * 12, 6 * 12, 5  # enlarged to 96 pixels
     outer = height + 2 * frame, width + 2 * frame
-    assert sheet.shape == (16 + 26 + 2 * (outer[0] + 8) + 8, 16 + 3 * (outer[1] + 8) + 8, 3)
+    top = 16 + 22 + 26
+    assert sheet.shape[0] == top + 2 * (outer[0] + 8) + 8
     exact = {x: [int(x[i : i + 2], 16) for i in (1, 3, 5)] for x in (plots.GREEN, plots.RED)}
     frames = [["white", plots.GREEN, plots.RED], ["white", plots.RED, plots.GREEN]]
     levels = [[0, 64, 191], [255, 128, 255]]
     for i in range(2):
         for j in range(3):
-            y, x = 42 + i * (outer[0] + 8), 16 + j * (outer[1] + 8)
+            y, x = top + i * (outer[0] + 8), 16 + j * (outer[1] + 8)
             cell = sheet[y : y + outer[0], x : x + outer[1]]
             assert np.abs(cell[frame:-frame, frame:-frame] - levels[i][j]).max() <= 1
             colour = exact.get(frames[i][j], [255] * 3)

@@ -36,6 +36,7 @@ GOLDEN = Path(__file__).with_name("golden_losses.json")
 TINY = (
     "--image_size=16 --patch_size=4 --hidden_size=32 --num_hidden_layers=1 --num_attention_heads=2 --latent_dim=4",
     "--per_device_batch_size=4 --max_steps=6 --checkpointing_steps=2 --base_learning_rate=0.1 --report_to=none --no_probe",
+    "--held_out=0",
 )
 
 TOKENIZER = ("--tokenizer_type", "patch_ae", "--prediction", "latent", "--tokenizer_epochs", "1")

@@ -1,0 +1,88 @@
+"""How a command ends at its user's mistake: with one line and status 2, where a fault of the program shows its traceback."""
+
+import dis
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch.distributed as dist
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"ldae", "experiments", "benchmarks"}
+MISTAKES = (ValueError, OSError, ImportError, FloatingPointError)  # what checks raise
+SYSTEM = {  # where an error of the operating system is about the user's files
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
+
+
+def run_command(main: Callable[[], Any]) -> None:
+    """Runs a command's `main`. A mistake of its user ends the program with one line on stderr and status 2.
+
+    A mistake is what a check of ours has raised, or an error of the operating system about a file. Anything else is a fault of
+    the program or of a library, and goes on as it is. With `--debug` on the command line, which is taken off it, mistakes go on
+    as they are, too.
+    """
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        main()
+    except MISTAKES as error:
+        if debug or not is_mistake(error):
+            raise
+        if is_first():
+            print(f"{program()}: error: {' '.join(_sentence(error).split())}", file=sys.stderr)
+        sys.stdout.flush()
+        raise SystemExit(2) from None
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether a `raise` statement of this project made the error, or the operating system did for a file."""
+    if isinstance(error, OSError) and error.errno in SYSTEM and error.filename is not None:
+        return True
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return isinstance(error, MISTAKES) and last is not None and _is_ours(last) and _is_raise_statement(last)
+
+
+def program() -> str:
+    """What the program is called: the name of its file, or `python -m MODULE`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name != "__main__":
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return Path(sys.argv[0]).name
+
+
+def is_first() -> bool:
+    """Whether no other process of the command has said what is wrong.
+
+    Before the processes know each other they all read one command line, and the first one speaks for them.
+    """
+    if not dist.is_initialized():
+        return os.environ.get("RANK", "0") == "0"
+    try:
+        return dist.distributed_c10d._get_default_store().add("mistakes", 1) == 1
+    except RuntimeError:  # the process that kept count has ended
+        return True
+
+
+def _is_ours(traceback: TracebackType) -> bool:
+    file = Path(traceback.tb_frame.f_code.co_filename).resolve()
+    parts = file.relative_to(ROOT).parts if file.is_relative_to(ROOT) else ()
+    return bool(parts) and (parts[0] in PACKAGES or (len(parts) == 1 and file.stem.endswith("_ldae")))
+
+
+def _is_raise_statement(traceback: TracebackType) -> bool:
+    """Whether the frame has raised by itself: what a built-in function raises, such as int("x"), also ends in our frame."""
+    return dis.opname[traceback.tb_frame.f_code.co_code[traceback.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno in SYSTEM and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; choose another file or folder, or put this one right"
+    return str(error)

@@ -1,0 +1,101 @@
+"""A user's mistake is one line and status 2; a fault of the program or of a library shows its traceback."""
+
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import train_ldae
+from ldae.mistakes import run_command
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def run(*command: str | Path, cwd: Path) -> tuple[int, list[str]]:
+    """The status of a Python program, and the lines of its stderr."""
+    given = [sys.executable, *map(str, command)]
+    done = subprocess.run(given, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("{root}/train_ldae.py --data /nonexistent --report_to none", "train_ldae.py: error: .*data.*'/nonexistent'"),
+        ("{root}/probe_ldae.py --model /nonexistent", "probe_ldae.py: error: .*/nonexistent"),
+        (
+            "-m ldae.features --model /nonexistent --data photos --output_dir x",
+            "python -m ldae.features: error: .*/non",
+        ),
+        ("-m ldae.generation --model /nonexistent --output_dir x", "python -m ldae.generation: error: .*/nonexistent"),
+        ("-m ldae.hub.cards /nonexistent", "python -m ldae.hub.cards: error: .*/nonexistent"),
+        ("-m benchmarks.loader --output here.json", "python -m benchmarks.loader: error: here.json is there; pass "),
+        (
+            "-m experiments.baselines.vit_mae --data /nonexistent",
+            "python -m experiments.baselines.vit_mae: error: .*'/nonexist",
+        ),
+    ],
+)
+def test_a_mistake_is_the_last_line_and_the_only_one_of_an_error(tmp_path, command, named):
+    (tmp_path / "here.json").touch()
+    status, lines = run(*command.format(root=ROOT).split(), cwd=tmp_path)
+    assert status == 2
+    assert not any("Traceback" in line for line in lines)
+    assert [line for line in lines if ": error: " in line] == lines[-1:]
+    assert re.search(named, lines[-1])
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    status, lines = run(ROOT / "train_ldae.py", "--debug", "--data", "/nonexistent", cwd=tmp_path)
+    assert status == 1
+    assert any("Traceback" in line for line in lines)
+    assert lines[-1].startswith("FileNotFoundError: ")
+
+
+def test_two_processes_say_it_once(tmp_path):
+    """What the command line says, before they know each other, and what all of them find afterwards."""
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "train_ldae.py")
+    for given in (["--foo"], ["--data", "/nonexistent", "--output_dir", "run"]):
+        status, lines = run(*launch, *given, cwd=tmp_path)
+        assert status == 1  # torchrun's
+        assert len([line for line in lines if "train_ldae.py: error: " in line]) == 1
+
+
+def test_python_gets_the_exception():
+    with pytest.raises(FileNotFoundError, match="/nonexistent"):
+        train_ldae.main(["--data", "/nonexistent"])
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("raise ValueError('x')", True),
+        ("raise FileExistsError('x')", True),
+        ("open('/')", True),  # of the operating system, about a file
+        ("raise KeyError('x')", False),
+        ("raise RuntimeError('x')", False),
+        ("int('x')", False),  # raised in this frame, but not by a check
+        ("open('/nonexistent')", False),
+        ("import json; json.loads('{')", False),
+    ],
+)
+def test_what_is_a_mistake(monkeypatch, capsys, code, expected):
+    """Of code as if in a file of the project; of no other file."""
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    for file, is_ours in ((ROOT / "ldae/x.py", True), (ROOT / "modeling_ldae.py", True), (ROOT / "tests/x.py", False)):
+        compiled = compile(code, str(file), "exec")
+        if expected and (is_ours or code.startswith("open")):
+            with pytest.raises(SystemExit, match="2"):
+                run_command(partial(exec, compiled))
+            err = capsys.readouterr().err
+            assert err.count("\n") == 1
+            assert ": error: " in err
+        else:
+            with pytest.raises((ValueError, OSError, KeyError, RuntimeError)):
+                run_command(partial(exec, compiled))
+            assert not capsys.readouterr().err

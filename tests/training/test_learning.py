@@ -1,0 +1,186 @@
+"""Held-out images, the references beside their loss, and what a run leaves of them."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+import train_ldae
+from ldae.training.learning import LinearDenoiser, effective_rank, hold_out, what_is_learned
+from tokenizers_ldae import PatchMoments, patchify
+
+TINY = (
+    "--image_size=16 --patch_size=4 --hidden_size=32 --num_hidden_layers=1 --num_attention_heads=2 --latent_dim=4 --no_flip "
+    "--per_device_batch_size=4 --max_steps=20 --checkpointing_steps=5 --base_learning_rate=0.1 --report_to=none --no_probe"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """40 smooth random images without labels."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for i in range(40):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        coarse.resize((20, 16), Image.Resampling.BICUBIC).save(root / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    AcceleratorState._reset_state(True)
+
+
+def train(folder: Path, output: Path, *options: str) -> Path:
+    return train_ldae.main(["--data", str(folder), "--output_dir", str(output), *TINY.split(), *options])
+
+
+def points(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "held_out.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "expected"),
+    [
+        (40, 0.01, 8),
+        (2000, 0.01, 20),
+        (2000, 0.5, 1000),
+        (200_000, 0.01, 1000),
+        (22, 0.01, 4),
+        (4, 0.01, 0),
+        (4, 0.5, 2),
+        (40, 0, 0),
+    ],
+)
+def test_held_out_share(count, share, expected):
+    examples = datasets.Dataset.from_dict({"n": range(count)})
+    trained, held, _ = hold_out(examples, None, share, seed=3)
+    ours, theirs = list(trained["n"]), [] if held is None else list(held["n"])
+    assert len(theirs) == expected
+    assert sorted(ours + theirs) == list(range(count))
+    again = hold_out(examples, None, share, seed=3)[1]
+    assert theirs == ([] if again is None else list(again["n"]))
+    if 0 < expected < 1000:
+        assert theirs != list(hold_out(examples, None, share, seed=4)[1]["n"])
+
+
+def test_a_validation_split_is_held_out_and_all_of_the_training_split_is_trained_on():
+    examples, validation = (datasets.Dataset.from_dict({"n": range(n)}) for n in (50, 1500))
+    trained, held, _ = hold_out(examples, validation, 0.01, seed=0)
+    assert trained is examples
+    assert len(held) == 1000
+    assert hold_out(examples, validation, 0, seed=0)[:2] == (examples, None)
+
+
+@pytest.mark.parametrize("tokenizer", ["pca", "pixels", "patch_ae"])
+@pytest.mark.parametrize("prediction", ["image", "latent", "noise"])
+@pytest.mark.parametrize("schedule", ["linear_sigma", "linear_gamma2"])
+def test_linear_denoiser_is_the_least_squares_solution(tiny_model, images, tokenizer, prediction, schedule):
+    """Solved naively for one t at a time: the normal equations of all components, written out in float64."""
+    if tokenizer == "patch_ae" and prediction == "image":
+        pytest.skip("no such model")
+    fields = {"latent_dim": 48} if tokenizer == "pixels" else {}
+    model = tiny_model(tokenizer_type=tokenizer, prediction=prediction, noise_schedule=schedule, **fields)
+    config, predicts_noise = model.config, prediction == "noise"
+    x = images(config, count=64) * torch.linspace(0.2, 1, 12)  # patches of several variances
+    z = model.ldae.tokenizer.encode(x)
+    y = model.target(x, z, z)
+    moments = PatchMoments(z.shape[-1] + (0 if predicts_noise else y.shape[-1]))
+    moments.update(z if predicts_noise else torch.cat([z, y], dim=-1))
+    noise_schedule = model.noise_schedule
+    found = LinearDenoiser(moments, noise_schedule.gamma, noise_schedule.sigma, config.latent_dim, predicts_noise)
+
+    flat, clean = (v.reshape(-1, v.shape[-1]).double().numpy() for v in (z, y))
+    noisy = torch.randn(3, z.shape[1], z.shape[2])
+    for t in (1, 300, 999):
+        gamma, sigma = (float(table[t]) for table in (noise_schedule.gamma, noise_schedule.sigma))
+        design = np.cov(gamma * flat.T, bias=True) + sigma**2 * np.eye(flat.shape[1])
+        both = sigma * np.eye(flat.shape[1])  # E[eps z_t']
+        mean = np.zeros(flat.shape[1])
+        if not predicts_noise:
+            mean = clean.mean(axis=0)
+            both = gamma * (clean - mean).T @ (flat - flat.mean(axis=0)) / len(flat)
+        weights = np.linalg.lstsq(design, both.T, rcond=None)[0].T
+        expected = mean + (noisy.double().numpy() - gamma * flat.mean(axis=0)) @ weights.T
+        np.testing.assert_allclose(found(noisy, torch.full((3,), t)), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_no_linear_map_of_a_patch_has_a_lower_loss(tiny_model, images):
+    """Also in the loss of equation 4, whose weights differ by component: any step away from it costs."""
+    model = tiny_model()
+    x = images(model.config, count=400) * torch.linspace(0.1, 1, 12)
+    z = model.ldae.tokenizer.encode(x)
+    moments = PatchMoments(z.shape[-1] + model.config.patch_dim)
+    moments.update(torch.cat([z, patchify(x, model.config.patch_hw)], dim=-1))
+    denoiser = LinearDenoiser(moments, model.noise_schedule.gamma, model.noise_schedule.sigma, z.shape[-1], False)
+    t = torch.full((len(x),), 400)
+    noisy = model.noise_schedule.add_noise(z, torch.randn_like(z), t)
+
+    def loss() -> float:
+        return model.loss(patchify(x, model.config.patch_hw), denoiser(noisy, t).float(), t).item()
+
+    best, gain = loss(), denoiser.gain
+    for factor in (0.9, 1.1):
+        denoiser.gain = factor * gain
+        assert loss() > best
+
+
+def test_effective_rank():
+    basis = torch.linalg.qr(torch.randn(200, 5)).Q
+    basis -= basis.mean(dim=0)
+    orthonormal = torch.linalg.qr(basis).Q  # orthogonal to the ones: centring leaves it
+    assert effective_rank(orthonormal) == pytest.approx(5)
+    assert effective_rank(orthonormal * torch.tensor([1, 0, 0, 0, 0])) == pytest.approx(1)
+    assert effective_rank(torch.ones(10, 4)) == 0
+
+
+def test_what_is_learned():
+    result = {"images": 8, "loss_of_mean": 1.0, "loss_of_linear": 0.5}
+    for loss, words in ((0.4, "what patches say of each other"), (0.6, "less than single"), (1.1, "learned nothing")):
+        assert words in what_is_learned({**result, "loss": loss})
+
+
+def test_a_run_without_labels_shows_whether_it_learns(folder, tmp_path, capsys):
+    """What is held out is not trained on; the untrained network, whose output is zero, loses what the mean patch does."""
+    output = train(folder, tmp_path / "run", "--image_steps", "10")
+    said = capsys.readouterr().out
+    assert "8 images of the training split are not trained on; loss.png" in said
+    assert "Loss on 8 images that were not trained on: " in said
+    result = json.loads((output / "results/train.json").read_text())
+    held = result["held_out"]
+    assert (result["data"]["num_images"], held["images"], held["origin"]) == (32, 8, "of the training split")
+    assert [point["step"] for point in points(output)] == list(range(0, 21, 2))
+    first, last = points(output)[0], points(output)[-1]
+    assert first["loss"] == pytest.approx(held["loss_of_mean"], rel=5e-2)
+    assert held["loss"] == last["loss"] < 0.8 * first["loss"]
+    assert held["loss_of_linear"] < held["loss_of_mean"]
+    assert 1 < held["effective_rank"] <= held["largest_rank"] == 7
+    assert Image.open(output / "loss.png").size == (1350, 540)
+    card = (output / "README.md").read_text()
+    assert "](loss.png)" in card
+    assert f"| Held-out loss | {held['loss']:.4f} on 8 images" in card.replace("  ", " ")
+
+
+def test_measuring_changes_no_training_and_is_resumed_bit_for_bit(folder, tmp_path):
+    """Where there is a validation split, all images are trained on with and without."""
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        (data / split).mkdir(parents=True)
+        for path in folder.iterdir():
+            (data / split / path.name).symlink_to(path)
+    whole = train(data, tmp_path / "whole")
+    without = train(data, tmp_path / "without", "--held_out", "0")
+    assert (whole / "losses.jsonl").read_bytes().count(b"\n") == 20
+    losses = [[json.loads(line)["loss"] for line in (run / "losses.jsonl").open()] for run in (whole, without)]
+    assert losses[0] == losses[1]
+    assert not (without / "held_out.jsonl").exists()
+    assert json.loads((without / "results/train.json").read_text())["held_out"] is None
+    for path in (whole / "checkpoints").glob("*20"):
+        path.rename(tmp_path / path.name)  # as if it had been killed after step 15
+    before = points(whole)
+    train(data, whole, "--resume")
+    assert points(whole) == before
