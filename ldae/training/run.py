@@ -150,7 +150,12 @@ class Run:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             if is_main_process:
                 held.enter_context(hold_folder(self.output_dir))
-            last = self.checkpoints.last() if train_args.resume else None
+            last = self.checkpoints.last(self.accelerator.print) if train_args.resume else None
+            if train_args.resume and last is None and self.checkpoints.found() and not train_args.overwrite:
+                raise ValueError(
+                    f"--resume: every checkpoint in {str(self.checkpoints.folder)!r} is damaged; pass --overwrite too to start "
+                    "afresh"
+                )
             if train_args.overwrite and last is None and is_main_process:
                 for name in ("checkpoints", "results", "images", "logs", "losses.jsonl"):
                     path = self.output_dir / name

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import train_ldae
 from ldae import LDAEForPreTraining
+from ldae.features.encoders import load_encoder
 from ldae.options import parse_arguments
 from ldae.report.results import environment
 from ldae.seeds import mix_seed
@@ -352,6 +353,38 @@ def test_a_run_that_the_clock_ended_is_not_trained_further(folder, tmp_path):
     train(folder, tmp_path / "run", *options, "--resume")
     assert losses(tmp_path / "run") == before
     assert (tmp_path / "run/model.safetensors").read_bytes() == weights
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(folder, tmp_path, monkeypatch, capsys):
+    train(folder, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    path = tmp_path / "broken/checkpoints/checkpoint-00000006/ema.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    train(folder, tmp_path / "broken", "--resume")
+    assert "checkpoint-00000006 is damaged (ema.safetensors is not what was written)" in capsys.readouterr().out
+    same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_started_afresh_unasked(folder, tmp_path):
+    output = train(folder, tmp_path / "run")
+    for state in output.glob("checkpoints/*/state.json"):
+        state.unlink()
+    with pytest.raises(ValueError, match=r"--resume: every checkpoint in .* is damaged; pass --overwrite too"):
+        train(folder, output, "--resume")
+    assert len(list(output.glob("checkpoints/*"))) == 2
+    train(folder, output, "--resume", "--overwrite")
+    assert Checkpoints(output / "checkpoints").last().name == "checkpoint-00000006"
+
+
+def test_a_damaged_folder_is_refused(folder, tmp_path):
+    output = train(folder, tmp_path / "run")
+    path = output / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"--init_from: .*run' is damaged: model.safetensors is not what was written"):
+        train(folder, tmp_path / "next", "--init_from", str(output))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"--model: .* is damaged: model.safetensors is not what was written"):
+        load_encoder(str(output))
 
 
 def read_later(monkeypatch):
