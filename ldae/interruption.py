@@ -4,11 +4,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO = (
+    1.0  # seconds in which a signal may come again without being meant: from a launcher, or for each thread of a parent
+)
 
 
 class Interruption:
@@ -27,6 +31,7 @@ class Interruption:
         self.number: int | None = None
         self.death: RuntimeError | None = None
         self._before: dict[int, Any] = {}
+        self._noted = 0.0  # when `number` came
 
     def __enter__(self) -> "Interruption":
         for number in SIGNALS:
@@ -78,6 +83,7 @@ class Interruption:
             self._before.setdefault(number, before)
 
     def _receive(self, number: int, frame: Any):
-        if not self._waits or self.number is not None:
+        if not self._waits or (self.number is not None and time.monotonic() - self._noted > ECHO):
             self.end(number)
-        self.number = number
+        if self.number is None:
+            self.number, self._noted = number, time.monotonic()

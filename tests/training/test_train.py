@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_ldae
-from ldae import LDAEForPreTraining
+from ldae import LDAEForPreTraining, interruption
 from ldae.features.encoders import load_encoder
 from ldae.options import parse_arguments
 from ldae.report.results import environment
@@ -149,7 +149,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     data, before = files if "--streaming" in options else folder, signal.getsignal(number)
     train(data, tmp_path / "whole", *options)
     with monkeypatch.context() as context:
-        at_step(context, 3, lambda: os.kill(os.getpid(), number))
+        at_step(context, 3, lambda: [os.kill(os.getpid(), number) for _ in range(2)])  # a launcher's too
         with pytest.raises(SystemExit) as ended:
             train(data, tmp_path / "run", *options)
     assert ended.value.code == status
@@ -165,6 +165,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
 
 
 def test_a_second_signal_ends_the_run_at_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(interruption, "ECHO", -1)
     at_step(monkeypatch, 3, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
     with pytest.raises(SystemExit) as ended:
         train(folder, tmp_path / "run")
