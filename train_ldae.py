@@ -40,8 +40,8 @@ def train_step(run: Run, batches: Iterable[dict[str, Any]]):
         names.append(batch["name"])
     if run.ema is not None:
         run.ema.step(model.parameters())
-    run.state["step"] += 1
-    run.recorder.record(losses, norm, rate, names)
+    run.advance()
+    run.recorder.record(losses, norm, rate, names, run.interruption.number is not None)
 
 
 def train(model_args, data_args, train_args, model: torch.nn.Module | None = None) -> Path:
@@ -57,20 +57,23 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         FileExistsError, FileNotFoundError, ValueError: before any training, for what cannot work; a `ValueError` also for an
             unreadable image with --on_bad_image error, and for --resume with other options than the run's.
         FloatingPointError: if a loss is not finite; the last checkpoint is whole.
+        SystemExit: with the status 130 or 143, after SIGINT or SIGTERM; the last step is in a checkpoint.
     """
     with Run(model_args, data_args, train_args, model) as run:
         measure_learning(run)
         run.model.train()
-        for batches in run.batches():
-            train_step(run, batches)
-            measure_learning(run)
-            if run.probes.splits and run.is_due(train_args.knn_steps):
-                run.probes.knn(run.snapshot(), run.state["step"])
-            if run.is_due(train_args.image_steps):
-                draw_images(run)
-            if run.is_due(train_args.checkpointing_steps) and run.progress < 1:
-                run.save_checkpoint()
-        run.save_checkpoint()
+        with run.interruption.postponed():
+            for batches in run.batches():
+                train_step(run, batches)
+                run.end_if_interrupted()
+                measure_learning(run)
+                if run.probes.splits and run.is_due(train_args.knn_steps):
+                    run.probes.knn(run.snapshot(), run.state["step"])
+                if run.is_due(train_args.image_steps):
+                    draw_images(run)
+                if run.checkpoint_is_due and run.progress < 1:
+                    run.save_checkpoint()
+            run.save_checkpoint()
         finish(run)
     return run.output_dir
 

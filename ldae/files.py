@@ -1,7 +1,9 @@
-"""Files that are written whole or not at all, and folders that one process holds."""
+"""Files that are written whole or not at all, the digests by which damage to them is seen, and folders that one process holds."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -12,14 +14,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"  # file in a folder that is held
+DIGESTS = "digests.sha256"  # file in a sealed folder, in the format of `sha256sum`
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, sealed: bool = False) -> Iterator[Path]:
     """Gives a path beside `path` to write a file or a folder to, and renames that to `path` when the block ends.
 
-    A process that is killed inside the block leaves what was at `path` as it was. An exception does so too, and what the
-    block has written is removed. Folders above `path` are made.
+    A process that is killed inside the block leaves what was at `path` as it was, and so does a machine that loses power. An
+    exception does so too, and what the block has written is removed. Folders above `path` are made.
+
+    Args:
+        sealed: keeps the digest of every file, by which `damage` sees what has changed: those of a folder in its `DIGESTS`,
+            that of a file NAME beside it in .NAME.sha256. `sha256sum -c` reads them too.
 
     Raises:
         OSError: if `path` is a folder that is not empty, since no rename replaces one.
@@ -27,12 +34,85 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    _remove(partial)  # of a process that was killed
+    remove(partial)  # of a process that was killed
     try:
         yield partial
+        if sealed:
+            seal(partial, path)
+        _flush(partial)
         partial.replace(path)
+        _flush_names(path.parent)
     finally:
-        _remove(partial)
+        remove(partial)
+
+
+@contextmanager
+def replace_files(folder: str | Path) -> Iterator[Path]:
+    """Gives an empty folder to write files to, which then take their places in `folder`, whole and sealed.
+
+    Other files of `folder` stay, and have no digest. A process that is killed leaves a folder as it was, or one in which
+    `damage` names a file.
+    """
+    folder = Path(folder)
+    partial = folder / ".files.partial"
+    remove(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        seal(partial, folder)
+        _flush(partial)
+        for file in sorted(partial.iterdir(), key=lambda file: (file.name == DIGESTS, file.name)):  # the digests last
+            file.replace(folder / file.name)
+        _flush_names(folder)
+    finally:
+        remove(partial)
+
+
+def seal(written: Path, path: Path):
+    """Writes the digests of what is to stand at `path` and is `written` elsewhere: a file, or the files of a folder."""
+    files = sorted(written.iterdir()) if written.is_dir() else [written]
+    lines = [f"{_digest(file)}  {file.name if written.is_dir() else path.name}\n" for file in files]
+    digests = written / DIGESTS if written.is_dir() else digests_of(path)
+    digests.write_text("".join(lines))
+    _flush(digests)
+
+
+def digests_of(path: Path) -> Path:
+    """The file of the digests of a sealed folder, or of a sealed file."""
+    return path / DIGESTS if path.is_dir() else path.with_name(f".{path.name}.sha256")
+
+
+def damage(path: str | Path) -> str | None:
+    """What has happened to a sealed file or folder since it was written, in words that name the file; None: nothing."""
+    path = Path(path)
+    digests, folder = digests_of(path), path if path.is_dir() else path.parent
+    if not digests.is_file():
+        return f"{digests.name} is missing"
+    text = digests.read_text(errors="replace")
+    if not re.fullmatch(r"([0-9a-f]{64}  .+\n)+", text):
+        return f"{digests.name} is damaged"
+    for line in text.splitlines():
+        digest, name = line.split("  ", 1)
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _digest(folder / name) != digest:
+            return f"{name} is not what was written"
+    return None
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """What a file of JSON holds.
+
+    Raises:
+        ValueError: naming the file, if it holds no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; remove it to go on without it") from error
+    return content
 
 
 def write_json(path: str | Path, content: dict[str, Any]):
@@ -67,8 +147,37 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
         lock.release()
 
 
-def _remove(path: Path):
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
+def remove(path: Path):
+    """Removes a file or a folder, if it is there; a folder is out of the way at once, and half of it never stands there."""
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    if not path.name.startswith("."):
+        remove(hidden := path.with_name(f".{path.name}.removed"))  # of a process that was killed
+        path = path.replace(hidden)
+    shutil.rmtree(path)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _flush(path: Path):
+    """Waits until a file, or a folder with its files, has reached the disk."""
+    if not path.is_dir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        return
+    for inner in path.iterdir():
+        _flush(inner)
+    _flush_names(path)
+
+
+def _flush_names(folder: Path):
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ldae.files import LOCK, atomic_write, hold_folder
+from ldae.files import DIGESTS, LOCK, atomic_write, damage, digests_of, hold_folder, read_json, replace_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,6 +55,72 @@ def test_a_folder_that_is_not_empty_is_never_replaced(tmp_path):
     with pytest.raises(OSError, match="not empty"), atomic_write(tmp_path / "folder") as partial:
         partial.mkdir()
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "file"]
+
+
+def test_everything_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    """By the system's own names of what is flushed and renamed, in their order."""
+    calls, fsync, rename = [], os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (calls.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd))[1]
+    )
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("rename"), rename(*paths))[1])
+    with atomic_write(tmp_path / "folder", sealed=True) as partial:
+        partial.mkdir()
+        (partial / "a").touch()
+    at = calls.index("rename")
+    assert {"a", DIGESTS, ".folder.partial"} <= set(calls[:at])
+    assert calls[at + 1 :] == [tmp_path.name]
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_sealed_files_are_those_that_sha256sum_finds(tmp_path, is_folder):
+    path = tmp_path / "sealed"
+    with atomic_write(path, sealed=True) as partial:
+        if is_folder:
+            partial.mkdir()
+        ((partial / "a b") if is_folder else partial).write_bytes(b"content")
+    assert damage(path) is None
+    digests = digests_of(path)
+    subprocess.run(["sha256sum", "--check", "--strict", digests.name], cwd=digests.parent, check=True)
+    ((path / "a b") if is_folder else path).write_bytes(b"Content")
+    assert damage(path) == f"{'a b' if is_folder else 'sealed'} is not what was written"
+
+
+def test_replaced_files_leave_others_alone_and_half_of_them_is_seen(tmp_path, monkeypatch):
+    (tmp_path / "mine").write_text("kept")
+
+    def write(content: str):
+        with replace_files(tmp_path) as partial:
+            (partial / "a").write_text(content)
+            (partial / "b").write_text(content)
+
+    write("first")
+    assert damage(tmp_path) is None
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.name != DIGESTS} == {
+        "mine": "kept", "a": "first", "b": "first"
+    }  # fmt: skip
+    real, renamed = Path.replace, []
+
+    def killed(self, target):
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        return real(self, target)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write("second")
+    assert damage(tmp_path) == "a is not what was written"
+    write("third")
+    assert damage(tmp_path) is None
+
+
+def test_broken_json_is_named(tmp_path):
+    for content in ("{", "[]", ""):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(ValueError, match=r"a\.json is damaged: .*; remove it"):
+            read_json(tmp_path / "a.json")
 
 
 def test_a_held_folder_is_refused_by_the_name_of_its_holder(tmp_path):

@@ -9,7 +9,6 @@ A rung that is done is not run again, and one that was stopped goes on. Options 
 
 import argparse
 import os
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from configuration_ldae import LDAEConfig
+from experiments.ablation.processes import Processes
 from experiments.ablation.rungs import (
     END,
     RUNGS,
@@ -37,6 +37,7 @@ from experiments.ablation.rungs import (
 )
 from experiments.ablation.tables import tables
 from ldae.data.sources import load_examples, why_not_probed
+from ldae.interruption import Interruption
 from ldae.mistakes import run_command
 from ldae.options import DataArguments, names_given, parse_arguments
 from ldae.probes.baselines import TITLES
@@ -148,21 +149,24 @@ class Ablation:
         slots: Queue[int] = Queue()
         for slot in range(self.workers):
             slots.put(slot)
-        failed = []
+        failed, processes = [], Processes()
         with tqdm(total=sum(len(jobs) for _, jobs in stages), desc="runs") as bar:
             for work, jobs in stages:
-                failed += self._run_stage(lambda *job, work=work: work(slots, *job), jobs, bar)
+                failed += self._run_stage(lambda *job, work=work: work(processes, slots, *job), processes, jobs, bar)
         return [name for name in failed if name]
 
-    def _run_stage(self, work: Callable[..., str | None], jobs: list, bar: tqdm) -> list[str | None]:
+    def _run_stage(
+        self, work: Callable[..., str | None], processes: Processes, jobs: list, bar: tqdm
+    ) -> list[str | None]:
         """What the work returns for each job.
 
         Only this thread starts jobs, and none before there is a worker for it, so that nothing is started after Ctrl-C.
+        What runs then is ended, and waited for.
         """
         started: list[Future] = []
         running: set[Future] = set()
         waiting = deque(jobs)
-        with ThreadPoolExecutor(self.workers) as pool:
+        with ThreadPoolExecutor(self.workers) as pool, processes:
             while waiting or running:
                 while waiting and len(running) < self.workers:
                     started.append(pool.submit(work, *waiting.popleft()))
@@ -173,28 +177,30 @@ class Ablation:
                     bar.update()
         return [future.result() for future in started]
 
-    def _train_tokenizer(self, slots: Queue[int], folder: Path, rung: Rung, seed: int) -> str | None:
-        return self._execute(slots, folder, self.command(folder, rung, seed, "--tokenizer_only"))
+    def _train_tokenizer(
+        self, processes: Processes, slots: Queue[int], folder: Path, rung: Rung, seed: int
+    ) -> str | None:
+        return self._execute(processes, slots, folder, self.command(folder, rung, seed, "--tokenizer_only"))
 
-    def _train_rung(self, slots: Queue[int], folder: Path, rung: Rung, seed: int) -> str | None:
+    def _train_rung(self, processes: Processes, slots: Queue[int], folder: Path, rung: Rung, seed: int) -> str | None:
         tokenizer = self.tokenizer(rung, seed)
         if isinstance(tokenizer, Path) and not _trained(tokenizer):
             return f"{folder.name} (its tokenizer failed)"
         given = [] if tokenizer is None else ["--tokenizer", tokenizer]
-        return self._execute(slots, folder, self.command(folder, rung, seed, *given))
+        return self._execute(processes, slots, folder, self.command(folder, rung, seed, *given))
 
-    def _measure(self, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
-        return self._execute(slots, folder, command) if finished(folder) else None  # its run has failed, and is named
+    def _measure(self, processes: Processes, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
+        return (
+            self._execute(processes, slots, folder, command) if finished(folder) else None
+        )  # its run has failed, and is named
 
-    def _execute(self, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
+    def _execute(self, processes: Processes, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
         """Runs a command with a free worker's share of the machine, its output in the run's log; its name if it fails."""
         slot = slots.get()
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with Path(f"{folder}.log").open("a") as log:
-                environment = _environment(slot, self.workers)
-                done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-            return None if done.returncode == 0 else str(folder.relative_to(self.output_dir))
+            status = processes.run(command, Path(f"{folder}.log"), _environment(slot, self.workers))
+            return None if status == 0 else str(folder.relative_to(self.output_dir))
         finally:
             slots.put(slot)
 
@@ -371,7 +377,8 @@ def main(argv: list[str] | None = None):
     splits = [load_examples(data_args.data, s, **columns) for s in (data_args.train_split, data_args.validation_split)]
     if (reason := why_not_probed(*splits)) is not None:
         parser.error(f"rungs are probed, which data {data_args.data!r} cannot be: {reason}")
-    failed = ablation.run()
+    with Interruption("the same command goes on"):
+        failed = ablation.run()
     if any(finished(path) for path in given.output_dir.glob("*-seed*")):
         print(*tables(given.output_dir).values(), sep="\n\n")
     if failed:

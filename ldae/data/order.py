@@ -1,6 +1,7 @@
 """The order of images, which depends on (seed, step) alone, and the loaders that read them in batches."""
 
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -264,7 +265,13 @@ def _loader(images: ImageDataset, batch_sampler, collate_fn, num_workers: int) -
         collate_fn=collate_fn,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_finish_the_batch,
     )
+
+
+def _finish_the_batch(worker: int):
+    """Leaves Ctrl-C, which a terminal sends to workers too, to the process that waits for their batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def to_pixel_values(images: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
 from ldae.features.encoders import Encoder, load_encoder
 from ldae.features.extraction import extract_features, progress_bar
-from ldae.features.shards import claim, read_header, write_shard
+from ldae.features.shards import claim, missing, read_header, write_shard
 from ldae.files import write_json
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
@@ -85,11 +85,11 @@ def main(argv: list[str] | None = None) -> None:
     """Writes `features-00000-of-00012.parquet` and so on, and `features.json`, which says what they are.
 
     A shard depends on its images alone, and is there whole or not at all. So a run can be stopped, and can go on with any
-    number of processes.
+    number of processes. A shard that was damaged since is written again.
 
     Raises:
         FileExistsError: if output_dir holds features of another model, other images or other options.
-        FileNotFoundError, ValueError: as `load_encoder` and `load_examples` do.
+        FileNotFoundError, ValueError: as `load_encoder` and `load_examples` do; a `ValueError` also if no image can be read.
     """
     options, start = parse_arguments(argv), time.perf_counter()
     accelerator = launch.start(options.mixed_precision)
@@ -102,14 +102,14 @@ def main(argv: list[str] | None = None) -> None:
     found: list[list[Path]] = [[]]
     if accelerator.is_main_process:
         claim(options.folder, identity, options.overwrite)
-        found = [[path for path in shards if not path.exists()]]
-    missing = broadcast_object_list(found)[0]
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
+        found = [missing(shards)]
+    new = broadcast_object_list(found)[0]
+    mine = new[accelerator.process_index :: accelerator.num_processes]
     _write({path: shards[path] for path in mine}, options, encoder, images, identity, accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        done = sum(len(shards[path]) for path in missing)
-        _finish(options.folder, identity, list(shards), len(missing), done / (time.perf_counter() - start))
+        done = sum(len(shards[path]) for path in new)
+        _finish(options.folder, identity, list(shards), len(new), done / (time.perf_counter() - start))
     accelerator.end_training()
 
 
@@ -185,12 +185,20 @@ def _write(
 
 
 def _finish(folder: Path, identity: dict[str, Any], shards: list[Path], num_new: int, speed: float):
-    """Counts what the shards hold, in features.json and on the screen."""
+    """Counts what the shards hold, in features.json and on the screen.
+
+    Raises:
+        ValueError: if that is nothing, since no image can be read.
+    """
     read, bad = zip(*map(read_header, shards), strict=True)
     unreadable = [name for part in bad for name in part]
     write_json(folder / "features.json", {**identity, "num_readable": sum(read), "unreadable": unreadable})
     for name in unreadable:
         print(f"left out, unreadable: {name}")
+    if not sum(read):
+        raise ValueError(
+            f"--data: none of the {identity['num_images']} images can be read, the first is {unreadable[0]}"
+        )
     kept = f", {len(shards) - num_new} of which were there" if num_new < len(shards) else ""
     rate = f", {speed:.0f} images/s" if num_new else ""
     print(f"Features of {sum(read)} images in {len(shards)} shards{kept}: {folder}{rate}")

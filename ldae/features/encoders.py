@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
 from configuration_ldae import pair
+from ldae.weights import validate_folder, validate_weights
 
 INCIDENTAL = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")  # of a configuration
 
@@ -213,13 +214,15 @@ def load_encoder(name: str, trust_remote_code: bool = False, name_of_option: str
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ValueError: if weights are missing, which transformers would replace by random ones.
+        ValueError: if weights are missing, which transformers would replace by random ones; if they are not finite, or files
+            of the folder are not those that were written.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"{name_of_option}: there is no folder {name!r}")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{name_of_option}: folder {name!r} holds no model, that is no config.json")
+    validate_folder(name, name_of_option)
     try:
         model, loaded = AutoModel.from_pretrained(
             str(folder) if folder.is_dir() else name, trust_remote_code=trust_remote_code, output_loading_info=True
@@ -234,6 +237,7 @@ def load_encoder(name: str, trust_remote_code: bool = False, name_of_option: str
             f"{name_of_option}: {name!r} lacks {len(missing)} of the weights of {type(model).__name__}, "
             f"such as {missing[0]}"
         )
+    validate_weights(model, name, name_of_option)
     tower = getattr(model, "vision_model", None)
     model = tower if isinstance(tower, PreTrainedModel) else model
     return Encoder(model.eval(), *_input_format(model, name, trust_remote_code), name=name)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ldae.data.images import ImageDataset
 from ldae.data.order import evaluation_loader, to_pixel_values
 from ldae.features.encoders import Encoder, evaluating
-from ldae.files import atomic_write
+from ldae.files import atomic_write, damage
 
 
 @dataclass
@@ -167,6 +167,8 @@ def cached_features(
 ) -> Features | None:
     """Reads features from `folder`, where the same encoder has seen the same images in the same way before, or computes them.
 
+    A file that was damaged since it was written is named, and computed again.
+
     Args:
         folder: of safetensors files, pooled features only; None: nothing is read or kept. Features of patches are never
             kept: with `tokens`, what is read from the folder comes without them, and what is computed comes with them.
@@ -178,7 +180,7 @@ def cached_features(
         if accelerator is not None and accelerator.mixed_precision != "no":
             key += f" {accelerator.mixed_precision}"
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    if decided_by_main(path is not None and path.exists(), accelerator):
+    if decided_by_main(path is not None and _is_kept(path), accelerator):
         return None if path is None else _read(path)
     features = shared_features(encoder, images, accelerator, view=view, **kwargs)
     if path is not None and features is not None:
@@ -191,6 +193,14 @@ def decided_by_main(decision: bool, accelerator: Accelerator | None) -> bool:
     return decision if accelerator is None else broadcast_object_list([decision])[0]
 
 
+def _is_kept(path: Path) -> bool:
+    if not path.exists():
+        return False
+    if (reason := damage(path)) is not None:
+        print(f"{path} is damaged ({reason}): its features are computed again.")
+    return reason is None
+
+
 def _read(path: Path) -> Features:
     with safe_open(path, "pt") as file:
         texts = {name: json.loads(file.metadata()[name]) for name in ("names", "bad")}
@@ -199,5 +209,5 @@ def _read(path: Path) -> Features:
 
 def _write(features: Features, path: Path):
     tensors = {name: getattr(features, name).contiguous() for name in ("features", "labels", "indices")}
-    with atomic_write(path) as temporary:
+    with atomic_write(path, sealed=True) as temporary:
         save_file(tensors, temporary, {name: json.dumps(getattr(features, name)) for name in ("names", "bad")})

@@ -1,6 +1,7 @@
 """Features in files: shards of parquet or safetensors, and features.json, which says what they are."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ldae.features.extraction import Features
-from ldae.files import atomic_write, write_json
+from ldae.files import atomic_write, damage, digests_of, read_json, remove, write_json
 
 
 def claim(folder: Path, identity: dict[str, Any], overwrite: bool):
@@ -24,13 +25,15 @@ def claim(folder: Path, identity: dict[str, Any], overwrite: bool):
 
     Raises:
         FileExistsError: if the folder holds features of another run and `overwrite` is false.
+        ValueError: if its features.json is damaged, and `overwrite` is false.
     """
     shards, path = [*folder.glob("features-*-of-*.*")], folder / "features.json"
     if overwrite:
         for old in shards:
-            old.unlink()
+            remove(old)
+            remove(digests_of(old))
     elif path.exists() or shards:
-        there = json.loads(path.read_text()) if path.exists() else {}
+        there = read_json(path) if path.exists() else {}
         other = [key for key in identity if key not in ("model", "data") and there.get(key) != identity[key]]
         if other:
             raise FileExistsError(
@@ -39,6 +42,18 @@ def claim(folder: Path, identity: dict[str, Any], overwrite: bool):
             )
         return
     write_json(path, identity)
+
+
+def missing(shards: Iterable[Path]) -> list[Path]:
+    """Those shards that are still to be written: they are not there, or were damaged since, which is said."""
+    found = []
+    for path in shards:
+        reason = damage(path) if path.exists() else None
+        if reason is not None:
+            print(f"{path} is damaged ({reason}): it is written again.")
+        if reason is not None or not path.exists():
+            found.append(path)
+    return found
 
 
 def write_shard(path: Path, features: Features, identity: dict[str, Any]):
@@ -53,7 +68,7 @@ def write_shard(path: Path, features: Features, identity: dict[str, Any]):
     }
     labels = {"label": features.labels} if identity["labels"] else {}
     unreadable = json.dumps(features.bad)
-    with atomic_write(path) as temporary:
+    with atomic_write(path, sealed=True) as temporary:
         if identity["format"] == "safetensors":
             metadata = {"names": json.dumps(features.names), "unreadable": unreadable}
             save_file({**tensors, **labels}, temporary, metadata)

@@ -15,6 +15,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_ldae
 from configuration_ldae import LDAEConfig, pair
+from ldae.files import replace_files
 
 AUTO_MAP = {
     "AutoConfig": "configuration_ldae.LDAEConfig",
@@ -72,7 +73,7 @@ def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
 def save_hub_folder(
     model: PreTrainedModel, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None
 ) -> Path:
-    """Writes all that is needed to load `model` anywhere: configuration, weights, image processor and code.
+    """Writes all that is needed to load `model` anywhere: configuration, weights, image processor, code, and their digests.
 
     If there are several processes, only the main one should call this.
 
@@ -86,14 +87,15 @@ def save_hub_folder(
     """
     folder = Path(folder)
     model = extract_model_from_parallel(model, keep_torch_compile=False)
-    model.save_pretrained(folder, state_dict=state_dict)
-    image_processor(model.config).save_pretrained(folder)
-    if model.config.model_type == LDAEConfig.model_type:
-        for file in code_files():
-            shutil.copy(file, folder)
-        path = folder / "config.json"  # the live configuration is left as it is, for the model goes on using it
-        config = {**json.loads(path.read_text()), "auto_map": AUTO_MAP}
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with replace_files(folder) as partial:
+        model.save_pretrained(partial, state_dict=state_dict)
+        image_processor(model.config).save_pretrained(partial)
+        if model.config.model_type == LDAEConfig.model_type:
+            for file in code_files():
+                shutil.copy(file, partial)
+            path = partial / "config.json"  # the live configuration is left as it is, for the model goes on using it
+            config = {**json.loads(path.read_text()), "auto_map": AUTO_MAP}
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
 
 

@@ -265,6 +265,12 @@ class TrainArguments:
     checkpointing_steps: int = option(
         500, "Steps between checkpoints; 0 keeps only the one at the end.", group=RECORDS, minimum=0
     )
+    checkpointing_minutes: float = option(
+        15.0,
+        "Minutes of the run's clock after which a checkpoint is due, too; 0: only steps count.",
+        group=RECORDS,
+        minimum=0,
+    )
     keep_checkpoints: int = option(2, "Number of checkpoints that are kept.", group=RECORDS, minimum=1)
     logging_steps: int = option(
         10,

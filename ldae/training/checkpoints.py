@@ -1,12 +1,11 @@
-"""Checkpoints of a run: model, averaged weights and optimizer as safetensors, and the rest as JSON.
+"""Checkpoints of a run: model, averaged weights and optimizer as safetensors, the rest as JSON, and the digests of these files.
 
-A checkpoint is written whole or not at all. The order of the images, their crops and the noise depend on the seed and the step
-alone, so the state of no random generator is kept.
+A checkpoint is written whole or not at all, and one that was damaged later is not used. The order of the images, their crops
+and the noise depend on the seed and the step alone, so the state of no random generator is kept.
 """
 
 import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import state_dict as dcp
 
-from ldae.files import atomic_write
+from ldae.files import atomic_write, damage, read_json, remove
 
 FULL = dcp.StateDictOptions(full_state_dict=True)  # whole tensors, gathered from shards, on every process
 SAVED = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)  # the same, on the first process's CPU only
@@ -57,13 +56,21 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep: int = 2):
         self.folder, self.keep = Path(folder), keep
 
-    def last(self) -> Path | None:
-        """The newest whole checkpoint, or None."""
-        return max(self._whole(), default=None)
+    def last(self, report: Callable[[str], object] = lambda line: None) -> Path | None:
+        """The newest whole checkpoint, or None.
 
-    def _whole(self) -> list[Path]:
-        """The whole checkpoints, the oldest first: those with a state.json, which `_remove` removes before the rest."""
-        return sorted(path.parent for path in self.folder.glob("checkpoint-*/state.json"))
+        Args:
+            report: is given a line for each newer one, which says what is damaged.
+        """
+        for checkpoint in reversed(self.found()):
+            if (reason := damage(checkpoint)) is None:
+                return checkpoint
+            report(f"{checkpoint} is damaged ({reason}): it is not used.")
+        return None
+
+    def found(self) -> list[Path]:
+        """All checkpoints, damaged ones too, the oldest first."""
+        return sorted(path for path in self.folder.glob("checkpoint-????????") if path.name[-8:].isdecimal())
 
     def stop(self, step: int, loss: float, names: list[str]):
         """Ends a run whose loss is not finite.
@@ -87,7 +94,7 @@ class Checkpoints:
         )
 
     def save(self, accelerator: Accelerator, model, optimizer, ema: EMAModel | None, state: dict[str, Any]) -> Path:
-        """Writes the checkpoint of a step, unless it is there, and removes the oldest.
+        """Writes the checkpoint of a step, unless it is there, and removes the oldest and damaged newer ones.
 
         Args:
             state: what else the run needs, in JSON's types: at least "step".
@@ -99,17 +106,19 @@ class Checkpoints:
         files["optimizer"] = {f"{name}/{key}": v.clone() for name, of in moments.items() for key, v in of.items()}
         final = self.folder / f"checkpoint-{state['step']:08d}"
         if accelerator.is_main_process:
-            found = {*self.folder.glob("checkpoint-????????"), *self.folder.glob(".checkpoint-*")}
-            for left in found.difference(whole := self._whole()):  # by a process that was killed
-                _remove(left)
-            if final not in whole:
-                with atomic_write(final) as partial:
+            for left in self.folder.glob(".checkpoint-*"):  # by a process that was killed
+                remove(left)
+            if not final.exists() or damage(final) is not None:
+                remove(final)
+                with atomic_write(final, sealed=True) as partial:
                     partial.mkdir()
                     for name, tensors in files.items():
                         save_file(tensors, partial / f"{name}.safetensors")
-                    (partial / "state.json").write_text(json.dumps(state, indent=2))
-            for old in self._whole()[: -self.keep]:
-                _remove(old)
+                    (partial / "state.json").write_text(json.dumps(state, indent=2, allow_nan=False))
+            older = [path for path in self.found() if path <= final]
+            # a newer one is damaged, or the run would have gone on from it
+            for old in {*self.found()}.difference(older[-self.keep :]):
+                remove(old)
         accelerator.wait_for_everyone()
         return final
 
@@ -130,7 +139,7 @@ class Checkpoints:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The state that `Checkpoints.save` was given."""
-    return json.loads((checkpoint / "state.json").read_text())
+    return read_json(checkpoint / "state.json")
 
 
 def validate_unchanged(was: dict[str, Any], given: dict[str, Any]):
@@ -147,9 +156,3 @@ def validate_unchanged(was: dict[str, Any], given: dict[str, Any]):
     ]
     if changed:
         raise ValueError(f"--resume must go on with the run's own options, but {'; '.join(changed)}")
-
-
-def _remove(checkpoint: Path):
-    """Removes a checkpoint, and first the file that makes it count as whole."""
-    (checkpoint / "state.json").unlink(missing_ok=True)
-    shutil.rmtree(checkpoint)

@@ -9,6 +9,7 @@ import datasets
 from configuration_ldae import LDAEConfig
 from ldae import tokenizers
 from ldae.data.sources import count_classes
+from ldae.weights import validate_folder, validate_weights
 from modeling_ldae import LDAEForPreTraining
 
 
@@ -25,7 +26,8 @@ def build_model(
         attn_implementation: transformers' name of the attention; None: its own choice.
 
     Raises:
-        ValueError: for options that contradict `--init_from`'s tokenizer, or ask for weights that it has not.
+        ValueError: for options that contradict `--init_from`'s tokenizer, or ask for weights that it has not; for damaged
+            folders and weights that are not finite.
     """
     attention = {"attn_implementation": attn_implementation}
     if source := train_args.init_from:
@@ -35,10 +37,12 @@ def build_model(
     config = model_args.config()
     trained = config.tokenizer_class.trainer is not None
     if trained:
+        validate_folder(train_args.tokenizer, "--tokenizer")
         config = tokenizers.configure(config, train_args.tokenizer)
     model = LDAEForPreTraining._from_config(config, **attention)
     if trained:
         tokenizers.load(model.ldae.tokenizer, train_args.tokenizer, model.config)
+        validate_weights(model, train_args.tokenizer, "--tokenizer")
     return model
 
 
@@ -65,8 +69,10 @@ def load_model(source: str, name_of_option: str = "--model", **kwargs) -> LDAEFo
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ValueError: if weights are missing or of another shape, which transformers would replace by random ones.
+        ValueError: if weights are missing or of another shape, which transformers would replace by random ones; if they are
+            not finite, or files of the folder are not those that were written.
     """
+    validate_folder(source, name_of_option)
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         model, loaded = LDAEForPreTraining.from_pretrained(Path(source).expanduser(), **kwargs)
@@ -81,4 +87,5 @@ def load_model(source: str, name_of_option: str = "--model", **kwargs) -> LDAEFo
         raise ValueError(
             f"{name_of_option}: {source!r} lacks {len(missing)} of the l-DAE's weights, such as {missing[0]}"
         )
+    validate_weights(model, source, name_of_option)
     return model

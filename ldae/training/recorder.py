@@ -25,7 +25,9 @@ class Step:
     number: int
     learning_rate: float
     names: list[list[str]]  # of the images of each micro-batch
-    figures: torch.Tensor  # on the CPU: the loss of each micro-batch, the gradient norm, the run's seconds
+    figures: (
+        torch.Tensor
+    )  # on the CPU: the loss of each micro-batch, the gradient norm, the run's seconds, whether to end
     arrived: torch.cuda.Event | None
 
 
@@ -41,6 +43,9 @@ class Recorder:
         now: the run's clock, in seconds.
         began: when the run was started or resumed, on that clock.
         images_per_step: of all processes.
+
+    Attributes:
+        interrupted: whether a signal had reached one of the processes when they made the last step that was read.
     """
 
     def __init__(
@@ -61,24 +66,35 @@ class Recorder:
         hidden = not accelerator.is_main_process
         self.bar = tqdm(initial=state["step"], total=length.max_steps, desc="training", disable=hidden)
         self.waiting: deque[Step] = deque()
+        self.interrupted = False
         self.lag = 1 if accelerator.device.type == "cuda" else 0
         self.first_step, self.started = state["step"], time.monotonic()
         self.now, self.began = now, began - state["seconds"]  # as if a resumed run had never stopped
 
-    def record(self, losses: Sequence[torch.Tensor], norm: torch.Tensor, learning_rate: float, names: list[list[str]]):
+    def record(
+        self,
+        losses: Sequence[torch.Tensor],
+        norm: torch.Tensor,
+        learning_rate: float,
+        names: list[list[str]],
+        interrupted: bool = False,
+    ):
         """Takes the figures of the step that was just made, the `state["step"]`-th.
 
         Args:
             losses: this process's loss of each micro-batch, scalars on the device.
             norm: of the gradient, a scalar on the device.
             names: of this process's images, for each micro-batch.
+            interrupted: whether a signal has reached this process, which all learn when they read the step.
 
         Raises:
             FloatingPointError: on all processes, if the loss of a step that is now read is not finite.
         """
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 shards it
         seconds = torch.full((), self.now() - self.began, device=norm.device)  # torch.tensor would wait for the GPU
-        figures = self.accelerator.reduce(torch.stack([*(loss.float() for loss in losses), norm, seconds]), "mean")
+        signal = torch.full_like(seconds, interrupted)
+        figures = torch.stack([*(loss.float() for loss in losses), norm, seconds, signal])
+        figures = self.accelerator.reduce(figures, "mean")
         arrived = None
         if figures.is_cuda:
             figures, arrived = figures.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -102,7 +118,8 @@ class Recorder:
     def _report(self, step: Step):
         if step.arrived is not None:
             step.arrived.synchronize()
-        *losses, norm, seconds = step.figures.unbind()
+        *losses, norm, seconds, interrupted = step.figures.unbind()
+        self.interrupted = self.interrupted or interrupted.item() > 0
         mean = torch.zeros(())
         for loss in losses:
             mean += loss / len(losses)

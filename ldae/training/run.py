@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from ldae.data.images import ImageDataset
 from ldae.data.order import StepSampler, to_pixel_values, training_loader
 from ldae.data.sources import load_examples
 from ldae.files import LOCK, hold_folder
+from ldae.interruption import Interruption
 from ldae.optimization import Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING
 from ldae.seeds import mix_seed
@@ -59,7 +60,8 @@ class Run:
     `state` is what a checkpoint holds beside tensors: the number of the last "step", the run's "seconds", its "loss" (a running
     mean), the unreadable images ("bad_images"), its "options" and "images_per_step", and where the lanes of a "stream" stand.
 
-    A run is a context that holds its folder, so that no other run writes to it.
+    A run is a context that holds its folder, so that no other run writes to it. In it, SIGINT and SIGTERM end the run with a line
+    that says how to go on.
 
     Args:
         model_args, data_args, train_args: as `ldae.options.parse_arguments` gives them.
@@ -76,14 +78,16 @@ class Run:
         self.model_args, self.data_args, self.train_args = model_args, data_args, train_args
         self.output_dir = Path(train_args.output_dir).expanduser()
         self.checkpoints = Checkpoints(self.output_dir / "checkpoints", train_args.keep_checkpoints)
-        self.accelerator = _accelerator(train_args, self.output_dir)
-        self._build(model)
         with ExitStack() as held:
+            self.interruption = held.enter_context(Interruption("the same command with --resume goes on"))
+            self.accelerator = _accelerator(train_args, self.output_dir)
+            self._build(model)
             last = self._make_folder(held)
             self.state = self._started() if last is None else self._resumed(last)
             if (bad_images := self.state["bad_images"]) and data_args.on_bad_image == "error":
                 raise ValueError(f"unreadable images (--on_bad_image error): {'; '.join(bad_images[:5])}")
             self._prepare(last)
+            self.place, self.saved_at = self.state["stream"], self.state["seconds"]
             self._held = held.pop_all()
 
     def __enter__(self) -> "Run":
@@ -168,7 +172,12 @@ class Run:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             if is_main_process:
                 held.enter_context(hold_folder(self.output_dir))
-            last = self.checkpoints.last() if train_args.resume else None
+            last = self.checkpoints.last(self.accelerator.print) if train_args.resume else None
+            if train_args.resume and last is None and self.checkpoints.found() and not train_args.overwrite:
+                raise ValueError(
+                    f"--resume: every checkpoint in {str(self.checkpoints.folder)!r} is damaged; pass --overwrite too to start "
+                    "afresh"
+                )
             if train_args.overwrite and last is None and is_main_process:
                 for name in ("checkpoints", "results", "images", "logs", "losses.jsonl", "held_out.jsonl"):
                     path = self.output_dir / name
@@ -257,11 +266,33 @@ class Run:
         """Whether something that is done every so many steps is due after the last one; 0: never."""
         return bool(every) and self.state["step"] % every == 0
 
+    @property
+    def checkpoint_is_due(self) -> bool:
+        """Whether a checkpoint is due after the last step, by its number or by the minutes since the one before."""
+        minutes, seconds = self.train_args.checkpointing_minutes, self.state["seconds"] - self.saved_at
+        return self.is_due(self.train_args.checkpointing_steps) or 0 < 60 * minutes <= seconds
+
+    def advance(self):
+        """Counts the step whose weights were just updated."""
+        self.state["step"] += 1
+        self.state["stream"] = self.place
+
+    def end_if_interrupted(self):
+        """Ends the run with a checkpoint of the last step, if a signal has reached one of its processes.
+
+        Raises:
+            SystemExit: if it has.
+        """
+        if self.recorder.interrupted:
+            self.save_checkpoint()
+            self.interruption.end()
+
     def batches(self) -> Iterator[Iterator[dict[str, Any]]]:
         """Gives the micro-batches of each step, until the run is over.
 
         Raises:
-            ValueError: for an unreadable image with --on_bad_image error.
+            Exception: what the reading of images raised, such as a `RuntimeError` for a worker that died, or a `ValueError` for
+                an unreadable image with --on_bad_image error. The steps before it are in a checkpoint, of a run of one process.
         """
         train_args, accelerator = self.train_args, self.accelerator
         sampler = StepSampler(
@@ -270,14 +301,31 @@ class Run:
             self.state["stream"],
         )  # fmt: skip
         loader = training_loader(sampler, self.data_args.num_workers, accelerator.device)
-        batches = (self._receive(batch, sampler) for batch in loader)
+        batches = self._received(loader, sampler)
         while self.progress < 1:
             yield islice(batches, train_args.gradient_accumulation_steps)
+
+    def _received(self, loader: Iterable[dict[str, Any]], sampler: StepSampler) -> Iterator[dict[str, Any]]:
+        try:
+            for batch in loader:
+                self.interruption.note_deaths()
+                if self.interruption.death is not None:
+                    raise self.interruption.death
+                yield self._receive(batch, sampler)
+        except Exception:
+            if self.state["step"] and self.accelerator.num_processes == 1:  # others would wait for each other
+                self.save_checkpoint()
+                print(f"\nThe steps before it are in {self.checkpoints.last()}; --resume goes on from it.")
+            if self.interruption.number is not None:  # which has ended the workers too
+                self.interruption.end()
+            if self.interruption.death is not None:  # of which torch may only say that it happened
+                raise self.interruption.death from None
+            raise
 
     def _receive(self, batch: dict[str, Any], sampler: StepSampler) -> dict[str, Any]:
         """Notes where the stream stands after the batch's step, and reports the batch's unreadable images."""
         if self.images.streaming:
-            self.state["stream"] = sampler.passed.popleft()
+            self.place = sampler.passed.popleft()
         for name in set(batch["bad"]).difference(self.state["bad_images"]):
             if self.data_args.on_bad_image == "error":
                 raise ValueError(f"unreadable image (--on_bad_image error): {name}")
@@ -320,6 +368,7 @@ class Run:
         if self.accelerator.scaler is not None:  # of fp16
             self.state["loss_scale"] = self.accelerator.scaler.state_dict()
         self.checkpoints.save(self.accelerator, self.model, self.optimizer, self.ema, self.state)
+        self.saved_at = self.state["seconds"]
 
 
 def _accelerator(train_args, output_dir: Path) -> Accelerator:

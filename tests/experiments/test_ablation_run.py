@@ -1,9 +1,13 @@
 """The ablation runs what is not done, each once, and says what it costs."""
 
 import json
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from ablation_stand_in import TINY, made, make_ablation
@@ -11,11 +15,15 @@ from PIL import Image
 
 import probe_ldae
 from experiments.ablation import report, run, rungs
+from experiments.ablation.processes import Processes
 from experiments.ablation.tables import tables
 from ldae import LDAEForPreTraining
 from ldae.generation.command import GenerationArguments
 from ldae.options import option_parser
 from ldae.report.results import save_result
+from ldae.training.checkpoints import Checkpoints
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -50,7 +58,7 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_
     """With the processes replaced by what they would leave."""
     calls = []
 
-    def train(command, **kwargs):
+    def train(processes, command, *_):
         folder = Path(command[command.index("--output_dir") + 1])
         given = command[command.index("--tokenizer") + 1] if "--tokenizer" in command else None
         calls.append((folder, "--tokenizer_only" in command, given))
@@ -58,9 +66,9 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_
         if not broken:
             (folder / "results").mkdir(parents=True)
             (folder / "results/train.json").write_text('{"kind": "train", "seconds": 60}')
-        return subprocess.CompletedProcess(command, int(broken))
+        return int(broken)
 
-    monkeypatch.setattr(run.subprocess, "run", train)
+    monkeypatch.setattr(Processes, "run", train)
     some = [rungs.RUNGS[name] for name in ("no-perceptual", "no-adversarial", "linear-gamma2", "patch-pca")]
     ablation = make_ablation(recipe, some, tmp_path, [7])
     assert "2 tokenizers to do, 2 at a time: unknown until one is done" in ablation.plan()
@@ -79,11 +87,11 @@ def test_distances_and_sweeps_are_measured_once_after_the_runs(recipe, tmp_path,
     """With the processes replaced by what they would leave; the second rung's training fails."""
     calls = []
 
-    def execute(command, **kwargs):
+    def execute(processes, command, *_):
         calls.append(command[2])
         folder = Path(command[command.index("--output_dir" if "--output_dir" in command else "--model") + 1])
         if "no-adversarial-seed" in str(folder) and "tokenizers" not in str(folder):
-            return subprocess.CompletedProcess(command, 1)
+            return 1
         leaves = {
             "train_ldae": ("train", "probe-x"),
             "ldae.generation": ("generation",),
@@ -95,7 +103,7 @@ def test_distances_and_sweeps_are_measured_once_after_the_runs(recipe, tmp_path,
             (folder / f"results/{name}.json").write_text(
                 json.dumps({"kind": kind, "seconds": 60, "protocols": {}, "floor": {}})
             )
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
     some = [rungs.RUNGS[name] for name in ("linear-gamma2", "no-adversarial", "l-dae")]
     ablation = make_ablation(recipe, some, tmp_path, [3, 4], generate=8, encoder="org/mae", sweep=True)
@@ -112,7 +120,7 @@ def test_distances_and_sweeps_are_measured_once_after_the_runs(recipe, tmp_path,
     assert probe.seed == 3  # the probe's, whose figures it goes beside
     assert "5 measurements to do after them" in ablation.plan()
     with monkeypatch.context() as context:
-        context.setattr(run.subprocess, "run", execute)
+        context.setattr(Processes, "run", execute)
         assert ablation.run() == ["no-adversarial-seed3", "no-adversarial-seed4"]
     assert calls.index("ldae.generation") > max(i for i, name in enumerate(calls) if name == "train_ldae")
     assert (calls.count("ldae.generation"), calls.count("probe_ldae")) == (2, 1)
@@ -136,8 +144,7 @@ def test_a_given_autoencoder_is_the_first_rungs_tokenizer(recipe, tmp_path, monk
     ablation = make_ablation(recipe, some, tmp_path, [7], autoencoder="org/vae")
     assert "tokenizers to do" not in ablation.plan()
     with monkeypatch.context() as context:
-        done = subprocess.CompletedProcess([], 0)
-        context.setattr(run.subprocess, "run", lambda command, **_: calls.append(command) or done)
+        context.setattr(Processes, "run", lambda processes, command, *_: calls.append(command) or 0)
         assert ablation.run() == []
     assert [command[command.index("--tokenizer") + 1] for command in calls] == ["org/vae"] * 2
     third = make_ablation(recipe, [rungs.RUNGS["no-perceptual"]], tmp_path, [7], autoencoder="org/vae")
@@ -170,15 +177,50 @@ def test_nothing_is_started_after_an_interrupt(recipe, tmp_path, monkeypatch):
     """With one worker, a job is started only after the one before it has ended well."""
     started = []
 
-    def interrupted(command, **kwargs):
+    def interrupted(processes, command, *_):
         started.append(command)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.subprocess, "run", interrupted)
+    monkeypatch.setattr(Processes, "run", interrupted)
     some = [rungs.RUNGS[name] for name in ("patch-pca", "clean-latent", "image-input", "l-dae")]
     with pytest.raises(KeyboardInterrupt):
         make_ablation(recipe, some, tmp_path, workers=1).run()
     assert len(started) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_runs_end_with_the_ablation(recipe, tmp_path, number, status):
+    """With a checkpoint of their last step."""
+    folder = tmp_path / "ablation/l-dae-seed0"
+    command = [sys.executable, "-m", "experiments.ablation.run", recipe, "--output_dir", str(folder.parent)]
+    command += ["--rungs", "l-dae", "--seeds", "0", "--", *TINY, "--max_steps", "100000", "--checkpointing_steps", "0"]
+    ablation = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    losses = folder / "losses.jsonl"
+    while not (losses.exists() and losses.read_text()):
+        assert ablation.poll() is None, ablation.stderr.read()
+        time.sleep(0.1)
+    (training,) = psutil.Process(ablation.pid).children()
+    ablation.send_signal(number)
+    said = ablation.communicate(timeout=60)[1]
+    assert ablation.returncode == status
+    assert not psutil.wait_procs([training], timeout=60)[1]
+    assert "Interrupted by SIGTERM: the same command with --resume goes on." in Path(f"{folder}.log").read_text()
+    last = Checkpoints(folder / "checkpoints").last()
+    assert int(last.name[-8:]) == len(losses.read_text().splitlines())
+    if number is not signal.SIGKILL:
+        assert f"Interrupted by {number.name}: the same command goes on." in said
+        assert "Traceback" not in said
+
+
+def test_nothing_is_started_once_processes_have_ended(tmp_path):
+    processes = Processes()
+    with pytest.raises(KeyboardInterrupt), processes:
+        raise KeyboardInterrupt
+    assert processes.run(["touch", str(tmp_path / "file")], tmp_path / "log", {}) == -signal.SIGTERM
+    assert not (tmp_path / "file").exists()
 
 
 def test_every_worker_has_a_gpu_of_those_that_may_be_used(monkeypatch):

@@ -153,8 +153,30 @@ def test_cache_computes_once(images, encoder, accelerator, calls, tmp_path):
     for name in ("features", "labels"):
         assert torch.equal(getattr(one, name), getattr(again, name))
     assert (one.names, one.bad) == (again.names, again.bad)
-    assert [path.suffix for path in folder.iterdir()] == [".safetensors"]  # no half-written file is left
+    assert sorted(path.suffix for path in folder.iterdir()) == [
+        ".safetensors",
+        ".sha256",
+    ]  # no half-written file is left
     cached_features(encoder, images, accelerator, None)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("damaged", ["cut", "flipped", "without-digest"])
+def test_a_damaged_cache_is_named_and_computed_again(images, encoder, accelerator, calls, tmp_path, capsys, damaged):
+    sound = cached_features(encoder, images, accelerator, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    content = path.read_bytes()
+    if damaged == "cut":
+        path.write_bytes(content[:-20])
+    elif damaged == "flipped":
+        path.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    else:
+        (tmp_path / f".{path.name}.sha256").unlink()
+    again = cached_features(encoder, images, accelerator, tmp_path)
+    assert f"{path} is damaged" in capsys.readouterr().out
+    assert len(calls) == 2
+    assert torch.equal(again.features, sound.features)
+    cached_features(encoder, images, accelerator, tmp_path)
     assert len(calls) == 2
 
 
@@ -189,5 +211,5 @@ def test_tokens_are_never_kept_on_disk(images, encoder, accelerator, calls, tmp_
     assert computed.tokens is not None
     assert read.tokens is None
     assert torch.equal(read.features, computed.features)
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.safetensors")
     assert load_file(path).keys() == {"features", "labels", "indices"}

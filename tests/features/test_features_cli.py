@@ -168,6 +168,30 @@ def test_a_stopped_run_goes_on(model, data, tmp_path, monkeypatch, capsys):
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_a_damaged_shard_is_named_and_written_again(model, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(model, data, out)
+    whole = contents(out)
+    flipped, cut, lost = (out / name for name in shards(out))
+    flipped.write_bytes(flipped.read_bytes().replace(b"a/0.png", b"a/9.png"))
+    cut.write_bytes(cut.read_bytes()[:50])
+    lost.unlink()
+    capsys.readouterr()
+    run(model, data, out)
+    said = capsys.readouterr().out
+    assert contents(out) == whole
+    assert (f"{flipped} is damaged" in said, f"{cut} is damaged" in said) == (True, True)
+    assert "0 of which were there" not in said
+
+
+def test_a_broken_features_json_is_named_or_overwritten(model, data, tmp_path):
+    run(model, data, tmp_path / "out")
+    (tmp_path / "out/features.json").write_text("{")
+    with pytest.raises(ValueError, match=r"features\.json is damaged"):
+        run(model, data, tmp_path / "out")
+    assert run(model, data, tmp_path / "out", "--overwrite")["num_readable"] == 8
+
+
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(model, data, tmp_path):
     about = run(model, data, tmp_path / "one", "--features", "both")
@@ -212,6 +236,26 @@ def test_unreadable_images_stop_a_strict_run(model, data, tmp_path):
     with pytest.raises(ValueError, match=r"on_bad_image error.*b/1\.png"):
         run(model, data, tmp_path / "out", "--on_bad_image", "error")
     assert shards(tmp_path / "out") == ["features-00000-of-00003.parquet"]
+
+
+def test_features_of_no_readable_image_are_an_error(model, data, tmp_path):
+    for path in data.glob("*/*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"none of the 9 images can be read, the first is a/0\.png"):
+        run(model, data, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("layers.0.mlp.fc1.weight", float("nan")), ("layernorm.bias", float("inf")), ("tokenizer.scale", 0.0)],
+)
+def test_weights_that_are_no_numbers_are_refused(model, data, tmp_path, name, value):
+    whole = LDAEForPreTraining.from_pretrained(model)
+    whole.ldae.state_dict()[name].view(-1)[0] = value
+    whole.save_pretrained(model)
+    with pytest.raises(ValueError, match=rf"--model: .*{name} of .*model' holds"):
+        run(model, data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_paths(model, data, tmp_path):

@@ -77,6 +77,7 @@ def test_a_baseline_of_transformers_is_saved_without_our_code(tmp_path):
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "digests.sha256",
     }
     assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
     card = ModelCard.load(write_card(tmp_path))

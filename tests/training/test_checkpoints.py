@@ -1,6 +1,7 @@
 """Checkpoints: which of them count, and those of models that FSDP2 shards, on two CPU processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from ldae.training import checkpoints as module
+from ldae import files
 from ldae.training.checkpoints import Checkpoints, validate_unchanged
 
 SHARDED = """
@@ -131,15 +132,12 @@ def test_what_a_kill_left_does_not_count_and_is_removed(save, tmp_path, monkeypa
         raise Killed
 
     with monkeypatch.context() as patches:  # while the oldest is removed
-        patches.setattr(module.shutil, "rmtree", killed)
+        patches.setattr(files.shutil, "rmtree", killed)
         with pytest.raises(Killed):
             save(10, keep=1)
-    assert names(tmp_path) == ["checkpoint-00000005", "checkpoint-00000010"]
+    assert names(tmp_path) == [f".{whole.name}.removed", "checkpoint-00000010"]
     assert Checkpoints(tmp_path).last().name == "checkpoint-00000010"
-    assert not (whole / "state.json").exists()
     (tmp_path / ".checkpoint-00000013.partial").mkdir()  # while one was written
-    (tmp_path / "checkpoint-00000020").mkdir()  # while the newest was removed
-    (tmp_path / "checkpoint-00000020/model.safetensors").touch()
     (tmp_path / "checkpoint-mine").mkdir()
     assert Checkpoints(tmp_path).last().name == "checkpoint-00000010"
     save(20, 3.0)
@@ -157,6 +155,48 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_one_before(save, tmp_path, m
     with pytest.raises(Killed):
         save(10)
     assert Checkpoints(tmp_path).last().name == "checkpoint-00000005"
+
+
+def flip(path: Path):
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "flipped": flip,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "lost": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "digests.sha256"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(save, tmp_path, name, damage):
+    save(5, keep=3)
+    newest, said = save(10, keep=3), []
+    DAMAGE[damage](newest / name)
+    assert Checkpoints(tmp_path).last(said.append).name == "checkpoint-00000005"
+    (line,) = said
+    assert line.startswith(f"{newest} is damaged (")
+    assert name in line or (name, damage) == ("digests.sha256", "flipped")  # in which a name is now another
+
+
+def test_a_file_of_another_checkpoint_is_seen(save, tmp_path):
+    shutil.copy(save(5, 1.0) / "model.safetensors", save(10, 2.0) / "model.safetensors")
+    assert Checkpoints(tmp_path).last().name == "checkpoint-00000005"
+
+
+def test_damaged_checkpoints_make_room_for_whole_ones(save, tmp_path):
+    """They are not counted among those that are kept, and are not taken for the one that is to be written."""
+    for step in (5, 10, 15):
+        save(step, keep=3)
+    for step in (10, 15):
+        flip(tmp_path / f"checkpoint-{step:08d}/model.safetensors")
+    save(10, 3.0, keep=2)
+    assert names(tmp_path) == ["checkpoint-00000005", "checkpoint-00000010"]
+    assert load_file(Checkpoints(tmp_path).last() / "model.safetensors")["weight"].item() == 3
 
 
 def test_options_that_both_runs_have_must_be_equal():

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,11 +22,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_ldae
-from ldae import LDAEForPreTraining
+from ldae import LDAEForPreTraining, interruption
+from ldae.features.encoders import load_encoder
 from ldae.options import parse_arguments
 from ldae.report.results import environment
 from ldae.seeds import mix_seed
 from ldae.training import probing
+from ldae.training import run as run_module
 from ldae.training.checkpoints import Checkpoints
 from ldae.training.models import build_model
 from ldae.training.recorder import Recorder
@@ -125,6 +128,110 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(folder, files, tmp_pat
     assert Checkpoints(tmp_path / "broken/checkpoints").last().name == "checkpoint-00000004"
     train(data, tmp_path / "broken", *options, "--resume")
     same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def at_step(monkeypatch, step: int, do):
+    """Makes the next run do something when the weights of a step, counted from 1, have been updated."""
+    steps, real = iter(range(1, 1000)), EMAModel.step
+
+    def ema_step(self, parameters):
+        real(self, parameters)
+        if next(steps) == step:
+            do()
+
+    monkeypatch.setattr(EMAModel, "step", ema_step)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("options", ["", "--streaming --num_workers 2 --gradient_accumulation_steps 2"])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
+    folder, files, tmp_path, monkeypatch, capsys, number, status, options
+):
+    options = [*options.split(), "--checkpointing_steps", "0"]
+    data, before = files if "--streaming" in options else folder, signal.getsignal(number)
+    train(data, tmp_path / "whole", *options)
+    with monkeypatch.context() as context:
+        at_step(context, 3, lambda: [os.kill(os.getpid(), number) for _ in range(2)])  # a launcher's too
+        with pytest.raises(SystemExit) as ended:
+            train(data, tmp_path / "run", *options)
+    assert ended.value.code == status
+    assert capsys.readouterr().err.endswith(
+        f"\nInterrupted by {number.name}: the same command with --resume goes on.\n"
+    )
+    assert (Checkpoints(tmp_path / "run/checkpoints").last().name, len(losses(tmp_path / "run"))) == (
+        "checkpoint-00000003", 3
+    )  # fmt: skip
+    assert signal.getsignal(number) is before
+    train(data, tmp_path / "run", *options, "--resume")
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_second_signal_ends_the_run_at_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(interruption, "ECHO", -1)
+    at_step(monkeypatch, 3, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    with pytest.raises(SystemExit) as ended:
+        train(folder, tmp_path / "run")
+    assert ended.value.code == 130
+    assert Checkpoints(tmp_path / "run/checkpoints").last().name == "checkpoint-00000002"
+
+
+def test_a_signal_after_the_last_step_ends_the_run_at_once(folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as context:
+        context.setattr(train_ldae, "finish", lambda run: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as ended:
+            train(folder, tmp_path / "run")
+    assert ended.value.code == 143
+    train(folder, tmp_path / "run", "--resume")
+    assert (tmp_path / "run/README.md").exists()
+
+
+def test_a_signal_ends_the_processes_of_a_run(folder, tmp_path):
+    """SIGTERM to all of them, as clusters send it: the workers end at once, and the run still writes its checkpoint."""
+    command = [
+        sys.executable,
+        str(ROOT / "train_ldae.py"),
+        "--data",
+        str(folder),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    command += [*" ".join(TINY).split(), "--max_steps", "100000", "--checkpointing_steps", "0", "--num_workers", "2"]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not ((tmp_path / "run/losses.jsonl").exists() and losses(tmp_path / "run")):
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.1)
+    workers = psutil.Process(run.pid).children(recursive=True)
+    assert len(workers) >= 2
+    os.killpg(run.pid, signal.SIGTERM)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 143, said
+    assert "Traceback" not in said
+    assert "Interrupted by SIGTERM: the same command with --resume goes on." in said
+    assert int(Checkpoints(tmp_path / "run/checkpoints").last().name[-8:]) == len(losses(tmp_path / "run"))
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def test_a_worker_that_dies_ends_the_run_with_its_cause_and_a_checkpoint(folder, tmp_path, monkeypatch, capsys):
+    options = ("--num_workers", "2", "--max_steps", "30", "--checkpointing_steps", "0")
+    train(folder, tmp_path / "whole", *options)
+    with monkeypatch.context() as context:
+        at_step(context, 3, lambda: psutil.Process().children()[-1].kill())
+        with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*is killed by signal: Killed"):
+            train(folder, tmp_path / "run", *options)
+    last = Checkpoints(tmp_path / "run/checkpoints").last()
+    assert int(last.name[-8:]) == len(losses(tmp_path / "run")) >= 3
+    assert f"The steps before it are in {last}; --resume goes on from it." in capsys.readouterr().out
+    train(folder, tmp_path / "run", *options, "--resume")
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_checkpoints_are_written_by_minutes_too(folder, tmp_path, monkeypatch):
+    """Steps of half a minute, and a checkpoint each minute."""
+    saved, real, seconds = [], Run.save_checkpoint, iter(range(0, 10000, 30))
+    monkeypatch.setitem(run_module.CLOCKS, "wall", lambda: next(seconds))
+    monkeypatch.setattr(Run, "save_checkpoint", lambda run: (real(run), saved.append(run.state["step"])))
+    train(folder, tmp_path / "run", "--checkpointing_steps", "0", "--checkpointing_minutes", "1")
+    assert saved == [2, 4, 6]
 
 
 def launch(folder: Path, output: Path, *options: str) -> subprocess.Popen:
@@ -354,6 +461,38 @@ def test_a_run_that_the_clock_ended_is_not_trained_further(folder, tmp_path):
     train(folder, tmp_path / "run", *options, "--resume")
     assert losses(tmp_path / "run") == before
     assert (tmp_path / "run/model.safetensors").read_bytes() == weights
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(folder, tmp_path, monkeypatch, capsys):
+    train(folder, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    path = tmp_path / "broken/checkpoints/checkpoint-00000006/ema.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    train(folder, tmp_path / "broken", "--resume")
+    assert "checkpoint-00000006 is damaged (ema.safetensors is not what was written)" in capsys.readouterr().out
+    same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_started_afresh_unasked(folder, tmp_path):
+    output = train(folder, tmp_path / "run")
+    for state in output.glob("checkpoints/*/state.json"):
+        state.unlink()
+    with pytest.raises(ValueError, match=r"--resume: every checkpoint in .* is damaged; pass --overwrite too"):
+        train(folder, output, "--resume")
+    assert len(list(output.glob("checkpoints/*"))) == 2
+    train(folder, output, "--resume", "--overwrite")
+    assert Checkpoints(output / "checkpoints").last().name == "checkpoint-00000006"
+
+
+def test_a_damaged_folder_is_refused(folder, tmp_path):
+    output = train(folder, tmp_path / "run")
+    path = output / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"--init_from: .*run' is damaged: model.safetensors is not what was written"):
+        train(folder, tmp_path / "next", "--init_from", str(output))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"--model: .* is damaged: model.safetensors is not what was written"):
+        load_encoder(str(output))
 
 
 def read_later(monkeypatch):
