@@ -301,12 +301,12 @@ def test_the_loss_with_classes(tiny_model, images):
     """The first rung: a class that is left out, or unknown, is class `num_classes`."""
     model = tiny_model(input_space="latent", prediction="noise", noise_schedule="ddpm", num_classes=3)
     x, drawn = images(model.config, 4), draw(model, 4)
-    drawn["drop_label"] = torch.tensor([False, True, False, False])
+    drawn["drop_class"] = torch.tensor([False, True, False, False])
     loss = model(x, labels=torch.tensor([0, 1, 2, -1]), **drawn).loss
     naive = {name: drawn[name] for name in ("noise", "timesteps")}
     assert_close(loss.double(), naive_loss(model, x, **naive, classes=[0, 3, 2, 3]), rtol=2e-5, atol=0)
     assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **naive), rtol=2e-5, atol=0)
-    dropped = draw(model, 2000)["drop_label"].float().mean()
+    dropped = draw(model, 2000)["drop_class"].float().mean()
     assert 0.07 < dropped < 0.13
     with pytest.raises(ValueError, match="num_classes=0"):
         tiny_model()(x, labels=torch.tensor([0, 1, 2, 0]))
@@ -350,7 +350,7 @@ def test_every_parameter_is_trained(tiny_model, images, rung):
     model = tiny_model(**rung)
     x, drawn = images(model.config, 3), draw(model, 3)
     if rung:
-        drawn = {**drawn, "drop_label": torch.tensor([False, False, True]), "labels": torch.tensor([0, 1, 0])}
+        drawn = {**drawn, "drop_class": torch.tensor([False, False, True]), "labels": torch.tensor([0, 1, 0])}
     model(x, **drawn).loss.backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
