@@ -120,6 +120,9 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             Classes that the blocks are conditioned on, as DiT's are; 0: none (all rungs but the first).
         class_dropout (`float`, defaults to 0.1):
             How often the class is left out in training, for classifier-free guidance; as DiT's.
+        reshape_hidden_states (`bool`, defaults to `True`):
+            Whether `LDAEBackbone` gives feature maps; otherwise it gives tokens with their mean before them, as transformers'
+            DPT and DepthAnything want them.
 
     Raises:
         ValueError: for a name that is no field.
@@ -161,6 +164,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     mask_block: int = 1
     num_classes: int = 0
     class_dropout: float | int = 0.1
+    reshape_hidden_states: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

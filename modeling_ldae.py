@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -42,6 +43,8 @@ except ImportError:  # installed, or run from a checkout
     from tokenizers_ldae import Float32Module, Tokenizer, patchify, unpatchify
 
 logger = logging.get_logger(__name__)
+
+IGNORED = -100  # the label that transformers' losses leave out
 
 
 # ------------------------------------------------------------------------------------------------------------------- noise
@@ -61,7 +64,12 @@ class NoiseSchedule(Float32Module):
         return noise_tables(self.config)
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """z_t of latents (B, N, d) with standard normal noise (B, N, d) at timesteps (B,) or (1,), in [0, T)."""
+        """z_t of latents (B, N, d) with standard normal noise (B, N, d) at timesteps (B,) or (1,), in [0, T).
+
+        Raises:
+            ValueError: for a timestep out of range.
+        """
+        check_range("timesteps", timesteps, 0, len(self.gamma))
         gamma, sigma = self.gamma[timesteps][:, None, None], self.sigma[timesteps][:, None, None]
         return gamma * latents + sigma * noise
 
@@ -131,7 +139,7 @@ class LDAEEmbeddings(nn.Module):
         self, inputs: torch.Tensor, image_hw: tuple[int, int], keep: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The tokens (B, N, E) of inputs (B, N, D or d); with `keep` (B, K) those of inputs (B, K, D or d) at these places."""
-        tokens = self.projection(inputs.to(self.projection.weight.dtype))
+        tokens = self.projection(inputs.to(input_dtype(self.projection)))
         positions = self.positions(image_hw)
         return tokens + (positions if keep is None else take(positions, keep)).to(tokens.dtype)
 
@@ -160,7 +168,7 @@ class LDAETimestepEmbedding(nn.Module):
         )
         angle = timesteps[:, None].float() * torch.exp(-math.log(10000) * exponent)
         features = torch.cat([angle.cos(), angle.sin()], dim=-1)
-        return self.fc2(nn.functional.silu(self.fc1(features.to(self.fc1.weight.dtype))))
+        return self.fc2(nn.functional.silu(self.fc1(features.to(input_dtype(self.fc1)))))
 
 
 # ------------------------------------------------------------------------------------------------------------------ blocks
@@ -176,6 +184,13 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return output.transpose(1, 2), weights
 
 
+def full_attention_mask(config: LDAEConfig, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None):
+    """The mask that the configuration's attention takes for a mask (B, N) of the patches that are attended to; None: all are."""
+    if attention_mask is None:
+        return None
+    return create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask)
+
+
 class LDAEAttention(nn.Module):
     """Self-attention of ViT, through transformers' attention interface: (B, N, E) -> (B, N, E), and its weights if asked."""
 
@@ -189,12 +204,14 @@ class LDAEAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.projection = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, tokens, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, tokens, 3, self.num_heads, self.head_dim)
         query, key, value = (x.transpose(1, 2) for x in qkv.unbind(2))  # each (B, heads, N, head_dim)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attend(self, query, key, value, None, scaling=self.scaling, **kwargs)
+        output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
         return self.projection(output.reshape(batch, tokens, width)), weights
 
 
@@ -313,10 +330,16 @@ class LDAEModel(LDAEPreTrainedModel):
         return self.embeddings.projection
 
     def condition(self, timesteps: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
-        """Embeds what conditions the blocks, t (B or 1,) and for some models a class (B,), as (B or 1, conditioning_size)."""
+        """Embeds what conditions the blocks, t (B or 1,) and for some models a class (B,), as (B or 1, conditioning_size).
+
+        Raises:
+            ValueError: for a t or class out of range.
+        """
+        check_range("timesteps", timesteps, 0, self.config.num_train_timesteps)
         conditioning = self.timestep_embedding(timesteps)
         if self.config.num_classes:
             classes = torch.full_like(timesteps, self.config.num_classes) if classes is None else classes
+            check_range("classes", classes, 0, self.config.num_classes + 1)
             conditioning = conditioning + self.class_embedding(classes)
         return conditioning
 
@@ -332,6 +355,7 @@ class LDAEModel(LDAEPreTrainedModel):
         image_hw: tuple[int, int] | None = None,
         keep: torch.Tensor | None = None,
         conditioning: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -348,12 +372,15 @@ class LDAEModel(LDAEPreTrainedModel):
                 default.
             conditioning (`torch.Tensor` of shape `(B or 1, conditioning_size)`, *optional*): what `condition` gives, where it
                 is there already; otherwise made of `timesteps` and `classes`.
+            attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 1 for the patches that the others attend to, and 0
+                for those that they do not, which are left out of `pooler_output` too; all by default.
 
         Returns:
             `last_hidden_state` (B, N or K, E) and `pooler_output` (B, E), the tokens' mean; there is no class token.
 
         Raises:
-            ValueError: for a size or channel count that the model does not take, or neither images nor latents.
+            ValueError: for a size or channel count that the model does not take, neither images nor latents, or a timestep or
+                class out of range.
         """
         if latents is None:
             if pixel_values is None:
@@ -371,10 +398,17 @@ class LDAEModel(LDAEPreTrainedModel):
             # Images pass through the latent space, clean ones too: the embedding has only ever seen what that holds.
             inputs = self.tokenizer.decode_patches(inputs)
         hidden_states = self.embeddings(inputs, image_hw, keep)
+        if attention_mask is not None and keep is not None:
+            attention_mask = attention_mask.gather(1, keep)
+        mask = full_attention_mask(self.config, hidden_states, attention_mask)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, conditioning, **kwargs)
+            hidden_states = layer(hidden_states, conditioning, attention_mask=mask, **kwargs)
         hidden_states = self.layernorm(hidden_states)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
+        pooled = hidden_states.mean(dim=1)
+        if attention_mask is not None:
+            share = attention_mask.to(hidden_states.dtype)[..., None]
+            pooled = (hidden_states * share).sum(dim=1) / share.sum(dim=1)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
 
 # ------------------------------------------------------------------------------------------------------------ pre-training
@@ -388,6 +422,7 @@ class LDAEDecoder(nn.Module):
 
     def __init__(self, config: LDAEConfig):
         super().__init__()
+        self.config = config
         if config.keep_ratio < 1:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.layers = nn.ModuleList([LDAELayer(config) for _ in range(config.decoder_num_hidden_layers)])
@@ -401,10 +436,10 @@ class LDAEDecoder(nn.Module):
         conditioning: torch.Tensor,
         positions: torch.Tensor,
         keep: torch.Tensor | None = None,
-        **kwargs,
+        attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """hidden_states (B, N, E), or (B, K, E) at the places `keep` (B, K); conditioning (B or 1, conditioning_size);
-        positions (1, N, E) -> (B, N, D or d)."""
+        positions (1, N, E); attention_mask (B, N), as the encoder's -> (B, N, D or d)."""
         if hasattr(self, "mask_token"):
             positions = positions.to(hidden_states.dtype)
             if keep is not None:
@@ -412,8 +447,9 @@ class LDAEDecoder(nn.Module):
                 places = keep[..., None].expand(-1, -1, hidden_states.shape[-1])
                 hidden_states = tokens.scatter(1, places, hidden_states)
             hidden_states = hidden_states + positions
+        mask = full_attention_mask(self.config, hidden_states, attention_mask)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, conditioning, **kwargs)
+            hidden_states = layer(hidden_states, conditioning, attention_mask=mask)
         shift, scale = self.modulation(nn.functional.silu(conditioning))[:, None].chunk(2, dim=-1)
         return self.head(self.norm(hidden_states, shift, scale))
 
@@ -451,6 +487,12 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         """Whether training needs the images' classes."""
         return self.config.num_classes > 0
 
+    @property
+    def _noise_device(self) -> torch.device:
+        return (
+            self.noise_schedule.gamma.device
+        )  # `self.device` asks parameters, which DataParallel's replicas have none of
+
     def sample_noise(
         self,
         batch_size: int,
@@ -459,17 +501,17 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
     ) -> dict[str, torch.Tensor]:
         """Draws what `forward` adds to images: `noise` (B, N, d), standard normal, and `timesteps` (B,), uniform in [0, T).
 
-        With classes also `drop_label` (B,), bool: whose class is left out. With `keep_ratio` below 1 also `keep` (B, K): the
+        With classes also `drop_class` (B,), bool: whose class is left out. With `keep_ratio` below 1 also `keep` (B, K): the
         places of the tokens that the encoder sees, at random for each image.
         """
-        config, draw = self.config, {"generator": generator, "device": self.device}
+        config, draw = self.config, {"generator": generator, "device": self._noise_device}
         rows, columns = (i // p for i, p in zip(image_hw or config.image_hw, config.patch_hw, strict=True))
         drawn = {
             "noise": torch.randn(batch_size, rows * columns, config.latent_dim, **draw),
             "timesteps": torch.randint(config.num_train_timesteps, (batch_size,), **draw),
         }
         if self.uses_labels:
-            drawn["drop_label"] = torch.rand(batch_size, **draw) < config.class_dropout
+            drawn["drop_class"] = torch.rand(batch_size, **draw) < config.class_dropout
         if config.keep_ratio < 1:
             drawn["keep"] = self._draw_kept(batch_size, rows, columns, draw)
         return drawn
@@ -483,7 +525,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         kept = max(1, round(self.config.keep_ratio * blocks))
         block = torch.rand(batch_size, blocks, **draw).argsort(dim=1)[:, :kept]  # (B, blocks kept)
         corner = block // (columns // side) * side * columns + block % (columns // side) * side
-        inside = torch.arange(side, device=self.device)
+        inside = torch.arange(side, device=self._noise_device)
         inside = (inside[:, None] * columns + inside).flatten()  # of the corner's block
         return (corner[..., None] + inside).flatten(1)
 
@@ -505,7 +547,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             keep: places (B, K) of the tokens that the encoder sees; all by default.
 
         Raises:
-            ValueError: for `keep` with `keep_ratio` 1.
+            ValueError: for `keep` with `keep_ratio` 1, or a timestep or class out of range.
         """
         return self._predict(noisy_latents, timesteps, classes, image_hw, keep)[0]
 
@@ -519,7 +561,10 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             latents=noisy_latents, image_hw=image_hw, keep=keep, conditioning=conditioning, return_dict=True, **kwargs
         )
         positions = self.ldae.embeddings.positions(image_hw or self.config.image_hw)
-        return self.decoder(encoded.last_hidden_state, conditioning, positions, keep), encoded
+        prediction = self.decoder(
+            encoded.last_hidden_state, conditioning, positions, keep, kwargs.get("attention_mask")
+        )
+        return prediction, encoded
 
     def target(self, pixel_values: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Returns what the network predicts (B, N, d or D), of images (B, C, H, W) with latents z_0 and noise, both (B, N, d)."""
@@ -585,10 +630,11 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         timesteps: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         interpolate_pos_encoding: bool = False,
-        labels: torch.Tensor | None = None,
-        drop_label: torch.Tensor | None = None,
+        drop_class: torch.Tensor | None = None,
         keep: torch.Tensor | None = None,
         return_reconstruction: bool | None = None,
+        return_loss: bool = True,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> LDAEForPreTrainingOutput:
         r"""
@@ -598,30 +644,39 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             timesteps (`torch.LongTensor` of shape `(B,)`, *optional*): in [0, T); drawn uniformly if not given.
             generator (`torch.Generator`, *optional*): draws what is not given.
             interpolate_pos_encoding (`bool`): takes images of other sizes, multiples of the patch.
-            labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes in [0, num_classes), of a model that has them.
-            drop_label (`torch.BoolTensor` of shape `(B,)`, *optional*): whose class is left out; drawn if not given.
+            drop_class (`torch.BoolTensor` of shape `(B,)`, *optional*): whose class is left out; drawn if not given.
             keep (`torch.LongTensor` of shape `(B, K)`, *optional*): places of the tokens that the encoder sees; by default
                 drawn in training mode, where `keep_ratio` is below 1, and all in evaluation mode.
             return_reconstruction (`bool`, *optional*): whether to make the images of the output; by default in evaluation mode.
+            return_loss (`bool`): whether to compute the loss.
+            num_items_in_batch (`int`, *optional*): labels in all micro-batches of a step, as transformers' Trainer counts them;
+                the loss is then this micro-batch's part of the step's mean.
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes in [0, num_classes), or -1 where one is not known,
+                of a model that has them. It is taken from `kwargs`, since Trainer evaluates the loss of a model with a
+                parameter of this name only where there are labels.
 
         Raises:
-            ValueError: for a size or channel count that the model does not take, labels that it has no classes for, or `keep`
-                with `keep_ratio` 1.
+            ValueError: for a size or channel count that the model does not take, labels that it has no classes for, no
+                labels in training where it has, a timestep or label out of range, or `keep` with `keep_ratio` 1.
         """
+        labels = kwargs.pop("labels", None)
         self.ldae.embeddings.validate(pixel_values, interpolate_pos_encoding)
         if self.training and not torch.compiler.is_compiling():
             self._warn_if_not_fitted()
-        image_hw, given = pixel_values.shape[-2:], {"noise": noise, "timesteps": timesteps, "drop_label": drop_label}
+        image_hw, given = pixel_values.shape[-2:], {"noise": noise, "timesteps": timesteps, "drop_class": drop_class}
         if self.training:
             given["keep"] = keep
         drawn = self._draw_missing(given, len(pixel_values), image_hw, generator)
         noise, timesteps, keep = drawn["noise"], drawn["timesteps"], drawn.get("keep", keep)
-        classes = self._classes(labels, drawn["drop_label"])
+        classes = self._classes(labels, drawn["drop_class"])
 
         latents = self.ldae.tokenizer.encode(pixel_values)  # z_0: (B, N, d)
         noisy_latents = self.noise_schedule.add_noise(latents, noise, timesteps)  # z_t
         prediction, encoded = self._predict(noisy_latents, timesteps, classes, image_hw, keep, **kwargs)
-        loss = self.loss(self.target(pixel_values, latents, noise), prediction, timesteps)
+        loss = None
+        if return_loss:
+            loss = self.loss(self.target(pixel_values, latents, noise), prediction, timesteps)
+            loss = part_of_mean(loss, labels, num_items_in_batch)
 
         reconstruction = noisy_pixel_values = None
         if not self.training if return_reconstruction is None else return_reconstruction:
@@ -635,7 +690,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         """Returns what is given, with drawn values in place of None where `sample_noise` has them."""
         needed = {"noise", "timesteps"}
         if self.uses_labels:
-            needed.add("drop_label")
+            needed.add("drop_class")
         if self.config.keep_ratio < 1:
             needed.add("keep")
         if all(value is not None for name, value in given.items() if name in needed):
@@ -643,13 +698,19 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         drawn = self.sample_noise(batch_size, image_hw, generator)
         return {name: drawn.get(name) if value is None else value for name, value in given.items()}
 
-    def _classes(self, labels: torch.Tensor | None, drop_label: torch.Tensor | None) -> torch.Tensor | None:
+    def _classes(self, labels: torch.Tensor | None, drop_class: torch.Tensor | None) -> torch.Tensor | None:
         """Classes (B,) with `num_classes` in place of what is left out or unknown (-1)."""
         if labels is None:
+            if self.uses_labels and self.training:
+                raise ValueError(
+                    f"labels must be given to train a model with num_classes={self.config.num_classes}, -1 where one is not "
+                    "known; transformers' Trainer passes on a column that is called 'label'"
+                )
             return None
         if not self.uses_labels:
             raise ValueError("labels are given to a model with num_classes=0, which is told no classes")
-        return torch.where(drop_label | (labels < 0), self.config.num_classes, labels)
+        check_range("labels", labels, -1, self.config.num_classes)
+        return torch.where(drop_class | (labels < 0), self.config.num_classes, labels)
 
     def _warn_if_not_fitted(self):
         if not getattr(self, "_fitted", False):
@@ -678,6 +739,7 @@ class LDAEForImageClassification(LDAEPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> ImageClassifierOutput:
         r"""
@@ -686,23 +748,37 @@ class LDAEForImageClassification(LDAEPreTrainedModel):
             labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes in [0, num_labels); with one label, or
                 `config.problem_type="regression"`, numbers.
             interpolate_pos_encoding (`bool`): takes images of other sizes, multiples of the patch.
+            num_items_in_batch (`int`, *optional*): labels in all micro-batches of a step, as transformers' Trainer counts them;
+                the loss is then this micro-batch's part of the step's mean.
 
         Returns:
             `logits` (B, num_labels) and, with labels, `loss`, a scalar: transformers' for the configuration's `problem_type`.
 
         Raises:
-            ValueError: for images of another size or number of channels.
+            ValueError: for images of another size or number of channels, or a label out of range.
         """
         outputs = self.ldae(pixel_values, None, interpolate_pos_encoding, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        loss = None
+        if labels is not None:
+            self._check_labels(labels)
+            loss = part_of_mean(self.loss_function(labels, logits, self.config), labels, num_items_in_batch)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
+    def _check_labels(self, labels: torch.Tensor):
+        of_classes = self.config.problem_type in (None, "single_label_classification") and self.num_labels > 1
+        if of_classes and not labels.is_floating_point():
+            check_range("labels", torch.where(labels == IGNORED, 0, labels), 0, self.num_labels)
+
 
 class LDAEBackbone(BackboneMixin, LDAEPreTrainedModel):
-    """The encoder as a backbone for detection and segmentation: feature maps (B, E, H / patch, W / patch), any image size."""
+    """The encoder as a backbone for detection and segmentation: feature maps (B, E, H / patch, W / patch), any image size.
+
+    With `config.reshape_hidden_states` false they are tokens (B, 1 + N, E), of which the first is the mean of the others and
+    stands where ViT has its class token. transformers' DPT and DepthAnything want these.
+    """
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classifier\."]
 
@@ -718,7 +794,7 @@ class LDAEBackbone(BackboneMixin, LDAEPreTrainedModel):
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
-        """Feature maps (B, E, H / patch, W / patch) of `config.out_features`, each with the final LayerNorm applied.
+        """Feature maps of `config.out_features`, each with the final LayerNorm applied.
 
         Args:
             pixel_values: images (B, C, H, W) in [-1, 1], H and W multiples of the patch.
@@ -728,14 +804,53 @@ class LDAEBackbone(BackboneMixin, LDAEPreTrainedModel):
         """
         outputs = self.ldae(pixel_values, None, True, return_dict=True, **kwargs)
         grid = [size // patch for size, patch in zip(pixel_values.shape[-2:], self.config.patch_hw, strict=True)]
-        feature_maps = tuple(
-            self.ldae.layernorm(hidden_state).transpose(1, 2).unflatten(2, grid)
+        stages = [
+            self.ldae.layernorm(hidden_state)
             for stage, hidden_state in zip(self.stage_names, outputs.hidden_states, strict=True)
             if stage in self.out_features
-        )
+        ]
+        if self.config.reshape_hidden_states:
+            feature_maps = tuple(tokens.transpose(1, 2).unflatten(2, grid) for tokens in stages)
+        else:
+            feature_maps = tuple(torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) for tokens in stages)
         return BackboneOutput(
             feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+# ---------------------------------------------------------------------------------------------------- checks and dtypes
+
+
+def check_range(name: str, numbers: torch.Tensor, low: int, high: int):
+    """Raises a ValueError with the first of the numbers that is not in [low, high).
+
+    A GPU is not waited for: there CUDA's own assertion ends the program. Nothing is checked while a graph is traced.
+    """
+    if torch.compiler.is_compiling() or numbers.device.type == "meta":
+        return
+    fits = (numbers >= low) & (numbers < high)
+    if numbers.device.type == "cuda":
+        torch._assert_async(fits.all(), f"{name} must be in [{low}, {high})")
+    elif not fits.all():
+        raise ValueError(f"{name} must be in [{low}, {high}), got {numbers[~fits][0].item()}")
+
+
+def input_dtype(linear: nn.Module) -> torch.dtype:
+    """What a linear layer takes: the dtype of its weight, or float32 if it is quantized to integers or eight bits."""
+    dtype = getattr(linear.weight, "dtype", None)  # torch's quantized layers have a method in its place
+    return dtype if dtype in (torch.float16, torch.bfloat16, torch.float64) else torch.float32
+
+
+def part_of_mean(
+    loss: torch.Tensor, labels: torch.Tensor | None, num_items_in_batch: torch.Tensor | int | None
+) -> torch.Tensor:
+    """What a micro-batch's mean `loss` adds to the mean over a step, which has `num_items_in_batch` labels in all its parts.
+
+    transformers' Trainer gives that number where a batch has labels, and divides the loss itself where it has none.
+    """
+    if labels is None or num_items_in_batch is None:
+        return loss
+    return loss * labels.ne(IGNORED).sum() / num_items_in_batch
 
 
 __all__ = [

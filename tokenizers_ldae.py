@@ -53,17 +53,23 @@ class Float32Module(nn.Module):
 class PatchMoments:
     """The number, the sum and the sum of outer products of vectors (..., D), in float64 and O(D^2) memory.
 
-    Every question about them is answered by a ValueError if no vector was seen, or one was not finite.
+    They are kept on `device`, or on the CPU if that has no float64, such as Apple's MPS. Every question about them is answered
+    by a ValueError if no vector was seen, or one was not finite.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        try:
+            self.count = torch.zeros((), dtype=torch.float64, device=device)
+        except (TypeError, RuntimeError):
+            device = "cpu"
+            self.count = torch.zeros((), dtype=torch.float64)
         self.sum = torch.zeros(dim, dtype=torch.float64, device=device)
         self.outer = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
     def update(self, patches: torch.Tensor):
         """Adds patches (..., D), which are multiplied in their own precision, float32 at least."""
-        patches = patches.reshape(-1, patches.shape[-1]).to(torch.promote_types(patches.dtype, torch.float32))
+        patches = patches.reshape(-1, patches.shape[-1]).to(self.count.device)
+        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
         for start in range(0, len(patches), CHUNK):
             chunk = patches[start : start + CHUNK]
             mean, n = chunk.mean(0), len(chunk)
@@ -76,6 +82,9 @@ class PatchMoments:
             self.sum += n * mean
             self.count += n
 
+    def _double(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.count.device).double()  # first to a device that has float64
+
     def all_reduce(self):
         """Adds up the moments of all processes, where there are several."""
         if dist.is_available() and dist.is_initialized():
@@ -84,13 +93,14 @@ class PatchMoments:
 
     def second_moment(self, about: torch.Tensor) -> torch.Tensor:
         """The mean (D, D) of (x - about) (x - about)^T, in float64."""
+        about = self._double(about)
         outer = self.outer.triu() + self.outer.triu(1).T
         cross = self._mean().outer(about)
         return outer / self.count - cross - cross.T + about.outer(about)
 
     def variance_along(self, rows: torch.Tensor, about: torch.Tensor) -> torch.Tensor:
         """The mean (n,) of the squares of rows (n, D) times x - about, in float64."""
-        rows = rows.double()
+        rows = self._double(rows)
         return ((rows @ self.second_moment(about)) * rows).sum(dim=1)
 
     def variance(self) -> torch.Tensor:
@@ -234,7 +244,7 @@ class PatchTokenizer(Tokenizer):
     def fit(self, batches: Iterable[torch.Tensor], config: Any) -> "PatchTokenizer":
         moments = PatchMoments(config.patch_dim, self.scale.device)
         for pixel_values in batches:
-            moments.update(patchify(pixel_values.to(self.scale.device), config.patch_hw))
+            moments.update(patchify(pixel_values.to(moments.count.device), config.patch_hw))
         moments.all_reduce()
         mean, components, variance = moments.components(config.subtract_mean)
         self.spectrum.copy_(variance)
@@ -298,7 +308,7 @@ class PatchAETokenizer(PatchTokenizer):
             )
 
     def _fill(self, moments, mean, components, variance):
-        return moments.variance_along(self.V, self.mean.double())
+        return moments.variance_along(self.V, self.mean)
 
 
 class PatchVAETokenizer(PatchAETokenizer):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from functools import partial
 
 import pytest
@@ -301,12 +302,12 @@ def test_the_loss_with_classes(tiny_model, images):
     """The first rung: a class that is left out, or unknown, is class `num_classes`."""
     model = tiny_model(input_space="latent", prediction="noise", noise_schedule="ddpm", num_classes=3)
     x, drawn = images(model.config, 4), draw(model, 4)
-    drawn["drop_label"] = torch.tensor([False, True, False, False])
+    drawn["drop_class"] = torch.tensor([False, True, False, False])
     loss = model(x, labels=torch.tensor([0, 1, 2, -1]), **drawn).loss
     naive = {name: drawn[name] for name in ("noise", "timesteps")}
     assert_close(loss.double(), naive_loss(model, x, **naive, classes=[0, 3, 2, 3]), rtol=2e-5, atol=0)
     assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **naive), rtol=2e-5, atol=0)
-    dropped = draw(model, 2000)["drop_label"].float().mean()
+    dropped = draw(model, 2000)["drop_class"].float().mean()
     assert 0.07 < dropped < 0.13
     with pytest.raises(ValueError, match="num_classes=0"):
         tiny_model()(x, labels=torch.tensor([0, 1, 2, 0]))
@@ -350,7 +351,7 @@ def test_every_parameter_is_trained(tiny_model, images, rung):
     model = tiny_model(**rung)
     x, drawn = images(model.config, 3), draw(model, 3)
     if rung:
-        drawn = {**drawn, "drop_label": torch.tensor([False, False, True]), "labels": torch.tensor([0, 1, 0])}
+        drawn = {**drawn, "drop_class": torch.tensor([False, False, True]), "labels": torch.tensor([0, 1, 0])}
     model(x, **drawn).loss.backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
@@ -586,6 +587,41 @@ def test_images_that_do_not_fit_are_refused(tiny_model, cls, shape, options, mes
             return
     with pytest.raises(ValueError, match=message):
         tiny_model(cls)(torch.zeros(shape), **options)
+
+
+@pytest.mark.parametrize("t", [-1, 1000, 10**9])
+def test_timesteps_out_of_range_are_refused(tiny_model, images, t):
+    model = tiny_model()
+    x, drawn, timesteps = images(model.config), draw(model), torch.tensor([0, t])
+    message = re.escape(f"timesteps must be in [0, 1000), got {t}")
+    for call in (
+        lambda: model(x, **{**drawn, "timesteps": timesteps}),
+        lambda: model.predict(drawn["noise"], timesteps),
+        lambda: model.ldae(x, timesteps),
+        lambda: model.noise_schedule.add_noise(drawn["noise"], drawn["noise"], timesteps),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("label", [3, -2, 10**12])
+def test_labels_out_of_range_are_refused(tiny_model, images, label):
+    model, labels = tiny_model(num_classes=3), torch.tensor([0, label])
+    x, drawn = images(model.config), draw(model)
+    with pytest.raises(ValueError, match=re.escape(f"labels must be in [-1, 3), got {label}")):
+        model(x, **drawn, labels=labels)
+    with pytest.raises(ValueError, match=re.escape("classes must be in [0, 4), got -1")):
+        model.predict(drawn["noise"], drawn["timesteps"], torch.tensor([3, -1]))
+    with pytest.raises(ValueError, match=re.escape(f"labels must be in [0, 3), got {label}")):
+        tiny_model(LDAEForImageClassification, num_labels=3)(x, labels)
+
+
+def test_labels_that_are_no_classes_are_taken(tiny_model, images):
+    x = images(tiny_model().config)
+    ignored = tiny_model(LDAEForImageClassification, num_labels=3)(x, torch.tensor([1, -100]))
+    assert_close(ignored.loss, -ignored.logits.log_softmax(dim=1)[0, 1])
+    number = tiny_model(LDAEForImageClassification, num_labels=1)(x, torch.tensor([-5.0, 7.0]))
+    assert_close(number.loss, (number.logits[:, 0] - torch.tensor([-5.0, 7.0])).square().mean())
 
 
 # ------------------------------------------------------------------------------------------------ saving and loading

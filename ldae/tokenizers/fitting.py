@@ -19,7 +19,7 @@ HELD_IMAGES = 1_000  # on which a tokenizer is measured
 
 def explained_variance(tokenizer: PatchTokenizer) -> float:
     """The part of the patches' variance that the latent space holds, in [0, 1]."""
-    spectrum = tokenizer.spectrum.double()
+    spectrum = tokenizer.spectrum.cpu().double()  # Apple's MPS has no float64
     return float(spectrum[: len(tokenizer.V)].sum() / spectrum.sum())
 
 
@@ -34,7 +34,7 @@ def variance_held(tokenizer: Tokenizer, images: ImageDataset, patch_hw: tuple[in
     for batch in evaluation_loader(images, 64, 0, order.tolist()):
         if batch["pixel_values"] is not None:
             x = to_pixel_values(batch["pixel_values"]).to(tokenizer.scale.device)
-            error += (x - tokenizer.decode(tokenizer.encode(x), x.shape[-2:])).double().square().sum().item()
+            error += (x - tokenizer.decode(tokenizer.encode(x), x.shape[-2:])).cpu().double().square().sum().item()
             moments.update(patchify(x, patch_hw).cpu())
     total = float(moments.variance().sum() * moments.count)
     return 1 - error / total if total > 0 else 1.0

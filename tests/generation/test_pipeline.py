@@ -16,7 +16,7 @@ from ldae.generation.schedulers import SCHEDULERS, make_scheduler
 
 def test_predict_is_what_training_computes(make, images):
     model = make(prediction="latent", num_classes=3)
-    drawn = {**model.sample_noise(2, generator=seeded()), "drop_label": torch.tensor([False, True])}
+    drawn = {**model.sample_noise(2, generator=seeded()), "drop_class": torch.tensor([False, True])}
     pixel_values = images(model.config)
     output = model(pixel_values, labels=torch.tensor([2, 1]), **drawn)
     z = model.noise_schedule.add_noise(model.ldae.tokenizer.encode(pixel_values), drawn["noise"], drawn["timesteps"])
