@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
 
+from image_processing_ldae import PIL_MODES, as_seen
 from ldae.data.crops import Crop, random_bits
 from ldae.data.sources import label_array
 
@@ -22,14 +23,10 @@ if TYPE_CHECKING:
     import datasets
 
 CACHE_BYTES = 2 << 30  # the images of a data set are decoded once and kept in memory if they fit into this
-PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def decode(encoded: dict[str, Any], num_channels: int) -> Image.Image:
-    """Decodes one image to the way it should look.
-
-    It is turned upright by its EXIF orientation. Of an animation it is the first frame. 16 bits are scaled to 8.
-    Transparency is blended onto white, unless `num_channels` is 4.
+    """Decodes one image to the way it should look, as `image_processing_ldae.as_seen` says.
 
     Args:
         encoded: {"bytes": the encoded file, or None, "path": the name of the file}.
@@ -39,15 +36,7 @@ def decode(encoded: dict[str, Any], num_channels: int) -> Image.Image:
         Exception: of almost any type, if the file cannot be read.
     """
     with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] is not None else encoded["path"]) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip it at 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-        elif image.mode == "F":
-            raise ValueError("images of floating-point numbers have no known range")
-        if num_channels != 4 and image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert(PIL_MODES[num_channels])
+        return as_seen(file, num_channels)
 
 
 class ImageDataset(Dataset):

@@ -9,12 +9,14 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HTTPError
-from PIL import Image
-from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessor
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
+import image_processing_ldae
 import modeling_ldae
+import pipeline_ldae
 from configuration_ldae import LDAEConfig, pair
+from image_processing_ldae import LDAEImageProcessor
 
 AUTO_MAP = {
     "AutoConfig": "configuration_ldae.LDAEConfig",
@@ -40,33 +42,18 @@ NOT_PUBLISHED = (
 
 
 def code_files() -> list[Path]:
-    """The modules that a Hub folder carries: `modeling_ldae` and every sibling that it imports, directly or not.
+    """The modules that a Hub folder carries: models, pipelines, and every sibling that they import, directly or not.
 
     They are found as transformers finds them when it loads the folder with `trust_remote_code=True`.
     """
-    modeling = Path(str(modeling_ldae.__file__))
-    return [modeling, *map(Path, sorted(set(get_relative_import_files(modeling))))]
+    roots = [Path(str(module.__file__)) for module in (modeling_ldae, pipeline_ldae, image_processing_ldae)]
+    return sorted({*roots, *(Path(file) for root in roots for file in get_relative_import_files(root))})
 
 
-def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
-    """The processor that turns images into `pixel_values` (B, C, H, W) in [-1, 1], with the crop of training and probes.
-
-    For a model of square images, an image is resized by its short side and its centre is cut out. For other models, it is
-    resized to height and width. A model of three channels takes RGB, so grey and RGBA images are converted. Images for
-    another number of channels are taken as they are. The torchvision back end of transformers before 5.21 takes no image
-    of four channels; `AutoImageProcessor.from_pretrained(folder, backend="pil")` does.
-    """
-    channels, (height, width) = config.num_channels, pair(config.image_size)
-    square = height == width
-    return ViTImageProcessor(
-        size={"shortest_edge": height} if square else {"height": height, "width": width},
-        do_center_crop=square,
-        crop_size={"height": height, "width": width},
-        resample=Image.Resampling.BICUBIC,
-        image_mean=[0.5] * channels,
-        image_std=[0.5] * channels,
-        do_convert_rgb=channels == 3,
-    )
+def image_processor(config: PreTrainedConfig) -> LDAEImageProcessor:
+    """The processor that makes `pixel_values` (B, C, H, W) in [-1, 1] of images, as training and probes do."""
+    height, width = pair(config.image_size)
+    return LDAEImageProcessor({"height": height, "width": width}, config.num_channels)
 
 
 def save_hub_folder(

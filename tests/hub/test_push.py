@@ -142,7 +142,8 @@ def test_the_command_of_a_failed_push_uploads_the_same(pushed):
 def test_a_newcomer_gets_the_same_model_bit_for_bit(pushed, tmp_path):
     model = tiny_model()
     torch.manual_seed(1)
-    Image.fromarray((255 * torch.rand(50, 40, 3)).byte().numpy()).save(tmp_path / "image.jpg")
+    transparent = Image.fromarray((255 * torch.rand(50, 40, 4)).byte().numpy())
+    transparent.save(tmp_path / "image.jpg", "PNG")  # transformers' own pipeline would drop the transparency
     image = Image.open(tmp_path / "image.jpg")
     pixel_values = image_processor(model.config)(image, return_tensors="pt")["pixel_values"]
     inputs = {"pixel_values": pixel_values, **model.sample_noise(1)}
