@@ -253,6 +253,22 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(**{**SIZES[size], **kwargs})
 
     @property
+    def custom_pipelines(self) -> dict[str, dict]:
+        """The pipelines that a Hub folder's code brings, as transformers asks for them; `import ldae` registers its own."""
+        if not __package__:  # installed, or run from a checkout
+            return {}
+        return {
+            "image-feature-extraction": {
+                "impl": "pipeline_ldae.LDAEImageFeatureExtractionPipeline",
+                "pt": ["AutoModel"],
+            },
+            "image-classification": {
+                "impl": "pipeline_ldae.LDAEImageClassificationPipeline",
+                "pt": ["AutoModelForImageClassification"],
+            },
+        }
+
+    @property
     def image_hw(self) -> tuple[int, int]:
         """Height and width of an image, in pixels."""
         return pair(self.image_size)

@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> Path:
 
     result = probe(
         subject, protocols, options.baseline, data, earlier,
-        on_protocol=lambda result: save_result(path, result, overwrite=True),  # a run that is stopped loses nothing
+        on_protocol=lambda result: save_result(path, result, True, options.data),  # a run that is stopped loses nothing
     )  # fmt: skip
     if result is not None:
         print(format_probe(result))
@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> Path:
         swept = [protocol for protocol in protocols if protocol.name in DEFAULT_PROTOCOLS] or (Knn(), LinearFast())
         measured = sweep(subject, load_with_decoder(encoder), protocols=swept, data_name=data)
         if measured is not None:
-            save_result(sweep_path, measured, overwrite=True)
+            save_result(sweep_path, measured, True, options.data)
             print(format_sweep(measured))
             print(f"Sweep: {figures.sweep(measured, sweep_path.with_suffix('.png'))}")
     accelerator.end_training()

@@ -1,4 +1,4 @@
-"""l-DAE for Python. Importing it registers the configuration and the models with transformers' Auto classes."""
+"""l-DAE for Python. Importing it registers models, image processor and pipelines with transformers."""
 
 from transformers import (
     AutoBackbone,
@@ -7,12 +7,13 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
-    ViTImageProcessor,
-    ViTImageProcessorPil,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from configuration_ldae import LDAEConfig
+from image_processing_ldae import LDAEImageProcessor
 from modeling_ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
+from pipeline_ldae import PIPELINES
 
 __version__ = "0.1.0"
 
@@ -22,7 +23,16 @@ AutoModelForPreTraining.register(LDAEConfig, LDAEForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(LDAEConfig, LDAEForImageClassification, exist_ok=True)
 AutoBackbone.register(LDAEConfig, LDAEBackbone, exist_ok=True)
 AutoImageProcessor.register(
-    LDAEConfig, image_processor_classes={"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}, exist_ok=True
+    LDAEConfig, image_processor_classes={"torchvision": LDAEImageProcessor, "pil": LDAEImageProcessor}, exist_ok=True
 )
+for task, pipeline_class in PIPELINES.items():  # `register_pipeline` would warn that the task is known
+    PIPELINE_REGISTRY.supported_tasks[task]["impl"] = pipeline_class
 
-__all__ = ["LDAEBackbone", "LDAEConfig", "LDAEForImageClassification", "LDAEForPreTraining", "LDAEModel"]
+__all__ = [
+    "LDAEBackbone",
+    "LDAEConfig",
+    "LDAEForImageClassification",
+    "LDAEForPreTraining",
+    "LDAEImageProcessor",
+    "LDAEModel",
+]

@@ -1,7 +1,9 @@
-"""Things in words: data sets and models as parts of paths, and times."""
+"""Things in words: data sets and models as parts of paths, paths without this machine's folders, and times."""
 
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 
 def short_name(name: str) -> str:
@@ -16,3 +18,26 @@ def duration(seconds: float) -> str:
         if seconds >= least * unit:
             return f"{seconds / unit:.3g} {name}"
     return f"{seconds:.2g} seconds"
+
+
+def without_local_folders(content: Any, root: Path, data: str = "") -> Any:
+    """Makes results that say nothing of this machine's folders.
+
+    Args:
+        content: what JSON can hold, and paths.
+        root: an absolute path below it is given relative to it; any other, by its last part.
+        data: the folder of the images, whose names in texts then begin with its own name.
+    """
+    if isinstance(content, dict):
+        return {key: without_local_folders(value, root, data) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [without_local_folders(value, root, data) for value in content]
+    if not isinstance(content, (str, Path)):
+        return content
+    folder, text = Path(data).expanduser(), str(content)
+    if folder.is_absolute():
+        text = text.replace(f"{folder.parent}{os.sep}", "")
+    path = Path(text)
+    if not path.is_absolute():
+        return text
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

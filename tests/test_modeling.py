@@ -18,13 +18,12 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
-    ViTImageProcessor,
     pipeline,
 )
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
-from ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
+from ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEImageProcessor, LDAEModel
 from modeling_ldae import NoiseSchedule, sincos_positions
 from tokenizers_ldae import PCATokenizer, patchify, unpatchify
 
@@ -798,7 +797,7 @@ def folder(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     tiny_model(LDAEForImageClassification, num_labels=3).save_pretrained(folder)
     size = {"height": 8, "width": 12}
-    ViTImageProcessor(size=size, do_convert_rgb=True).save_pretrained(folder)
+    LDAEImageProcessor(size).save_pretrained(folder)
     return folder
 
 
@@ -807,7 +806,7 @@ def test_pipelines_take_any_image(folder, mode):
     image = Image.effect_noise((30, 20), 80).convert(mode)
     features = torch.tensor(pipeline("image-feature-extraction", model=str(folder))(image, pool=True))
     assert features.shape == (1, 16)
-    pixel_values = ViTImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
+    pixel_values = LDAEImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = LDAEModel.from_pretrained(folder)(pixel_values).pooler_output
         logits = LDAEForImageClassification.from_pretrained(folder)(pixel_values).logits

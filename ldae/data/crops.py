@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+
+from image_processing_ldae import fit, resize_short_side
 
 KINDS = ("center", "random", "random_resized")
 MARGIN = 8 / 7  # "random" resizes the short side to this factor of the crop's
@@ -68,9 +68,9 @@ class Crop:
         """Does to an image what is the same in every epoch: it is resized, and its centre is cut out for "center"."""
         if self.kind == "random_resized":
             return image
-        factor = MARGIN if self.kind == "random" else 1
-        image = resize_short_side(image, *(round(factor * side) for side in self.image_hw))
-        return image if self.kind == "random" else F.center_crop(image, self.image_hw)
+        if self.kind == "random":
+            return resize_short_side(image, *(round(MARGIN * side) for side in self.image_hw))
+        return fit(image, *self.image_hw)
 
     def draw(self, epochs: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Draws what the crops of images depend on.
@@ -130,19 +130,6 @@ class Crop:
                 image = image.resize(size, Image.Resampling.BICUBIC)
             crop = np.asarray(image).reshape(*self.image_hw, -1)
         return crop[:, ::-1] if flip else crop
-
-
-def resize_short_side(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Resizes an image, without changing its shape, to the smallest size that covers height and width.
-
-    Raises:
-        ValueError: if the resized image would be too large, as that of a strip of 1 by 100,000 pixels.
-    """
-    scale = max(height / image.height, width / image.width)
-    size = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
-    if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f"an image of {image.width}x{image.height} is too long to resize")
-    return F.resize(image, size, InterpolationMode.BICUBIC)
 
 
 def bicubic_weights(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

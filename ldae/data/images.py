@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
 
+from image_processing_ldae import PIL_MODES, as_seen
 from ldae.data.crops import Crop, random_bits
 from ldae.data.sources import label_array
 
@@ -22,32 +25,48 @@ if TYPE_CHECKING:
     import datasets
 
 CACHE_BYTES = 2 << 30  # the images of a data set are decoded once and kept in memory if they fit into this
-PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def decode(encoded: dict[str, Any], num_channels: int) -> Image.Image:
-    """Decodes one image to the way it should look.
-
-    It is turned upright by its EXIF orientation. Of an animation it is the first frame. 16 bits are scaled to 8.
-    Transparency is blended onto white, unless `num_channels` is 4.
+def encoded_bytes(encoded: dict[str, Any] | None, within: str | None = None) -> bytes:
+    """Reads the encoded file of one image.
 
     Args:
         encoded: {"bytes": the encoded file, or None, "path": the name of the file}.
+        within: the folders in which a file may lie, joined by `os.pathsep`; a relative path starts at the first. With None it
+            may lie anywhere.
+
+    Raises:
+        ValueError: if there is neither, or the path names a device, a pipe or a file outside of these folders.
+        OSError: if the file cannot be read.
+    """
+    encoded = encoded or {"bytes": None, "path": None}
+    if encoded["bytes"] is not None:
+        return encoded["bytes"]
+    if encoded["path"] is None:
+        raise ValueError("there are neither bytes nor a path")
+    path = Path(encoded["path"])
+    if within is not None:
+        folders = [Path(folder).resolve() for folder in within.split(os.pathsep)]
+        path = (folders[0] / path).resolve()
+        if not any(path.is_relative_to(folder) for folder in folders):
+            raise ValueError("its path leads out of the data's folder")
+    if path.exists() and not path.is_file():  # one that is read without end, or waits for ever
+        raise ValueError("its path is that of a folder, a device or a pipe")
+    return path.read_bytes()
+
+
+def decode(encoded: dict[str, Any] | None, num_channels: int, within: str | None = None) -> Image.Image:
+    """Decodes one image to the way it should look, as `image_processing_ldae.as_seen` says.
+
+    Args:
+        encoded, within: as of `encoded_bytes`.
         num_channels: 1, 3 or 4: the image is returned as grey, RGB or RGBA.
 
     Raises:
         Exception: of almost any type, if the file cannot be read.
     """
-    with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] is not None else encoded["path"]) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip it at 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-        elif image.mode == "F":
-            raise ValueError("images of floating-point numbers have no known range")
-        if num_channels != 4 and image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert(PIL_MODES[num_channels])
+    with Image.open(io.BytesIO(encoded_bytes(encoded, within))) as file:
+        return as_seen(file, num_channels)
 
 
 class ImageDataset(Dataset):
@@ -93,6 +112,8 @@ class ImageDataset(Dataset):
         if num_channels not in PIL_MODES:
             raise ValueError(f"num_channels must be one of {list(PIL_MODES)} to read image files, got {num_channels}")
         self.examples, self.num_channels, self.seed = examples, num_channels, seed
+        feature = (examples.features or {}).get("image")
+        self.within = getattr(feature, "id", None)  # where files may lie, as `load_examples` says
         self.streaming = not hasattr(examples, "__len__")
         if not self.streaming and not len(examples):
             raise ValueError("data holds no images")
@@ -142,8 +163,8 @@ class ImageDataset(Dataset):
             sample = [self.examples[int(i)] for i in np.linspace(0, len(self) - 1, min(64, len(self)))]
             digest.update(f"{len(self)} {None if self.labels is None else self.labels.tolist()}".encode())
         for example in sample:
-            image = example["image"] or {"bytes": b""}
-            digest.update(image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes())
+            with suppress(OSError, ValueError):  # whoever decodes the images names those that cannot be read
+                digest.update(encoded_bytes(example["image"], self.within))
         return digest.hexdigest()[:16]
 
     def __getitem__(self, key: tuple) -> dict[str, Any]:
@@ -235,7 +256,7 @@ class ImageDataset(Dataset):
 
     def _prepare(self, encoded: dict[str, Any] | None) -> np.ndarray | Exception:
         try:
-            image = self.crop.prepare(decode(encoded or {"bytes": b"", "path": None}, self.num_channels))
+            image = self.crop.prepare(decode(encoded, self.num_channels, self.within))
             return np.asarray(image).reshape(image.height, image.width, -1)
         except Exception as error:  # hostile files make decoders fail in every way
             return error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
 
@@ -35,7 +36,8 @@ def load_examples(
 ) -> datasets.Dataset | datasets.IterableDataset | None:
     """Loads undecoded examples.
 
-    They have the column `image` ({"bytes", "path"}) and, if the data set has labels, the column `label`.
+    They have the column `image` ({"bytes", "path"}) and, if the data set has labels, the column `label`. Where a data set, and
+    not this function, says what the paths are, the `id` of the feature `image` holds the folders that they may lead to.
 
     Args:
         data: "photos" (the embedded set), a folder of images in any nesting, a folder of parquet files, or the name of a
@@ -87,7 +89,13 @@ def load_examples(
         if split == "validation":
             return None
         raise ValueError(f"data {data!r} has the splits {', '.join(splits)}, got {split!r}")
-    return _name_columns(splits, found, data, image_column, label_column)
+    caches = (
+        datasets.config.HF_CACHE_HOME,
+        datasets.config.HF_DATASETS_CACHE,
+        HF_HUB_CACHE,
+    )  # of a Hub data set's files
+    within = os.pathsep.join(map(str, [folder] if folder.is_dir() else caches))
+    return _name_columns(splits, found, data, image_column, label_column, within)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -146,8 +154,10 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset | None:
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def _name_columns(splits, split: str, data: str, image_column: str | None, label_column: str | None):
-    """Selects one of `splits` and calls its columns of images and labels `image` and `label`."""
+def _name_columns(
+    splits, split: str, data: str, image_column: str | None, label_column: str | None, within: str
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Selects one of `splits`, calls its columns `image` and `label`, and notes the folders that paths may lead to."""
     import datasets
 
     examples = splits[split]
@@ -173,7 +183,7 @@ def _name_columns(splits, split: str, data: str, image_column: str | None, label
         names = sorted({name for part in splits.values() for name in part.unique(label) if name is not None})
         examples = examples.cast_column(label, datasets.ClassLabel(names=names))
     # undecoded first: renaming would decode the images of a stream, and encode them anew
-    examples = examples.cast_column(image, datasets.Image(decode=False))
+    examples = examples.cast_column(image, datasets.Image(decode=False, id=within))
     renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old not in (None, new)}
     return examples.rename_columns(renamed) if renamed else examples
 

@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result |= measured
         print(f"{measured['metric']}: {measured['value']:.2f}")
     result["seconds"] = time.perf_counter() - start
-    save_result(path, result, options.overwrite)
+    save_result(path, result, options.overwrite, options.data or "")
     print(f"{options.num_images} images, {min(SHOWN, options.num_images)} of them drawn: {samples}")
     return result
 

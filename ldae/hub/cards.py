@@ -13,7 +13,6 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_ldae import pair
-from ldae.data.images import PIL_MODES
 from ldae.mistakes import run_command
 from ldae.names import duration
 from ldae.probes import PROTOCOLS, Result, format_figure
@@ -49,9 +48,9 @@ from transformers import AutoImageProcessor, AutoModel, pipeline
 extract = pipeline("image-feature-extraction", model="{model_id}", trust_remote_code=True)
 features = extract("image.jpg", pool=True)  # {hidden_size} numbers: the mean over the patches
 
-processor = AutoImageProcessor.from_pretrained("{model_id}")
+processor = AutoImageProcessor.from_pretrained("{model_id}", trust_remote_code=True)
 model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True)
-outputs = model(**processor(Image.open("image.jpg").convert("{mode}"), return_tensors="pt"))
+outputs = model(**processor(Image.open("image.jpg"), return_tensors="pt"))
 outputs.last_hidden_state  # a vector for each patch
 outputs.pooler_output  # their mean
 ```
@@ -129,8 +128,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
 
 
 def _use(model_id: str, config: dict[str, Any]) -> str:
-    mode = PIL_MODES.get(config["num_channels"], "RGB")
-    text = USE.format(model_id=model_id, hidden_size=config["hidden_size"], mode=mode)
+    text = USE.format(model_id=model_id, hidden_size=config["hidden_size"])
     if "auto_map" in config:
         return text
     # the folder has no code of its own, so the installed package has to bring it

@@ -1,20 +1,19 @@
-"""Folders in Hub form: a folder holds all that is needed to load a model, its code included, and can be pushed to the Hub."""
+"""Folders in Hub form: a folder holds all that is needed to load a model, its code included."""
 
 import json
-import shlex
 import shutil
 from pathlib import Path
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HTTPError
-from PIL import Image
-from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessor
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
+import image_processing_ldae
 import modeling_ldae
+import pipeline_ldae
 from configuration_ldae import LDAEConfig, pair
+from image_processing_ldae import LDAEImageProcessor
 from ldae.files import replace_files
 
 AUTO_MAP = {
@@ -25,49 +24,20 @@ AUTO_MAP = {
     "AutoBackbone": "modeling_ldae.LDAEBackbone",
 }
 
-# These files of a run's folder are not pushed: they are of no use to those who load the model, or they show the data.
-NOT_PUBLISHED = (
-    "checkpoint*/*",
-    "images/*",
-    "logs/*",
-    "losses.jsonl",
-    ".lock",
-    "*.tmp",
-    "*.log",
-    "*tfevents*",
-    "*hparams.yml",
-    "results/neighbours-*.png",
-)
-
 
 def code_files() -> list[Path]:
-    """The modules that a Hub folder carries: `modeling_ldae` and every sibling that it imports, directly or not.
+    """The modules that a Hub folder carries: models, pipelines, and every sibling that they import, directly or not.
 
     They are found as transformers finds them when it loads the folder with `trust_remote_code=True`.
     """
-    modeling = Path(str(modeling_ldae.__file__))
-    return [modeling, *map(Path, sorted(set(get_relative_import_files(modeling))))]
+    roots = [Path(str(module.__file__)) for module in (modeling_ldae, pipeline_ldae, image_processing_ldae)]
+    return sorted({*roots, *(Path(file) for root in roots for file in get_relative_import_files(root))})
 
 
-def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
-    """The processor that turns images into `pixel_values` (B, C, H, W) in [-1, 1], with the crop of training and probes.
-
-    For a model of square images, an image is resized by its short side and its centre is cut out. For other models, it is
-    resized to height and width. A model of three channels takes RGB, so grey and RGBA images are converted. Images for
-    another number of channels are taken as they are. The torchvision back end of transformers before 5.21 takes no image
-    of four channels; `AutoImageProcessor.from_pretrained(folder, backend="pil")` does.
-    """
-    channels, (height, width) = config.num_channels, pair(config.image_size)
-    square = height == width
-    return ViTImageProcessor(
-        size={"shortest_edge": height} if square else {"height": height, "width": width},
-        do_center_crop=square,
-        crop_size={"height": height, "width": width},
-        resample=Image.Resampling.BICUBIC,
-        image_mean=[0.5] * channels,
-        image_std=[0.5] * channels,
-        do_convert_rgb=channels == 3,
-    )
+def image_processor(config: PreTrainedConfig) -> LDAEImageProcessor:
+    """The processor that makes `pixel_values` (B, C, H, W) in [-1, 1] of images, as training and probes do."""
+    height, width = pair(config.image_size)
+    return LDAEImageProcessor({"height": height, "width": width}, config.num_channels)
 
 
 def save_hub_folder(
@@ -97,51 +67,3 @@ def save_hub_folder(
             config = {**json.loads(path.read_text()), "auto_map": AUTO_MAP}
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
-
-
-def push_folder(
-    folder: str | Path,
-    repo_id: str,
-    private: bool = False,
-    token: str | None = None,
-    commit_message: str = "Upload l-DAE model",
-) -> str:
-    """Uploads a Hub folder in one commit, without checkpoints and logs.
-
-    Args:
-        folder: as `save_hub_folder` makes it.
-        repo_id: `"name"` or `"organization/name"`. The repository is made if it does not exist.
-        private: whether a repository that is made here is private.
-        token: an access token with the right to write; by default that of `HF_TOKEN` or `hf auth login`.
-        commit_message: the commit's title.
-
-    Returns:
-        The address of the model.
-
-    Raises:
-        FileNotFoundError: if `folder` holds no `config.json`.
-        RuntimeError: if there is no token or no network, or the Hub says no. The message holds the command that uploads the
-            folder later. The folder stays as it was.
-    """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no Hub folder, for it holds no config.json; save a model there first")
-    try:
-        if not (token or get_token()):
-            raise PermissionError("no access token; log in with `hf auth login` or set HF_TOKEN")
-        api = HfApi(token=token)
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=url.repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            ignore_patterns=list(NOT_PUBLISHED),
-        )
-    except (OSError, HTTPError) as error:
-        options = [part for pattern in NOT_PUBLISHED for part in ("--exclude", pattern)] + ["--private"] * private
-        command = shlex.join(["hf", "upload", repo_id, str(folder.resolve()), ".", *options])
-        raise RuntimeError(
-            f"{folder} was not uploaded to {repo_id}: {error}\n"
-            f"Nothing is lost: the folder is whole. Upload it later with\n  {command}"
-        ) from error
-    return str(url)

@@ -298,8 +298,8 @@ class TrainArguments:
 
     push_to_hub: bool = option(
         False,
-        "Upload output_dir when the run ends, without checkpoints and logs. Its denoised.png shows eight of the training "
-        "images, and its results name the data's folder.",
+        "Upload the model, its code, card, drawings and results when the run ends, and list them. denoised.png shows eight of "
+        "the training images.",
         group=HUB,
     )
     hub_model_id: str | None = option(

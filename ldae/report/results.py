@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from ldae.files import atomic_write
 from ldae.hardware import hardware
+from ldae.names import without_local_folders
 
 PACKAGES = (
     "torch",
@@ -38,8 +39,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def save_result(path: str | Path, result: dict[str, Any], overwrite: bool = False) -> Path:
-    """Writes one result with its environment as JSON.
+def save_result(path: str | Path, result: dict[str, Any], overwrite: bool = False, data: str = "") -> Path:
+    """Writes one result with its environment as JSON. Paths in it name none of this machine's folders.
+
+    Args:
+        path: of the file, RUN/results/NAME.json. What lies beside the folder RUN keeps its path from there.
+        data: the folder of the images, whose names in the result then begin with its own name.
 
     Raises:
         FileExistsError: if the file is there and `overwrite` is false; a run never replaces another's results unasked.
@@ -47,8 +52,10 @@ def save_result(path: str | Path, result: dict[str, Any], overwrite: bool = Fals
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} holds another run's result; choose another --output_dir or pass --overwrite")
+    root = path.absolute().parent.parent.parent
+    content = without_local_folders({**result, **environment()}, root, data)
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps({**result, **environment()}, indent=2, default=str) + "\n")
+        partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
     return path
 
 

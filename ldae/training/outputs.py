@@ -7,7 +7,8 @@ import torch
 from ldae.data.order import StepSampler, to_pixel_values, training_loader
 from ldae.data.sources import hub_id
 from ldae.hub.cards import write_card
-from ldae.hub.folder import push_folder, save_hub_folder
+from ldae.hub.folder import save_hub_folder
+from ldae.hub.push import push_folder
 from ldae.names import duration, short_name
 from ldae.probes import format_probe
 from ldae.report import figures
@@ -46,12 +47,12 @@ def finish(run: Run):
     if is_main_process:
         save_hub_folder(model, output_dir)
         _draw(run, model)
-        save_result(output_dir / "results" / "train.json", _result(run, model), replaces)
+        save_result(output_dir / "results" / "train.json", _result(run, model), replaces, data_args.data)
     if run.probes.splits and train_args.probe:
         probed = run.probes.measure(model, train_args.baseline, name)
     if is_main_process:
         if probed is not None:
-            save_result(output_dir / "results" / f"probe-{name}.json", probed, replaces)
+            save_result(output_dir / "results" / f"probe-{name}.json", probed, replaces, data_args.data)
             print(format_probe(probed))
         write_card(output_dir, train_args.hub_model_id)
         if bad_images := run.state["bad_images"]:

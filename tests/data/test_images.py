@@ -2,9 +2,12 @@
 
 import io
 import itertools
+import os
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -131,6 +134,27 @@ def test_rows_without_a_image_or_label_are_no_disaster(tmp_path):
     (batch,) = evaluation_loader(images, 2)
     assert batch["label"].tolist() == [-1]
     assert "image 1" in batch["bad"][0]
+
+
+def test_paths_of_a_data_set_lead_to_files_in_its_folder_only(tmp_path):
+    data, outside = tmp_path / "set", save(tmp_path / "outside.png", "red")
+    inside = save(data / "below/inside.png", "red")
+    os.mkfifo(data / "pipe.png")
+    (data / "link.png").symlink_to(outside)
+    good = ["below/inside.png", str(inside)]
+    bad = ["pipe.png", "below", "/dev/zero", "missing.png", str(outside), "../outside.png", "link.png", None]
+    rows = [{"bytes": None, "path": path} for path in good + bad] + [None]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(pa.table({"picture": pa.array(rows, kind)}), data / "train.parquet")
+    images = ImageDataset(load_examples(str(data), "train", image_column="picture"), (8, 8))
+    assert len(images.fingerprint()) == 16
+    batch = images.__getitems__([(0, index) for index in range(len(rows))])
+    assert batch["index"].tolist() == [0, 1]
+    reasons = (
+        ["device or a pipe"] * 2 + ["leads out"] + ["FileNotFoundError"] + ["leads out"] * 3 + ["neither bytes"] * 2
+    )
+    reasons[1] = "that of a folder"
+    assert all(reason in error for reason, error in zip(reasons, batch["bad"], strict=True))
 
 
 def test_wrong_arguments_are_named():

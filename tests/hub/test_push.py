@@ -14,7 +14,8 @@ from hub_folders import FILES, MODEL_ID, ROOT, make_folder, read_all, tiny_model
 from hub_stand_in import HubStandIn
 from PIL import Image
 
-from ldae.hub.folder import image_processor, push_folder
+from ldae.hub.folder import image_processor
+from ldae.hub.push import push_folder
 
 # What a newcomer's process does: nothing of this repository can be imported there.
 NEWCOMER = """
@@ -67,7 +68,7 @@ with torch.no_grad():
 PUSHER = """
 import json, os, sys
 from huggingface_hub import constants
-from ldae.hub.folder import push_folder
+from ldae.hub.push import push_folder
 
 folder, model_id = sys.argv[1:]
 report = {"url": push_folder(folder, model_id)}
@@ -101,14 +102,16 @@ def pushed(tmp_path_factory):
     folder, empty = make_folder(tmp_path / "ldae-vit-tiny"), tmp_path / "empty"
     empty.mkdir()
     for name in ("checkpoints/checkpoint_0/optimizer.bin", "run/events.out.tfevents.1", "run/hparams.yml",
-                 "losses.jsonl", "images/step_10.png", "results/train.tmp"):  # fmt: skip
+                 "losses.jsonl", "images/step_10.png", "results/train.tmp", ".env", "id_rsa", "data/private.jpg", "mine.py",
+                 "wandb/run/config.yaml", "results/neighbours-data.png", "tokenizers/x/model.safetensors",
+                 "model-old/model.safetensors"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"not for the Hub")
     contents = read_all(folder)
     with HubStandIn(tmp_path / "hf_home") as hub:
         output = run(PUSHER, folder, MODEL_ID, env={**hub.environment, "PYTHONPATH": str(ROOT)}, cwd=empty)
         report = json.loads(output.splitlines()[-1])
-        yield SimpleNamespace(hub=hub, folder=folder, contents=contents, empty=empty, report=report)
+        yield SimpleNamespace(hub=hub, folder=folder, contents=contents, empty=empty, report=report, output=output)
 
 
 def test_push_is_one_commit_with_everything_and_nothing_else(pushed):
@@ -116,6 +119,7 @@ def test_push_is_one_commit_with_everything_and_nothing_else(pushed):
     assert pushed.report["url"] == f"{pushed.hub.url}/{MODEL_ID}"
     assert [set(commit["paths"]) for commit in repository.commits] == [FILES]
     assert repository.files == {name: pushed.contents[name] for name in FILES}
+    assert f"Uploading {len(FILES)} files of {pushed.folder} to {MODEL_ID}: {', '.join(sorted(FILES))}" in pushed.output
 
 
 @pytest.mark.parametrize(
@@ -142,7 +146,8 @@ def test_the_command_of_a_failed_push_uploads_the_same(pushed):
 def test_a_newcomer_gets_the_same_model_bit_for_bit(pushed, tmp_path):
     model = tiny_model()
     torch.manual_seed(1)
-    Image.fromarray((255 * torch.rand(50, 40, 3)).byte().numpy()).save(tmp_path / "image.jpg")
+    transparent = Image.fromarray((255 * torch.rand(50, 40, 4)).byte().numpy())
+    transparent.save(tmp_path / "image.jpg", "PNG")  # transformers' own pipeline would drop the transparency
     image = Image.open(tmp_path / "image.jpg")
     pixel_values = image_processor(model.config)(image, return_tensors="pt")["pixel_values"]
     inputs = {"pixel_values": pixel_values, **model.sample_noise(1)}

@@ -79,7 +79,7 @@ def figures(measured):
 def test_end_to_end(folder, data, capsys):
     result = run("--model", folder, "--data", data, "--knn_k", 5, "--batch_size", 4)
     assert (folder / "results" / "probe-colours.json").exists()
-    assert (result["kind"], result["model"], result["seed"]) == ("probe", str(folder), 0)
+    assert (result["kind"], result["model"], result["seed"]) == ("probe", folder.name, 0)
     assert {key: result["data"][key] for key in ("name", "num_train", "num_validation", "num_classes")} == {
         "name": "colours", "num_train": 30, "num_validation": 15, "num_classes": 3,
     }  # fmt: skip
@@ -158,8 +158,8 @@ def test_unreadable_images_are_named(folder, data, capsys):
     result = run("--model", folder, "--data", data, "--protocols", "knn")
     assert result["data"]["num_train"] == 29
     (name,) = result["data"]["unreadable"]
-    assert name.startswith(str(data / "train" / "red" / "0.png"))
-    assert name in capsys.readouterr().out
+    assert name.startswith("colours/train/red/0.png: UnidentifiedImageError")
+    assert f"left out, unreadable: {data / 'train/red/0.png'}: UnidentifiedImageError" in capsys.readouterr().out
     assert list(result["protocols"]) == ["knn"]
 
 

@@ -64,3 +64,21 @@ def test_importing_the_reports_loads_no_library_that_only_drawing_needs():
     code += "print([name for name in ('matplotlib', 'sklearn', 'diffusers') if name in sys.modules.keys() - before])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_results_say_nothing_of_this_machine_s_folders(tmp_path):
+    data, run = tmp_path / "me/My Pictures", tmp_path / "runs/first"
+    result = {
+        "arguments": {"data": str(data), "output_dir": str(run), "tokenizer": str(tmp_path / "runs/tokenizers/vae"),
+                      "init_from": "/somewhere/else/model", "model": "facebook/vit-mae-base", "epochs": 3},
+        "bad_images": [f"{data}/a/b.jpg: UnidentifiedImageError: cannot identify image file '{data}/a/b.jpg'"],
+    }  # fmt: skip
+    path = save_result(run / "results/train.json", result, data=str(data))
+    written = json.loads(path.read_text())
+    assert written["arguments"] == {
+        "data": "My Pictures", "output_dir": "first", "tokenizer": "tokenizers/vae", "init_from": "model",
+        "model": "facebook/vit-mae-base", "epochs": 3,
+    }  # fmt: skip
+    name = "My Pictures/a/b.jpg"
+    assert written["bad_images"] == [f"{name}: UnidentifiedImageError: cannot identify image file '{name}'"]
+    assert str(tmp_path) not in path.read_text()
