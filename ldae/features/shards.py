@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -83,6 +82,8 @@ def write_shard(path: Path, features: Features, identity: dict[str, Any]):
 
 def _table(names: list[str], tensors: dict[str, torch.Tensor], classes: list[str] | None) -> pa.Table:
     """The columns `name` and those of tensors (n, …), whose types, class names too, `datasets` reads from the schema."""
+    import datasets
+
     columns: dict[str, pa.Array] = {"name": pa.array(names, pa.string())}
     types: dict[str, Any] = {"name": datasets.Value("string")}
     for name, tensor in tensors.items():

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers.training_utils import EMAModel
 from torch import nn
 from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
@@ -185,6 +183,8 @@ class FineTune(Protocol):
 
     def _train(self, classifier: Classifier, subject: Subject, accelerator: Accelerator) -> dict[str, Any]:
         """Trains in place, to the averaged weights, and returns "steps", "loss" and "bad", the images that cannot be read."""
+        from diffusers.training_utils import EMAModel
+
         device, seed = subject.device, subject.seed
         images, mix = self._images(subject), self._mix(subject.num_classes)
         steps = math.ceil(self.finetune_epochs * len(images) / self.finetune_batch_size)
@@ -284,8 +284,10 @@ def _is_new(folder: Path) -> bool:
 
 def _ldae_classifier(classifier: Classifier, subject: Subject) -> LDAEForImageClassification:
     """The same classifier as a model of transformers, with the names of the classes where the data have any."""
+    from datasets import ClassLabel
+
     config, label = copy.deepcopy(classifier.encoder.config), subject.train.examples.features["label"]
-    names = label.names if isinstance(label, datasets.ClassLabel) else map(str, range(subject.num_classes))
+    names = label.names if isinstance(label, ClassLabel) else map(str, range(subject.num_classes))
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in config.id2label.items()}
     model = LDAEForImageClassification(config)

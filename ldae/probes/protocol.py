@@ -13,7 +13,6 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from ldae.options import validate
-from ldae.probes.metrics import Accuracy
 from ldae.probes.predictions import pack
 from ldae.probes.subject import Subject
 
@@ -110,6 +109,8 @@ def register_protocol(cls: P) -> P:
 
 def score(predictions: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
     """{"accuracy", "standard_error", "predictions", "labels"} of class numbers (n,)."""
+    from ldae.metrics import Accuracy  # evaluate takes seconds to import
+
     predictions, labels = predictions.cpu(), labels.cpu()
     figures = Accuracy().compute(predictions=predictions, references=labels)
     return {**figures, "predictions": predictions, "labels": labels}

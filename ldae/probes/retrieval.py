@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
 
 from ldae.features.extraction import Features
 from ldae.options import option
@@ -54,6 +53,9 @@ def rank(
     gallery: Features, queries: Features, k: list[int], device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     """The average precision (n,) of n queries, in [0, 1], and for each k whether a query has a hit, 0 or 1 (n,)."""
+    # torchmetrics takes seconds to import
+    from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
+
     keys = nn.functional.normalize(gallery.features.to(device))
     # torchmetrics takes scores, of which only those above 0 count: places from the end of the ranking instead of cosines
     places = torch.arange(len(gallery), 0, -1, dtype=torch.float32)

@@ -4,19 +4,23 @@ A checkpoint is written whole or not at all, and one that was damaged later is n
 and the noise depend on the seed and the step alone, so the state of no random generator is kept.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import state_dict as dcp
 
 from ldae.files import atomic_write, damage, read_json, remove
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 FULL = dcp.StateDictOptions(full_state_dict=True)  # whole tensors, gathered from shards, on every process
 SAVED = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)  # the same, on the first process's CPU only

@@ -5,13 +5,14 @@ Two closed-form predictions stand beside the loss, on the same images and the sa
 of each other.
 """
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import torch
 from accelerate import Accelerator
 
@@ -22,6 +23,9 @@ from ldae.report.results import open_losses
 from ldae.seeds import mix_seed
 from modeling_ldae import LDAEForPreTraining
 from tokenizers_ldae import PatchMoments
+
+if TYPE_CHECKING:
+    import datasets
 
 FEWEST, MOST = 8, 1_000  # images that are held out, of a data set that has enough
 MARKS = 10  # parts of a run after each of which it is measured

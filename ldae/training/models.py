@@ -1,16 +1,19 @@
 """An l-DAE to start with: new, or with all of its weights."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from configuration_ldae import LDAEConfig
 from ldae import tokenizers
 from ldae.data.sources import count_classes
 from ldae.weights import validate_folder, validate_weights
 from modeling_ldae import LDAEForPreTraining
+
+if TYPE_CHECKING:
+    import datasets
 
 
 def build_model(

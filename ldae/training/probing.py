@@ -1,9 +1,10 @@
 """The probes of a run: k-NN while it trains, and the default protocols when it ends."""
 
-from functools import cache, partial
-from typing import Any
+from __future__ import annotations
 
-import datasets
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
 import torch
 from accelerate import Accelerator
 
@@ -11,6 +12,9 @@ from ldae.data.images import ImageDataset
 from ldae.data.sources import why_not_probed
 from ldae.features.encoders import Encoder
 from ldae.probes import Knn, Subject, probe
+
+if TYPE_CHECKING:
+    import datasets
 
 KNN_IMAGES = 5000  # of each split, that a k-NN probe in the course of a run looks at
 

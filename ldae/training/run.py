@@ -1,5 +1,7 @@
 """A pre-training run: what is validated and built before its first step, and what is done between two steps."""
 
+from __future__ import annotations
+
 import math
 import shutil
 import time
@@ -7,13 +9,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
-from datasets import Dataset
-from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
 
 from ldae import launch
@@ -32,6 +32,9 @@ from ldae.training.models import build_model
 from ldae.training.probing import RunProbes
 from ldae.training.recorder import Recorder
 from modeling_ldae import LDAEForPreTraining
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ENDLESS = 1 << 40  # steps, where the clock ends a run
 CLOCKS = {"wall": time.monotonic, "processor": time.process_time}
@@ -90,7 +93,7 @@ class Run:
             self.place, self.saved_at = self.state["stream"], self.state["seconds"]
             self._held = held.pop_all()
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *exception):
@@ -216,6 +219,8 @@ class Run:
 
     def _prepare(self, last: Path | None):
         """Builds the optimizer and the averaged weights, and loads the checkpoint `last` into them."""
+        from diffusers.training_utils import EMAModel  # takes a second to import, which --help need not wait for
+
         train_args, accelerator, model = self.train_args, self.accelerator, self.unwrapped
         on_gpu = accelerator.device.type == "cuda"
         self.averaged = type(model)(model.config)

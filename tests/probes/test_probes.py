@@ -16,11 +16,11 @@ from sklearn.preprocessing import StandardScaler
 from ldae import LDAEForPreTraining
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features, extract_features
+from ldae.metrics import Accuracy
 from ldae.probes import Knn, LinearFast, Subject, best_baseline, format_probe, probe, unpack
 from ldae.probes.few_shot import FewShot, draw
 from ldae.probes.knn import knn_predictions, standardised
 from ldae.probes.linear_fast import batch_norm, logistic_regression, predict
-from ldae.probes.metrics import Accuracy
 from ldae.probes.protocol import held_out_mask
 from ldae.probes.retrieval import Retrieval, rank
 from ldae.seeds import mix_seed

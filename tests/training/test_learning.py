@@ -90,7 +90,7 @@ def test_linear_denoiser_is_the_least_squares_solution(tiny_model, images, token
     z = model.ldae.tokenizer.encode(x)
     y = model.target(x, z, z)
     moments = PatchMoments(z.shape[-1] + (0 if predicts_noise else y.shape[-1]))
-    moments.update(z if predicts_noise else torch.cat([z, y], dim=-1))
+    moments.update((z if predicts_noise else torch.cat([z, y], dim=-1)).double())
     noise_schedule = model.noise_schedule
     found = LinearDenoiser(moments, noise_schedule.gamma, noise_schedule.sigma, config.latent_dim, predicts_noise)
 
