@@ -208,7 +208,7 @@ class Run:
             parameter_groups(model, train_args.weight_decay),
             lr=self.peak_learning_rate,
             betas=(train_args.adam_beta1, train_args.adam_beta2),
-            fused=True,
+            fused=accelerator.scaler is None,  # with fp16, accelerate cannot see that a fused step was skipped
         )
         if on_gpu if train_args.torch_compile is None else train_args.torch_compile:
             compile_blocks(model)
@@ -220,8 +220,6 @@ class Run:
             self.ema = EMAModel(self.model.parameters(), train_args.ema_decay, foreach=foreach)
         if last is not None:
             self.checkpoints.load(last, self.model, self.optimizer, self.ema)
-            if accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(self.state["loss_scale"])
             accelerator.print(f"Going on from {last}.")
         arguments = {**vars(self.data_args), **vars(train_args)}
         accelerator.init_trackers("ldae", {name: str(value) for name, value in arguments.items()})
@@ -332,7 +330,7 @@ class Run:
         return self.averaged.to(self.accelerator.device).eval()
 
     def save_checkpoint(self):
-        """Writes a checkpoint, unless the loss of a step so far was not finite.
+        """Writes a checkpoint, unless the loss or gradient of a step so far was not finite.
 
         Raises:
             FloatingPointError: if it was not.
@@ -341,8 +339,6 @@ class Run:
         self.state["bad_images"] = sorted(set(gather_object(self.state["bad_images"])))  # each process has met its own
         lanes = {place["lane"]: place for place in gather_object(self.state["stream"])}  # and has read its own
         self.state["stream"] = [lanes[lane] for lane in sorted(lanes)]
-        if self.accelerator.scaler is not None:  # of fp16
-            self.state["loss_scale"] = self.accelerator.scaler.state_dict()
         self.checkpoints.save(self.accelerator, self.model, self.optimizer, self.ema, self.state)
         self.saved_at = self.state["seconds"]
 
