@@ -133,7 +133,8 @@ class ImageDataset(Dataset):
     def fingerprint(self) -> str:
         """Returns a digest of the number of images, the labels and the bytes of up to 64 images.
 
-        Results keep it, so that results on the same images can be told from others.
+        Results keep it, so that results on the same images can be told from others. A file that cannot be opened counts as
+        empty.
         """
         digest = hashlib.sha256()
         if self.streaming:
@@ -142,8 +143,7 @@ class ImageDataset(Dataset):
             sample = [self.examples[int(i)] for i in np.linspace(0, len(self) - 1, min(64, len(self)))]
             digest.update(f"{len(self)} {None if self.labels is None else self.labels.tolist()}".encode())
         for example in sample:
-            image = example["image"] or {"bytes": b""}
-            digest.update(image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes())
+            digest.update(_encoded(example["image"]))
         return digest.hexdigest()[:16]
 
     def __getitem__(self, key: tuple) -> dict[str, Any]:
@@ -256,6 +256,15 @@ def _augmented(augment: Callable[[torch.Tensor], torch.Tensor], pixel_values: to
         return augment(pixel_values)
     finally:
         generator.set_state(state)
+
+
+def _encoded(image: dict[str, Any] | None) -> bytes:
+    if image is None or image["bytes"] is not None:
+        return b"" if image is None else image["bytes"]
+    try:
+        return Path(image["path"]).read_bytes()
+    except (OSError, TypeError, ValueError):  # gone, forbidden, or a path that is none
+        return b""
 
 
 def _reason(error: Exception) -> str:

@@ -56,7 +56,8 @@ class Run:
     """A run that is ready for its next step: new, or resumed from its last checkpoint.
 
     `state` is what a checkpoint holds beside tensors: the number of the last "step", the run's "seconds", its "loss" (a running
-    mean), the unreadable images ("bad_images"), its "options" and "images_per_step", and where the lanes of a "stream" stand.
+    mean), the unreadable images ("bad_images"), its "options" and "images_per_step", where the lanes of a "stream" stand, and the
+    "fingerprint" of its images.
 
     A run is a context that holds its folder, so that no other run writes to it. In it, SIGINT and SIGTERM end the run with a line
     that says how to go on.
@@ -184,7 +185,7 @@ class Run:
                 self.accelerator.print(f"The {model.config.latent_dim} components of the latent space hold {held}.")
         return {
             "step": 0, "seconds": 0.0, "bad_images": bad_images, "loss": None, "options": self._options(),
-            "images_per_step": self.images_per_step, "stream": [],
+            "images_per_step": self.images_per_step, "stream": [], "fingerprint": self.images.fingerprint(),
         }  # fmt: skip
 
     def _resumed(self, last: Path) -> dict[str, Any]:
@@ -194,6 +195,12 @@ class Run:
         if self.is_ldae:  # `ldae.training.tokenizer_stage` compares how its tokenizer is trained
             given = {name: value for name, value in given.items() if not name.startswith("tokenizer_")}
         validate_unchanged({**state["options"], "images per step": state["images_per_step"]}, given)
+        if (now := self.images.fingerprint()) != state["fingerprint"]:
+            self.accelerator.print(
+                f"The images of --data {self.data_args.data!r} have changed since the run was started: from step "
+                f"{state['step'] + 1} on it learns from those that are there now, in another order."
+            )
+            state["fingerprint"] = now
         return state
 
     def _prepare(self, last: Path | None):

@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 
 import train_ldae
 from ldae import LDAEForPreTraining, interruption
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples
 from ldae.features.encoders import load_encoder
 from ldae.options import parse_arguments
 from ldae.report.results import environment
@@ -469,6 +471,45 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(f
     train(folder, tmp_path / "broken", "--resume")
     assert "checkpoint-00000006 is damaged (ema.safetensors is not what was written)" in capsys.readouterr().out
     same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_an_image_that_goes_away_in_training_ends_no_run(folder, tmp_path, monkeypatch):
+    """The fingerprint is that of the images that the run was started with."""
+    data = shutil.copytree(folder, tmp_path / "data")
+    before = ImageDataset(load_examples(str(data), "train"), (16, 16)).fingerprint()
+    at_step(monkeypatch, 6, next(data.glob("a/*.png")).unlink)
+    output = train(data, tmp_path / "run")
+    assert json.loads((output / "results/train.json").read_text())["data"]["fingerprint"] == before
+
+
+def test_a_run_whose_images_change_is_told_when_it_is_resumed(folder, tmp_path, monkeypatch, capsys):
+    data = shutil.copytree(folder, tmp_path / "data")
+    with monkeypatch.context() as context:
+        stop_at(context, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "unchanged")
+    train(data, tmp_path / "unchanged", "--resume")
+    assert "have changed" not in capsys.readouterr().out
+    for path in sorted(data.glob("a/*.png"))[:5]:
+        path.unlink()
+    output = train(data, tmp_path / "run", "--resume")
+    said = capsys.readouterr().out
+    assert f"The images of --data '{data}' have changed since the run was started: from step 5 on" in said
+    now = ImageDataset(load_examples(str(data), "train"), (16, 16)).fingerprint()
+    assert json.loads((output / "results/train.json").read_text())["data"]["fingerprint"] == now
+
+
+def test_torn_lines_of_losses_are_named_and_left_out(folder, tmp_path, capsys):
+    output = train(folder, tmp_path / "run")
+    lines = (output / "losses.jsonl").read_text().splitlines()
+    (output / "losses.jsonl").write_text("\n".join([lines[0], '{"st}', "[1]", *lines[3:5], lines[5][:9]]))
+    train(folder, output, "--resume")
+    said = capsys.readouterr().out
+    assert [f"losses.jsonl, line {number}: damaged, and left out." in said for number in range(1, 7)] == [
+        False, True, True, False, False, False
+    ]  # fmt: skip
+    assert (output / "losses.jsonl").read_text().splitlines() == [lines[0], *lines[3:5]]
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_started_afresh_unasked(folder, tmp_path):
