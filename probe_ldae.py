@@ -6,7 +6,6 @@ protocol does.
 """
 
 import dataclasses
-import json
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from ldae import launch
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
+from ldae.files import read_json
 from ldae.mistakes import run_command
 from ldae.names import short_name
 from ldae.options import option, option_parser
@@ -132,10 +132,16 @@ def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], over
 
     Raises:
         FileExistsError: if it holds another encoder's figures, or a protocol's with other options, and `overwrite` is false.
+        ValueError: if it is damaged, and `overwrite` is false.
     """
     if not path.exists():
         return None
-    earlier = json.loads(path.read_text())
+    try:
+        earlier = read_json(path)
+    except ValueError:
+        if overwrite:
+            return None
+        raise
     if earlier.get("identity") != subject.identity:
         if overwrite:
             return None

@@ -21,7 +21,8 @@ def train_step(run: Run, batches: Iterable[dict[str, Any]]):
     """Makes one optimizer step on its micro-batches, over which the gradients are averaged.
 
     Raises:
-        FloatingPointError: if a loss is not finite; the last checkpoint is whole.
+        FloatingPointError: if a loss or gradient is not finite; the last checkpoint is whole. Where fp16's scaled gradient is
+            not, the weights and their averages stay as they are, and the scale falls.
     """
     accelerator, model, optimizer, train_args = run.accelerator, run.model, run.optimizer, run.train_args
     rate = learning_rate(run.progress, run.peak_learning_rate, train_args.warmup_ratio)
@@ -38,7 +39,7 @@ def train_step(run: Run, batches: Iterable[dict[str, Any]]):
             optimizer.zero_grad()
         losses.append(loss.detach())
         names.append(batch["name"])
-    if run.ema is not None:
+    if run.ema is not None and not optimizer.step_was_skipped:
         run.ema.step(model.parameters())
     run.advance()
     run.recorder.record(losses, norm, rate, names, run.interruption.number is not None)
@@ -56,7 +57,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     Raises:
         FileExistsError, FileNotFoundError, ValueError: before any training, for what cannot work; a `ValueError` also for an
             unreadable image with --on_bad_image error, and for --resume with other options than the run's.
-        FloatingPointError: if a loss is not finite; the last checkpoint is whole.
+        FloatingPointError: if a loss or gradient is not finite; the last checkpoint is whole.
         SystemExit: with the status 130 or 143, after SIGINT or SIGTERM; the last step is in a checkpoint.
     """
     with Run(model_args, data_args, train_args, model) as run:

@@ -154,7 +154,8 @@ class ImageDataset(Dataset):
     def fingerprint(self) -> str:
         """Returns a digest of the number of images, the labels and the bytes of up to 64 images.
 
-        Results keep it, so that results on the same images can be told from others.
+        Results keep it, so that results on the same images can be told from others. A file that cannot be opened counts as
+        empty.
         """
         digest = hashlib.sha256()
         if self.streaming:

@@ -4,7 +4,6 @@ python -m ldae.hub.cards FOLDER [--repo_id org/name] [--output model_cards/NAME/
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_ldae import pair
+from ldae.files import read_json
 from ldae.mistakes import run_command
 from ldae.names import duration
 from ldae.probes import PROTOCOLS, Result, format_figure
@@ -95,8 +95,8 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
     output = folder / "README.md" if output is None else Path(output)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no config.json; give the folder of a run that has ended")
-    config = json.loads((folder / "config.json").read_text())
-    results = {path: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
+    config = read_json(folder / "config.json")
+    results = {path: read_json(path) for path in sorted((folder / "results").glob("*.json"))}
     training = next((result for result in results.values() if result.get("kind") == "train"), None)
     probes = {path.relative_to(folder): result for path, result in results.items() if result.get("kind") == "probe"}
     images = [name for name in IMAGES if (folder / name).is_file()]

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from ldae.files import atomic_write
+from ldae.files import atomic_write, read_json
 from ldae.hardware import hardware
 from ldae.names import without_local_folders
 
@@ -83,14 +83,14 @@ def load_study(path: str | Path) -> list[Row]:
 
     Raises:
         FileNotFoundError: if there is neither.
-        ValueError: if the file holds something else than rows, with the number of the line.
+        ValueError: if the file holds something else than rows, with the number of the line; if a result is damaged.
     """
     path = Path(path)
     if path.is_dir():
         rows, name = [], path.resolve().name
         for file in sorted(path.rglob("results/*.json")):
             run = file.parent.parent.relative_to(path).as_posix()
-            result = json.loads(file.read_text())
+            result = read_json(file)
             rows.append(Row(name, name if run == "." else run, result["kind"], result))
         return _sorted(rows)
     if not path.is_file():
@@ -119,12 +119,21 @@ def _sorted(rows: Iterable[Row]) -> list[Row]:
 
 
 def open_losses(path: Path, step: int) -> TextIO:
-    """The JSONL of a run's losses to append to, without entries after the step that a resumed run goes on from."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [
-        line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step
-    ]  # a kill may tear the last
-    path.write_text("".join(line + "\n" for line in kept))
+    """The JSONL of a run's losses to append to, without entries after the step that a resumed run goes on from.
+
+    Torn lines are left out and named, but for the last one: a kill may tear it, and its step is made again.
+    """
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    kept = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (TypeError, KeyError, ValueError):
+            if number < len(lines):
+                print(f"{path}, line {number}: damaged, and left out.")
+    with atomic_write(path) as partial:
+        partial.write_text("".join(line + "\n" for line in kept))
     return path.open("a", buffering=1)
 
 

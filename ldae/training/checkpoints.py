@@ -76,11 +76,12 @@ class Checkpoints:
         """All checkpoints, damaged ones too, the oldest first."""
         return sorted(path for path in self.folder.glob("checkpoint-????????") if path.name[-8:].isdecimal())
 
-    def stop(self, step: int, loss: float, names: list[str]):
-        """Ends a run whose loss is not finite.
+    def stop(self, step: int, what: str, names: list[str]):
+        """Ends a run whose loss or gradient is not finite.
 
         Args:
-            step: the step of that loss.
+            step: the step of that loss or gradient.
+            what: which it is, such as "loss is nan".
             names: of the images of its batch.
 
         Raises:
@@ -93,7 +94,7 @@ class Checkpoints:
             else "There is no checkpoint yet."
         )
         raise FloatingPointError(
-            f"the loss is {loss} at step {step}, on a batch of {', '.join(names)}. {good} "
+            f"the {what} at step {step}, on a batch of {', '.join(names)}. {good} "
             "A lower --base_learning_rate or --max_grad_norm often helps."
         )
 
@@ -101,8 +102,12 @@ class Checkpoints:
         """Writes the checkpoint of a step, unless it is there, and removes the oldest and damaged newer ones.
 
         Args:
-            state: what else the run needs, in JSON's types: at least "step".
+            state: what else the run needs, in JSON's types: at least "step". The checkpoint's also has "averaged_steps" and, of
+                fp16, "loss_scale".
         """
+        state = {**state, "averaged_steps": None if ema is None else ema.optimization_step}
+        if optimizer.scaler is not None:
+            state["loss_scale"] = optimizer.scaler.state_dict()
         files = {"model": full_state(model)}
         if ema is not None:
             files["ema"] = full_state(model, ema)
@@ -128,17 +133,20 @@ class Checkpoints:
 
     @staticmethod
     def load(checkpoint: Path, model, optimizer, ema: EMAModel | None):
-        """Puts a checkpoint's tensors back into the model, the optimizer and the averaged weights."""
+        """Puts a checkpoint's tensors back into the model, the optimizer with its loss scale, and the averaged weights."""
+        saved = read_state(checkpoint)
         if ema is not None:
             dcp.set_model_state_dict(model, load_file(checkpoint / "ema.safetensors"), options=FULL)
             ema.shadow_params = [parameter.detach().clone() for parameter in model.parameters()]
-            ema.optimization_step = read_state(checkpoint)["step"]
+            ema.optimization_step = saved["averaged_steps"]
         dcp.set_model_state_dict(model, load_file(checkpoint / "model.safetensors"), options=FULL)
         state = dcp.get_optimizer_state_dict(model, optimizer.optimizer, options=FULL)
         for name, value in load_file(checkpoint / "optimizer.safetensors").items():
             parameter, key = name.split("/")
             state["state"][parameter][key] = value
         dcp.set_optimizer_state_dict(model, optimizer.optimizer, state, options=FULL)
+        if optimizer.scaler is not None and "loss_scale" in saved:  # a run may go on in another precision
+            optimizer.scaler.load_state_dict(saved["loss_scale"])
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _result(run: Run, model: torch.nn.Module) -> dict[str, Any]:
         "data": {
             "name": short_name(data),
             "hub_id": hub_id(data),
-            "fingerprint": images.fingerprint(),
+            "fingerprint": state["fingerprint"],  # images may have gone since
             "num_images": num_images,
             "bad_images": state["bad_images"],
         },

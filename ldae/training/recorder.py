@@ -17,6 +17,8 @@ from ldae.optimization import Length
 from ldae.report.results import open_losses
 from ldae.training.checkpoints import Checkpoints
 
+LEAST_SCALE = 2.0**-24  # of fp16's loss: at it, the gradient itself is not finite
+
 
 @dataclass
 class Step:
@@ -32,7 +34,9 @@ class Step:
 
 
 class Recorder:
-    """Reports every step's loss, and stops the run at one that is not finite.
+    """Reports every step's loss, and stops the run at a loss or gradient that is not finite.
+
+    With fp16, a gradient may be too large for the loss scale. Such a step has no "grad_norm", and the run goes on.
 
     On CUDA, a step's figures are read when the next step has been queued, so that the GPU never waits for the host; elsewhere
     they are read at once. `flush` reads what is left and must be called before anything is made of the weights.
@@ -88,7 +92,7 @@ class Recorder:
             interrupted: whether a signal has reached this process, which all learn when they read the step.
 
         Raises:
-            FloatingPointError: on all processes, if the loss of a step that is now read is not finite.
+            FloatingPointError: on all processes, if the loss or gradient of a step that is now read is not finite.
         """
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 shards it
         seconds = torch.full((), self.now() - self.began, device=norm.device)  # torch.tensor would wait for the GPU
@@ -115,6 +119,11 @@ class Recorder:
         if self.losses is not None:
             self.losses.close()
 
+    def _falls(self) -> bool:
+        """Whether fp16's loss scale can fall, so that a gradient that is not finite need not be so again."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() > LEAST_SCALE
+
     def _report(self, step: Step):
         if step.arrived is not None:
             step.arrived.synchronize()
@@ -123,20 +132,23 @@ class Recorder:
         mean = torch.zeros(())
         for loss in losses:
             mean += loss / len(losses)
-        if not torch.isfinite(mean):
+        overflowed = not torch.isfinite(norm)
+        if not torch.isfinite(mean) or (overflowed and not self._falls()):
+            what = f"gradient's norm is {norm.item()}" if torch.isfinite(mean) else f"loss is {mean.item()}"
             own = [
                 name
                 for loss, names in zip(losses, step.names, strict=True)
-                if not torch.isfinite(loss)
+                if torch.isfinite(mean) or not torch.isfinite(loss)
                 for name in names
             ]
-            self.checkpoints.stop(step.number, mean.item(), gather_object(own))
+            self.checkpoints.stop(step.number, what, gather_object(own))
         state, loss = self.state, mean.item()
         state["seconds"] = seconds.item()
         state["loss"] = loss if state["loss"] is None else 0.98 * state["loss"] + 0.02 * loss
         speed = (step.number - self.first_step) * self.images_per_step / (time.monotonic() - self.started)
         entry = {
-            "loss": loss, "learning_rate": step.learning_rate, "images_per_second": speed, "grad_norm": norm.item()
+            "loss": loss, "learning_rate": step.learning_rate, "images_per_second": speed,
+            "grad_norm": None if overflowed else norm.item(),
         }  # fmt: skip
         if self.losses is not None:
             self.losses.write(json.dumps({"step": step.number, **entry}) + "\n")

@@ -61,7 +61,8 @@ class Run:
     """A run that is ready for its next step: new, or resumed from its last checkpoint.
 
     `state` is what a checkpoint holds beside tensors: the number of the last "step", the run's "seconds", its "loss" (a running
-    mean), the unreadable images ("bad_images"), its "options" and "images_per_step", and where the lanes of a "stream" stand.
+    mean), the unreadable images ("bad_images"), its "options" and "images_per_step", where the lanes of a "stream" stand, and the
+    "fingerprint" of its images.
 
     A run is a context that holds its folder, so that no other run writes to it. In it, SIGINT and SIGTERM end the run with a line
     that says how to go on.
@@ -205,7 +206,7 @@ class Run:
                 self.accelerator.print(f"The {model.config.latent_dim} components of the latent space hold {held}.")
         return {
             "step": 0, "seconds": 0.0, "bad_images": bad_images, "loss": None, "options": self._options(),
-            "images_per_step": self.images_per_step, "stream": [],
+            "images_per_step": self.images_per_step, "stream": [], "fingerprint": self.images.fingerprint(),
         }  # fmt: skip
 
     def _resumed(self, last: Path) -> dict[str, Any]:
@@ -215,6 +216,12 @@ class Run:
         if self.is_ldae:  # `ldae.training.tokenizer_stage` compares how its tokenizer is trained
             given = {name: value for name, value in given.items() if not name.startswith("tokenizer_")}
         validate_unchanged({**state["options"], "images per step": state["images_per_step"]}, given)
+        if (now := self.images.fingerprint()) != state["fingerprint"]:
+            self.accelerator.print(
+                f"The images of --data {self.data_args.data!r} have changed since the run was started: from step "
+                f"{state['step'] + 1} on it learns from those that are there now, in another order."
+            )
+            state["fingerprint"] = now
         return state
 
     def _prepare(self, last: Path | None):
@@ -231,7 +238,7 @@ class Run:
             parameter_groups(model, train_args.weight_decay),
             lr=self.peak_learning_rate,
             betas=(train_args.adam_beta1, train_args.adam_beta2),
-            fused=True,
+            fused=accelerator.scaler is None,  # with fp16, accelerate cannot see that a fused step was skipped
         )
         if on_gpu if train_args.torch_compile is None else train_args.torch_compile:
             compile_blocks(model)
@@ -243,8 +250,6 @@ class Run:
             self.ema = EMAModel(self.model.parameters(), train_args.ema_decay, foreach=foreach)
         if last is not None:
             self.checkpoints.load(last, self.model, self.optimizer, self.ema)
-            if accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(self.state["loss_scale"])
             accelerator.print(f"Going on from {last}.")
         arguments = {**vars(self.data_args), **vars(train_args)}
         accelerator.init_trackers("ldae", {name: str(value) for name, value in arguments.items()})
@@ -361,7 +366,7 @@ class Run:
         return self.averaged.to(self.accelerator.device).eval()
 
     def save_checkpoint(self):
-        """Writes a checkpoint, unless the loss of a step so far was not finite.
+        """Writes a checkpoint, unless the loss or gradient of a step so far was not finite.
 
         Raises:
             FloatingPointError: if it was not.
@@ -370,8 +375,6 @@ class Run:
         self.state["bad_images"] = sorted(set(gather_object(self.state["bad_images"])))  # each process has met its own
         lanes = {place["lane"]: place for place in gather_object(self.state["stream"])}  # and has read its own
         self.state["stream"] = [lanes[lane] for lane in sorted(lanes)]
-        if self.accelerator.scaler is not None:  # of fp16
-            self.state["loss_scale"] = self.accelerator.scaler.state_dict()
         self.checkpoints.save(self.accelerator, self.model, self.optimizer, self.ema, self.state)
         self.saved_at = self.state["seconds"]
 

@@ -270,6 +270,11 @@ def test_fingerprint_changes_with_images_labels_and_number(tmp_path):
     assert fingerprint() == first
     save(tmp_path / "2.png", "green")
     changed = fingerprint()
+    images = ImageDataset(load_examples(str(tmp_path), "train"), (8, 8))
+    (tmp_path / "2.png").unlink()
+    assert images.fingerprint() not in (first, changed)  # an image that has gone is no error here
+    save(tmp_path / "2.png", "green")
+    assert images.fingerprint() == changed
     save(tmp_path / "3.png", "green")
     assert len({first, changed, fingerprint()}) == 3
     one = examples(2)

@@ -198,6 +198,15 @@ def test_an_earlier_result_is_kept(folder, data):
     assert path.read_text() == "{}"
 
 
+def test_a_broken_result_is_named_or_overwritten(folder, data):
+    path = folder / "results" / "probe-colours.json"
+    path.parent.mkdir()
+    path.write_text('{"identity": "')
+    with pytest.raises(ValueError, match=r"probe-colours\.json is damaged"):
+        run("--model", folder, "--data", data, "--protocols", "knn")
+    assert "knn" in run("--model", folder, "--data", data, "--protocols", "knn", "--overwrite")["protocols"]
+
+
 def test_an_earlier_sweep_is_kept(folder, data):
     path = folder / "results" / "sweep-colours.json"
     path.parent.mkdir()

@@ -58,6 +58,13 @@ def test_what_is_no_study(tmp_path):
             load_study(path)
 
 
+def test_a_broken_result_is_named(tmp_path):
+    write(tmp_path / "a", "train.json", kind="train")
+    (tmp_path / "a/results/probe.json").write_text('{"kind": "pro')
+    with pytest.raises(ValueError, match=r"a/results/probe\.json is damaged"):
+        load_study(tmp_path)
+
+
 def test_importing_the_reports_loads_no_library_that_only_drawing_needs():
     code = "import sys, ldae; before = set(sys.modules)\n"
     code += "import ldae.report.tables, ldae.report.results, ldae.report.figures\n"

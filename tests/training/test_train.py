@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 
 import train_ldae
 from ldae import LDAEForPreTraining, interruption
+from ldae.data.images import ImageDataset
+from ldae.data.sources import load_examples
 from ldae.features.encoders import load_encoder
 from ldae.options import parse_arguments
 from ldae.report.results import environment
@@ -473,6 +475,45 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(f
     same_run(tmp_path / "whole", tmp_path / "broken")
 
 
+def test_an_image_that_goes_away_in_training_ends_no_run(folder, tmp_path, monkeypatch):
+    """The fingerprint is that of the images that the run was started with."""
+    data = shutil.copytree(folder, tmp_path / "data")
+    before = ImageDataset(load_examples(str(data), "train"), (16, 16)).fingerprint()
+    at_step(monkeypatch, 6, next(data.glob("a/*.png")).unlink)
+    output = train(data, tmp_path / "run")
+    assert json.loads((output / "results/train.json").read_text())["data"]["fingerprint"] == before
+
+
+def test_a_run_whose_images_change_is_told_when_it_is_resumed(folder, tmp_path, monkeypatch, capsys):
+    data = shutil.copytree(folder, tmp_path / "data")
+    with monkeypatch.context() as context:
+        stop_at(context, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "unchanged")
+    train(data, tmp_path / "unchanged", "--resume")
+    assert "have changed" not in capsys.readouterr().out
+    for path in sorted(data.glob("a/*.png"))[:5]:
+        path.unlink()
+    output = train(data, tmp_path / "run", "--resume")
+    said = capsys.readouterr().out
+    assert f"The images of --data '{data}' have changed since the run was started: from step 5 on" in said
+    now = ImageDataset(load_examples(str(data), "train"), (16, 16)).fingerprint()
+    assert json.loads((output / "results/train.json").read_text())["data"]["fingerprint"] == now
+
+
+def test_torn_lines_of_losses_are_named_and_left_out(folder, tmp_path, capsys):
+    output = train(folder, tmp_path / "run")
+    lines = (output / "losses.jsonl").read_text().splitlines()
+    (output / "losses.jsonl").write_text("\n".join([lines[0], '{"st}', "[1]", *lines[3:5], lines[5][:9]]))
+    train(folder, output, "--resume")
+    said = capsys.readouterr().out
+    assert [f"losses.jsonl, line {number}: damaged, and left out." in said for number in range(1, 7)] == [
+        False, True, True, False, False, False
+    ]  # fmt: skip
+    assert (output / "losses.jsonl").read_text().splitlines() == [lines[0], *lines[3:5]]
+
+
 def test_a_run_without_a_whole_checkpoint_is_not_started_afresh_unasked(folder, tmp_path):
     output = train(folder, tmp_path / "run")
     for state in output.glob("checkpoints/*/state.json"):
@@ -506,14 +547,26 @@ def read_later(monkeypatch):
     monkeypatch.setattr(Recorder, "__init__", init)
 
 
-def not_finite_at(monkeypatch, call: int):
-    """Makes the loss of the model's `call`-th forward in training, counted from 1, not finite."""
+class NoGradient(torch.autograd.Function):
+    """The identity, whose gradient is not finite."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * float("nan")
+
+
+def not_finite_at(monkeypatch, call: int, what: str = "loss"):
+    """Makes the loss, or only its gradient, of the model's `call`-th forward in training, counted from 1, not finite."""
     real, calls = LDAEForPreTraining.forward, iter(range(1, 100))
 
     def forward(self, *args, **kwargs):
         output = real(self, *args, **kwargs)
         if self.training and next(calls) == call:
-            output.loss = output.loss * float("nan")
+            output.loss = output.loss * float("nan") if what == "loss" else NoGradient.apply(output.loss)
         return output
 
     monkeypatch.setattr(LDAEForPreTraining, "forward", forward)
@@ -521,14 +574,15 @@ def not_finite_at(monkeypatch, call: int):
 
 @pytest.mark.parametrize("later", [False, True], ids=["at-once", "a-step-later"])
 @pytest.mark.parametrize("step", [2, 5, 6])
-def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, monkeypatch, step, later):
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(folder, tmp_path, monkeypatch, what, step, later):
     """At the step of a checkpoint, which is not written then, between two, and at the last step."""
-    not_finite_at(monkeypatch, step)
+    not_finite_at(monkeypatch, step, what)
     if later:
         read_later(monkeypatch)
     last = (step - 1) // 2 * 2
     good = rf"checkpoint-0000000{last}.*whole" if last else "There is no checkpoint yet"
-    with pytest.raises(FloatingPointError, match=rf"step {step}, on a batch of .*\.png.*{good}"):
+    with pytest.raises(FloatingPointError, match=rf"the {what}.* nan at step {step}, on a batch of .*\.png.*{good}"):
         train(folder, tmp_path / "run")
     checkpoints = sorted((tmp_path / "run/checkpoints").glob("*/*.safetensors"))
     assert len(checkpoints) == 3 * (last // 2)
@@ -536,6 +590,59 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, monkeypatch, 
         assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
     assert len(losses(tmp_path / "run")) == step - 1
     assert not (tmp_path / "run/config.json").exists()
+
+
+@pytest.fixture
+def fp16(monkeypatch):
+    """fp16(scale): from now on, runs have accelerate's gradient scaler, as in fp16 on a GPU, with this scale at the beginning."""
+    real, first = run_module._accelerator, []
+
+    def accelerator(*args):
+        made = real(*args)
+        made.scaler, made.native_amp = torch.amp.GradScaler("cpu", init_scale=first[-1]), True
+        made.state._mixed_precision = "fp16"
+        return made
+
+    monkeypatch.setattr(run_module, "_accelerator", accelerator)
+    return first.append
+
+
+def test_a_step_whose_scaled_gradient_overflows_changes_nothing(folder, tmp_path, monkeypatch, fp16):
+    """Nor does it when the run is resumed in the middle of such steps: the scale falls on from where it was."""
+    fp16(2.0**36)
+    options = ("--max_steps", "20", "--ema_decay", "0.5")
+    train(folder, tmp_path / "whole", *options)
+    entries = [json.loads(line) for line in (tmp_path / "whole/losses.jsonl").read_text().splitlines()]
+    assert "NaN" not in (tmp_path / "whole/losses.jsonl").read_text()
+    skipped = [entry["grad_norm"] is None for entry in entries]
+    number = sum(skipped)
+    assert skipped == [True] * number + [False] * (20 - number)
+    assert 3 < number < 18
+    state = json.loads((Checkpoints(tmp_path / "whole/checkpoints").last() / "state.json").read_text())
+    assert (state["averaged_steps"], state["loss_scale"]["scale"]) == (20 - number, 2.0 ** (36 - number))
+    with monkeypatch.context() as context:
+        calls, real = iter(range(1, 1000)), Run.advance
+        context.setattr(
+            Run, "advance", lambda run: (real(run), next(calls) == number - 1 and os.kill(os.getpid(), signal.SIGINT))
+        )
+        with pytest.raises(SystemExit):
+            train(folder, tmp_path / "broken", *options)
+    train(folder, tmp_path / "broken", *options, "--resume")
+    same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_gradient_that_no_scale_makes_finite_stops_the_run(folder, tmp_path, monkeypatch, fp16):
+    fp16(2.0**-22)
+    monkeypatch.setattr(
+        LDAEForPreTraining, "forward", lambda *a, real=LDAEForPreTraining.forward, **k: poisoned(real(*a, **k))
+    )
+    with pytest.raises(FloatingPointError, match="the gradient's norm is nan at step 2"):
+        train(folder, tmp_path / "run")
+
+
+def poisoned(output):
+    output.loss = NoGradient.apply(output.loss)
+    return output
 
 
 def test_a_loss_that_is_not_finite_names_the_images_of_its_micro_batch(folder, tmp_path, monkeypatch):
