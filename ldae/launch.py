@@ -13,12 +13,15 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import default_config_file
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, get_int_from_env, parse_flag_from_env
 
 from ldae.hardware import bf16_is_faster
+from ldae.mistakes import program
 
 PATIENCE = timedelta(days=2)  # that a process has for the others, which decode, fit heads or write meanwhile
 VARIABLES = {"num_cpu_threads_per_process": "OMP_NUM_THREADS", "mixed_precision": "ACCELERATE_MIXED_PRECISION"}
+ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+WORLDS = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]  # launchers' numbers of processes
 PRECISIONS = {"no": "float32"}
 
 
@@ -33,8 +36,15 @@ def start(mixed_precision: str | None = None, cpu: bool = False, **kwargs: Any) 
         mixed_precision: "no", "bf16" or "fp16", the command's own option; None: not chosen there.
         cpu: leaves GPUs alone.
         kwargs: further arguments of `Accelerator`.
+
+    Raises:
+        ValueError: if a launcher has started, or was asked for, another number of processes than accelerate knows, or the
+            environment contradicts the steps of gradient accumulation, of which accelerate would take the environment's.
     """
+    _validate_accumulation(kwargs.get("gradient_accumulation_steps"))
+    cpu = cpu or parse_flag_from_env("ACCELERATE_USE_CPU")  # Accelerator reads it, PartialState does not
     state = PartialState(cpu=cpu, timeout=PATIENCE)
+    _validate_processes(state)
     chosen = chosen_by_user()
     if "num_cpu_threads_per_process" not in chosen:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
@@ -68,10 +78,39 @@ def chosen_by_user() -> set[str]:
     environment = os.environ if launcher is None else launcher
     chosen = {option for option, variable in VARIABLES.items() if variable in environment}
     if arguments is not None:
-        file = Path(arguments.config_file or default_config_file)
-        configuration = yaml.safe_load(file.read_text()) if file.is_file() else {}
+        configuration = _configuration(arguments)
         chosen |= {option for option in VARIABLES if getattr(arguments, option) or configuration.get(option)}
     return chosen
+
+
+def _validate_accumulation(steps: int | None):
+    given = os.environ.get(ACCUMULATION)
+    if steps is not None and given is not None and given != str(steps):
+        raise ValueError(
+            f"--gradient_accumulation_steps {steps} contradicts {ACCUMULATION}={given} of the environment; give both the same, "
+            "or unset the variable"
+        )
+
+
+def _validate_processes(state: PartialState):
+    """Validates that the processes of a launcher know each other: they would all make the same run, in one folder."""
+    number = get_int_from_env(WORLDS, 0)
+    if not number and (arguments := _launcher()[1]) is not None:
+        number = arguments.num_processes or _configuration(arguments).get("num_processes") or 0
+    if number and number != state.num_processes:
+        works = f"accelerate launch --multi_gpu --num_processes {number}"
+        if state.device.type == "cpu":
+            works = f"ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node {number}"
+        raise ValueError(
+            f"the launcher was asked for {number} processes and accelerate knows {state.num_processes}; launch them by "
+            f"`{works} {program()} ...`, or ask for one"
+        )
+
+
+def _configuration(arguments: Namespace) -> dict[str, Any]:
+    """The configuration file of accelerate's launcher; empty where there is none."""
+    file = Path(arguments.config_file or default_config_file)
+    return yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
 
 
 def _launcher() -> tuple[dict[str, str] | None, Namespace | None]:

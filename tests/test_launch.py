@@ -95,3 +95,41 @@ def test_bf16_is_chosen_where_its_products_take_half_the_time(monkeypatch):
         monkeypatch.setattr(hardware, "_seconds_of_product", {torch.float32: 1.0, torch.bfloat16: seconds}.get)
         assert hardware.bf16_is_faster(cpu) is expected
     hardware.bf16_is_faster.cache_clear()
+
+
+ASKED = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+START = "from ldae import launch; from ldae.mistakes import run_command; run_command(lambda: launch.start('no'))"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="processes on GPUs find each other")
+@pytest.mark.parametrize(
+    ("launcher", "variables", "works"),
+    [
+        ([*ASKED], {}, False),
+        ([*ASKED], {"ACCELERATE_USE_CPU": "true"}, True),
+        (["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"], {}, False),
+    ],
+    ids=["torchrun", "torchrun-cpu", "accelerate-cpu"],
+)
+def test_processes_that_do_not_know_each_other_are_refused(tmp_path, launcher, variables, works):
+    """One line names the launch that works, which does."""
+    (tmp_path / "start.py").write_text(START)
+    environment = {**FREE, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **variables}
+    program = [sys.executable, *launcher, str(tmp_path / "start.py")]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) == works
+    said = [line for line in done.stderr.splitlines() if "error: the launcher was asked for 2 processes" in line]
+    assert len(said) == (not works)
+    assert works or "`ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 start.py ...`" in said[0]
+
+
+@pytest.mark.parametrize(("variable", "steps", "refused"), [("4", 1, True), ("2", 2, False), ("4", None, False)])
+def test_accumulation_of_the_environment(monkeypatch, variable, steps, refused):
+    """accelerate takes the environment's number, whatever the option says."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", variable)
+    kwargs = {} if steps is None else {"gradient_accumulation_steps": steps}
+    if refused:
+        with pytest.raises(ValueError, match=r"--gradient_accumulation_steps 1 contradicts .*=4 .*unset"):
+            launch.start("no", cpu=True, **kwargs)
+    else:
+        launch.start("no", cpu=True, **kwargs)

@@ -154,6 +154,7 @@ class LearningCurve:
         self.seed, self.num_workers = seed, num_workers
         self.mark = int(MARKS * progress) if step else -1
         self.references: dict[str, float] = {}  # losses, by what they are of
+        self.unreadable: set[str] = set()  # held-out images, "name: error"
         if accelerator.is_main_process:
             open_losses(self.path, step).close()
 
@@ -224,6 +225,7 @@ class LearningCurve:
         for number, batch in enumerate(evaluation_loader(self.held, BATCH, self.num_workers)):
             generator.manual_seed(mix_seed(self.seed, number, HELD_OUT))
             noise = model.sample_noise(BATCH, generator=generator)
+            self.unreadable.update(batch["bad"])
             if (images := batch["pixel_values"]) is not None:
                 yield to_pixel_values(images.to(model.device)), {k: v[: len(images)] for k, v in noise.items()}
 

@@ -32,6 +32,7 @@ def measure_learning(run: Run):
     """Measures an l-DAE on the held-out images, where that is due."""
     if run.curve is not None and run.curve.is_due(run.progress):
         run.curve.measure(run.snapshot(), run.state["step"])
+        run.report_unreadable(run.curve.unreadable)
 
 
 def finish(run: Run):

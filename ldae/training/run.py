@@ -336,12 +336,20 @@ class Run:
         """Notes where the stream stands after the batch's step, and reports the batch's unreadable images."""
         if self.images.streaming:
             self.place = sampler.passed.popleft()
-        for name in set(batch["bad"]).difference(self.state["bad_images"]):
+        self.report_unreadable(batch["bad"])
+        return batch
+
+    def report_unreadable(self, names: Iterable[str]):
+        """Notes unreadable images, "name: error" each, and prints those that are new.
+
+        Raises:
+            ValueError: for one, with --on_bad_image error.
+        """
+        for name in sorted(set(names).difference(self.state["bad_images"])):
             if self.data_args.on_bad_image == "error":
                 raise ValueError(f"unreadable image (--on_bad_image error): {name}")
             print(f"Skipping {name}")
             self.state["bad_images"].append(name)
-        return batch
 
     def inputs(self, batch: dict[str, Any], micro_step: int) -> dict[str, torch.Tensor]:
         """The arguments of the model's forward for a micro-batch, on the device: images, noise, and labels if it uses them.

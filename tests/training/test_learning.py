@@ -165,6 +165,21 @@ def test_a_run_without_labels_shows_whether_it_learns(folder, tmp_path, capsys):
     assert f"| Held-out loss | {held['loss']:.4f} on 8 images" in card.replace("  ", " ")
 
 
+def test_an_unreadable_held_out_image_is_named_or_stops_the_run(folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        (data / split).mkdir(parents=True)
+        for path in list(folder.iterdir())[:10]:
+            (data / split / path.name).symlink_to(path)
+    (data / "val/broken.png").write_bytes(b"no image")
+    output = train(data, tmp_path / "run")
+    assert capsys.readouterr().out.count(f"Skipping {data}/val/broken.png: ") == 1
+    result = json.loads((output / "results/train.json").read_text())
+    assert [name.split(":")[0] for name in result["data"]["bad_images"]] == [f"{data}/val/broken.png"]
+    with pytest.raises(ValueError, match=r"unreadable image \(--on_bad_image error\): .*val/broken.png"):
+        train(data, tmp_path / "strict", "--on_bad_image", "error")
+
+
 def test_measuring_changes_no_training_and_is_resumed_bit_for_bit(folder, tmp_path):
     """Where there is a validation split, all images are trained on with and without."""
     data = tmp_path / "data"
