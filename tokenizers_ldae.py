@@ -49,17 +49,13 @@ class Float32Module(nn.Module):
 
 
 class PatchMoments:
-    """The number, the sum and the sum of outer products of vectors (..., D), in float64 and O(D^2) memory.
-
-    They are kept on `device`, or on the CPU if that has no float64, such as Apple's MPS.
-    """
+    """The number, the sum and the sum of outer products of vectors (..., D), in float64 and O(D^2) memory."""
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
         try:
             self.count = torch.zeros((), dtype=torch.float64, device=device)
-        except (TypeError, RuntimeError):
-            device = "cpu"
-            self.count = torch.zeros((), dtype=torch.float64)
+        except (TypeError, RuntimeError):  # a device without float64, such as Apple's MPS
+            device, self.count = "cpu", torch.zeros((), dtype=torch.float64)
         self.sum = torch.zeros(dim, dtype=torch.float64, device=device)
         self.outer = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
@@ -79,16 +75,12 @@ class PatchMoments:
             for tensor in (self.count, self.sum, self.outer):
                 dist.all_reduce(tensor)
 
-    def second_moment(self, about: torch.Tensor) -> torch.Tensor:
-        """The mean (D, D) of (x - about) (x - about)^T, in float64."""
-        about = self._double(about)
-        cross = (self.sum / self.count).outer(about)
-        return self.outer / self.count - cross - cross.T + about.outer(about)
-
     def variance_along(self, rows: torch.Tensor, about: torch.Tensor) -> torch.Tensor:
         """The mean (n,) of the squares of rows (n, D) times x - about, in float64."""
-        rows = self._double(rows)
-        return ((rows @ self.second_moment(about)) * rows).sum(dim=1)
+        rows, about = self._double(rows), self._double(about)
+        cross = (self.sum / self.count).outer(about)
+        second_moment = self.outer / self.count - cross - cross.T + about.outer(about)
+        return ((rows @ second_moment) * rows).sum(dim=1)
 
     def variance(self) -> torch.Tensor:
         """The variance (D,) of each number of a vector, in float64.
