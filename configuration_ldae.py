@@ -1,5 +1,6 @@
 """Configuration of l-DAE. Every rung of the paper (arXiv 2401.14404) is a value of it; nothing else decides behaviour."""
 
+import copy
 import difflib
 import math
 from typing import Literal, cast
@@ -11,9 +12,11 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import logging
 
 try:  # inside a package of transformers' remote code
+    from .code_ldae import AUTO_MAP, copy_code
     from .schedules_ldae import validate as validate_schedule
     from .tokenizers_ldae import TOKENIZERS, Tokenizer
 except ImportError:  # installed, or run from a checkout
+    from code_ldae import AUTO_MAP, copy_code
     from schedules_ldae import validate as validate_schedule
     from tokenizers_ldae import TOKENIZERS, Tokenizer
 
@@ -206,13 +209,21 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """The configuration of a `config.json`. Keys that this version does not know are left out, and a warning names them."""
-        unknown = set(config_dict) - set(cls.__dataclass_fields__) - _KNOWN_EXTRAS
-        if unknown:
-            names = ", ".join(map(repr, sorted(unknown)))
+        if unknown := sorted(set(config_dict) - set(cls.__dataclass_fields__) - _KNOWN_EXTRAS):
             logger.warning(
-                f"The configuration has keys that this version of l-DAE does not know, and leaves out: {names}"
+                f"The configuration has keys that this version of l-DAE does not know and leaves out: {unknown}"
             )
         return super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Writes `config.json`, and beside it the code that its `auto_map` names, so that the folder opens anywhere.
+
+        Models, and transformers' Trainer, save their configuration by this method.
+        """
+        published = copy.copy(self)  # the live configuration is left as it is
+        if copy_code(save_directory):
+            published.auto_map = dict(AUTO_MAP)
+        super(LDAEConfig, published).save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def _validate_limits(self, num_labels: int | None = None):
         """Raises a ValueError for numbers beyond `LIMITS`. It is called before anything is made of them."""
@@ -223,23 +234,20 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _validate_sizes(self):
         """Raises a ValueError for fields that are too large together."""
-        if self.patch_dim > MAX_PATCH_DIM:
-            raise ValueError(
-                f"patch_size and num_channels make patches of {self.patch_dim} numbers, which must be at most {MAX_PATCH_DIM}"
-            )
-        positions = math.prod(self.grid_hw) * self.hidden_size
-        if positions > MAX_POSITIONS:
-            raise ValueError(
-                f"image_size, patch_size and hidden_size make {positions} numbers of positions, which must be at most "
-                f"{MAX_POSITIONS}"
-            )
-        of_block = self.hidden_size * (4 * self.hidden_size + 2 * self.intermediate_size + 6 * self.conditioning_size)
-        blocks = self.num_hidden_layers + self.decoder_num_hidden_layers
-        if blocks * of_block > MAX_PARAMETERS:
-            raise ValueError(
-                f"hidden_size, intermediate_size and num_hidden_layers make {blocks * of_block} parameters, which must be at "
-                f"most {MAX_PARAMETERS}"
-            )
+        E, blocks = self.hidden_size, self.num_hidden_layers + self.decoder_num_hidden_layers
+        of_block = E * (4 * E + 2 * self.intermediate_size + 6 * self.conditioning_size)
+        for fields, what, number, limit in (
+            ("patch_size and num_channels", "numbers in a patch", self.patch_dim, MAX_PATCH_DIM),
+            (
+                "image_size, patch_size and hidden_size",
+                "numbers of positions",
+                math.prod(self.grid_hw) * E,
+                MAX_POSITIONS,
+            ),
+            ("hidden_size, intermediate_size and num_hidden_layers", "parameters", blocks * of_block, MAX_PARAMETERS),
+        ):
+            if number > limit:
+                raise ValueError(f"{fields} make {number} {what}, which must be at most {limit}")
 
     def validate_architecture(self):
         """Raises a ValueError for fields that contradict each other. `@strict` calls it when a configuration is made or saved."""

@@ -134,12 +134,8 @@ class Tokenizer(Float32Module):
 
     # the configuration's fields that a fitted tokenizer is made for: other weights start from it only with the same
     defined_by: ClassVar[tuple[str, ...]] = (
-        "tokenizer_type",
-        "num_channels",
-        "patch_hw",
-        "latent_dim",
-        "latent_scaling",
-    )
+        "tokenizer_type", "num_channels", "patch_hw", "latent_dim", "latent_scaling",
+    )  # fmt: skip
 
     scale: torch.Tensor  # (d,), what latents are divided by
     spectrum: torch.Tensor  # variance of the patches along every component, all zero while the tokenizer is not fitted

@@ -1,8 +1,6 @@
 """Folders in Hub form: a folder holds all that is needed to load a model, its code included, and can be pushed to the Hub."""
 
-import json
 import shlex
-import shutil
 from pathlib import Path
 
 import torch
@@ -11,18 +9,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HTTPError
 from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessor
-from transformers.dynamic_module_utils import get_relative_import_files
 
-import modeling_ldae
-from configuration_ldae import LDAEConfig, pair
-
-AUTO_MAP = {
-    "AutoConfig": "configuration_ldae.LDAEConfig",
-    "AutoModel": "modeling_ldae.LDAEModel",
-    "AutoModelForPreTraining": "modeling_ldae.LDAEForPreTraining",
-    "AutoModelForImageClassification": "modeling_ldae.LDAEForImageClassification",
-    "AutoBackbone": "modeling_ldae.LDAEBackbone",
-}
+from configuration_ldae import pair
 
 # These files of a run's folder are not pushed: they are of no use to those who load the model, or they show the data.
 NOT_PUBLISHED = (
@@ -37,15 +25,6 @@ NOT_PUBLISHED = (
     "*hparams.yml",
     "results/neighbours-*.png",
 )
-
-
-def code_files() -> list[Path]:
-    """The modules that a Hub folder carries: `modeling_ldae` and every sibling that it imports, directly or not.
-
-    They are found as transformers finds them when it loads the folder with `trust_remote_code=True`.
-    """
-    modeling = Path(str(modeling_ldae.__file__))
-    return [modeling, *map(Path, sorted(set(get_relative_import_files(modeling))))]
 
 
 def image_processor(config: PreTrainedConfig) -> ViTImageProcessor:
@@ -88,12 +67,6 @@ def save_hub_folder(
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     model.save_pretrained(folder, state_dict=state_dict)
     image_processor(model.config).save_pretrained(folder)
-    if model.config.model_type == LDAEConfig.model_type:
-        for file in code_files():
-            shutil.copy(file, folder)
-        path = folder / "config.json"  # the live configuration is left as it is, for the model goes on using it
-        config = {**json.loads(path.read_text()), "auto_map": AUTO_MAP}
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
 
 
