@@ -1,6 +1,5 @@
 """Configuration of l-DAE. Every rung of the paper (arXiv 2401.14404) is a value of it; nothing else decides behaviour."""
 
-import copy
 import difflib
 import math
 from typing import Literal, cast
@@ -220,10 +219,9 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
         Models, and transformers' Trainer, save their configuration by this method.
         """
-        published = copy.copy(self)  # the live configuration is left as it is
         if copy_code(save_directory):
-            published.auto_map = dict(AUTO_MAP)
-        super(LDAEConfig, published).save_pretrained(save_directory, push_to_hub, **kwargs)
+            self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def _validate_limits(self, num_labels: int | None = None):
         """Raises a ValueError for numbers beyond `LIMITS`. It is called before anything is made of them."""
@@ -275,8 +273,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self._validate_sizes()
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
-        if not 0 < self.layer_norm_eps < 1:
-            raise ValueError(f"layer_norm_eps must be between 0 and 1, got {self.layer_norm_eps}")
+        if not 0 < self.layer_norm_eps <= 1:
+            raise ValueError(f"layer_norm_eps must be in (0, 1], got {self.layer_norm_eps}")
         if self.latent_dim > self.patch_dim:
             raise ValueError(
                 f"latent_dim must not exceed the {self.patch_dim} numbers of a patch, got {self.latent_dim}"
