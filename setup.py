@@ -44,7 +44,7 @@ setup(
         "pillow>=11",
         "matplotlib>=3.8",
         "tensorboard>=2.16",
-        "tqdm>=4.66",
+        "tqdm>=4.66.3",
         "pyyaml>=6.0",
         # the photographs of the embedded data set
         "scikit-image>=0.24",
