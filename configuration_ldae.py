@@ -6,12 +6,16 @@ from typing import Literal, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
+from transformers.utils import logging
 
 try:  # inside a package of transformers' remote code
+    from .code_ldae import AUTO_MAP, copy_code
     from .schedules_ldae import validate as validate_schedule
     from .tokenizers_ldae import TOKENIZERS, Tokenizer
 except ImportError:  # installed, or run from a checkout
+    from code_ldae import AUTO_MAP, copy_code
     from schedules_ldae import validate as validate_schedule
     from tokenizers_ldae import TOKENIZERS, Tokenizer
 
@@ -23,6 +27,16 @@ _KNOWN_EXTRAS = {
     "_name_or_path",
 }  # fmt: skip
 
+# What numbers may be at most. A configuration may come from anywhere, and must not fill the memory before weights are seen.
+LIMITS = {
+    "num_channels": 2**12, "hidden_size": 2**16, "num_hidden_layers": 2**10, "num_attention_heads": 2**12,
+    "intermediate_size": 2**18, "decoder_num_hidden_layers": 2**10, "conditioning_size": 2**16,
+    "num_train_timesteps": 10**6, "num_classes": 10**6, "num_labels": 10**6,
+}  # fmt: skip
+MAX_PATCH_DIM = 2**14  # the tokenizer holds matrices of this size
+MAX_POSITIONS = 2**30  # numbers: tokens times hidden_size
+MAX_PARAMETERS = 10**11  # of all blocks
+
 # Encoder of each named size; the decoder is as large. "half-large" (12 blocks of ViT-L) is the paper's default.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3},
@@ -31,6 +45,9 @@ SIZES: dict[str, dict[str, int]] = {
     "half-large": {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
+
+
+logger = logging.get_logger(__name__)
 
 
 @strict
@@ -174,6 +191,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             close = difflib.get_close_matches(name, list(self.__dataclass_fields__), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"LDAEConfig has no field {name!r}{hint}")
+        self._validate_limits(kwargs.get("num_labels"))
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.decoder_num_hidden_layers is None:
@@ -187,8 +205,51 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """The configuration of a `config.json`. Keys that this version does not know are left out, and a warning names them."""
+        if unknown := sorted(set(config_dict) - set(cls.__dataclass_fields__) - _KNOWN_EXTRAS):
+            logger.warning(
+                f"The configuration has keys that this version of l-DAE does not know and leaves out: {unknown}"
+            )
+        return super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Writes `config.json`, and beside it the code that its `auto_map` names, so that the folder opens anywhere.
+
+        Models, and transformers' Trainer, save their configuration by this method.
+        """
+        if copy_code(save_directory):
+            self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def _validate_limits(self, num_labels: int | None = None):
+        """Raises a ValueError for numbers beyond `LIMITS`. It is called before anything is made of them."""
+        for name, limit in LIMITS.items():
+            value = num_labels if name == "num_labels" else getattr(self, name)
+            if value is not None and value > limit:
+                raise ValueError(f"{name} must be at most {limit}, got {value}")
+
+    def _validate_sizes(self):
+        """Raises a ValueError for fields that are too large together."""
+        E, blocks = self.hidden_size, self.num_hidden_layers + self.decoder_num_hidden_layers
+        of_block = E * (4 * E + 2 * self.intermediate_size + 6 * self.conditioning_size)
+        for fields, what, number, limit in (
+            ("patch_size and num_channels", "numbers in a patch", self.patch_dim, MAX_PATCH_DIM),
+            (
+                "image_size, patch_size and hidden_size",
+                "numbers of positions",
+                math.prod(self.grid_hw) * E,
+                MAX_POSITIONS,
+            ),
+            ("hidden_size, intermediate_size and num_hidden_layers", "parameters", blocks * of_block, MAX_PARAMETERS),
+        ):
+            if number > limit:
+                raise ValueError(f"{fields} make {number} {what}, which must be at most {limit}")
+
     def validate_architecture(self):
         """Raises a ValueError for fields that contradict each other. `@strict` calls it when a configuration is made or saved."""
+        self._validate_limits()
         for name in ("num_channels", "hidden_size", "num_attention_heads", "intermediate_size", "conditioning_size",
                      "num_train_timesteps", "latent_dim"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -209,6 +270,11 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size must be a multiple of 4 for 2-D sin-cos positions, got {self.hidden_size}")
+        self._validate_sizes()
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
+        if not 0 < self.layer_norm_eps <= 1:
+            raise ValueError(f"layer_norm_eps must be in (0, 1], got {self.layer_norm_eps}")
         if self.latent_dim > self.patch_dim:
             raise ValueError(
                 f"latent_dim must not exceed the {self.patch_dim} numbers of a patch, got {self.latent_dim}"
@@ -222,11 +288,21 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"class_dropout must be in [0, 1], got {self.class_dropout}")
         if self.tokenizer_type not in TOKENIZERS:
             raise ValueError(f"tokenizer_type must be one of {', '.join(TOKENIZERS)}, got {self.tokenizer_type!r}")
+        self._validate_autoencoder()
         self.tokenizer_class.validate(self)
         self._validate_dropping()
-        for name in ("sigma_max", "sigma_single", "residual_weight"):
+        for name in ("sigma_max", "sigma_single", "residual_weight", "initializer_range"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+
+    def _validate_autoencoder(self):
+        for name, value in (self.autoencoder or {}).items():
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if name == "block_out_channels" and numbers is not value:
+                raise ValueError(f"the autoencoder's block_out_channels must be a list, got {value!r}")
+            limit = LIMITS["num_hidden_layers" if name == "layers_per_block" else "num_channels"]
+            if any(isinstance(number, int) and not 0 <= number <= limit for number in numbers):
+                raise ValueError(f"the autoencoder's {name} must be in [0, {limit}], got {value}")
 
     def _validate_dropping(self):
         if not 0 < self.keep_ratio <= 1:

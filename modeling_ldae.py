@@ -278,6 +278,10 @@ class LDAEPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": LDAELayer, "attentions": LDAEAttention}
 
+    def __init__(self, config: LDAEConfig, *args, **kwargs):
+        config.validate_architecture()  # fields may have been set since it was made, as from_pretrained does
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module):
         # Only `init.*` here: it leaves alone what from_pretrained has loaded. And only modules that hold tensors of their

@@ -25,7 +25,7 @@ setup(
             "ldae-features = ldae.features.command:command",
         ]
     },
-    # The test suite was run with the lowest versions of the first group together; older ones are untried.
+    # tests/versions.sh runs the test suite with the lowest versions of all, or with the newest; older ones are untried.
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -44,7 +44,7 @@ setup(
         "pillow>=11",
         "matplotlib>=3.8",
         "tensorboard>=2.16",
-        "tqdm>=4.66",
+        "tqdm>=4.66.3",
         "psutil>=5.9",
         "pyyaml>=6.0",
         # the photographs of the embedded data set

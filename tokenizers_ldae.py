@@ -60,9 +60,8 @@ class PatchMoments:
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
         try:
             self.count = torch.zeros((), dtype=torch.float64, device=device)
-        except (TypeError, RuntimeError):
-            device = "cpu"
-            self.count = torch.zeros((), dtype=torch.float64)
+        except (TypeError, RuntimeError):  # a device without float64, such as Apple's MPS
+            device, self.count = "cpu", torch.zeros((), dtype=torch.float64)
         self.sum = torch.zeros(dim, dtype=torch.float64, device=device)
         self.outer = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 

@@ -1,15 +1,21 @@
 """LDAEConfig: its defaults, what it refuses, and that it survives a round trip through a folder."""
 
+import json
 import math
+import tracemalloc
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
-from ldae import LDAEConfig
+from code_ldae import AUTO_MAP
+from ldae import LDAEConfig, LDAEModel
 
 REFUSALS = (ValueError, StrictDataclassError)
+CONV = {"tokenizer_type": "conv_vae", "input_space": "latent", "prediction": "noise"}
 
 
 def test_defaults_are_vit_b_and_the_paper():
@@ -71,6 +77,17 @@ def test_unknown_size_is_refused():
         ("hidden_size", {"hidden_size": 768.0}),
         ("subtract_mean", {"subtract_mean": "yes"}),
         ("latent_dims", {"latent_dims": 16}),
+        *[(name, {name: 10**9}) for name in ("num_channels", "hidden_size", "num_attention_heads", "intermediate_size")],
+        *[(name, {name: 10**9}) for name in ("num_hidden_layers", "decoder_num_hidden_layers", "conditioning_size")],
+        *[(name, {name: 10**9}) for name in ("num_train_timesteps", "num_classes", "num_labels")],
+        ("image_size", {"image_size": 16 * 10**6}),
+        ("patch_size", {"patch_size": 10**6, "image_size": 10**6}),
+        ("hidden_size", {"hidden_size": 2**16, "num_hidden_layers": 2**10, "image_size": 64}),
+        *[("hidden_act", {"hidden_act": value}) for value in ("", "__class__", "other")],
+        *[("layer_norm_eps", {"layer_norm_eps": value}) for value in (0.0, -1e-6, 1.1, math.nan, math.inf)],
+        *[("initializer_range", {"initializer_range": value}) for value in (-0.02, math.nan, math.inf)],
+        *[("block_out_channels", {**CONV, "autoencoder": {"block_out_channels": value}}) for value in ([10**9] * 4, 8, [-8] * 4)],
+        ("layers_per_block", {**CONV, "autoencoder": {"layers_per_block": 10**9}}),
     ],
     ids=str,
 )  # fmt: skip
@@ -91,6 +108,35 @@ def test_typos_get_a_hint(typo, meant):
 def test_a_name_like_no_field_gets_no_hint():
     with pytest.raises(ValueError, match=r"no field 'qqq'$"):
         LDAEConfig(qqq=1)
+
+
+def test_a_key_of_another_version_warns_and_loads(tmp_path):
+    LDAEConfig(latent_dim=8).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_theta": 1, "to_dict": "x"}))
+    with CaptureLogger(logging.get_logger("configuration_ldae")) as captured:
+        loaded = LDAEConfig.from_pretrained(tmp_path)
+    assert "['rope_theta', 'to_dict']" in captured.out
+    assert loaded.to_dict() == {**LDAEConfig(latent_dim=8).to_dict(), "auto_map": AUTO_MAP}
+    with CaptureLogger(logging.get_logger("configuration_ldae")) as captured:
+        LDAEConfig.from_pretrained(tmp_path.parent / tmp_path.name, latent_dim=4).save_pretrained(tmp_path)
+        LDAEConfig.from_pretrained(tmp_path)
+    assert captured.out.count("does not know") == 1
+
+
+def test_a_huge_number_is_refused_before_anything_is_made_of_it():
+    tracemalloc.start()
+    for name in ("num_hidden_layers", "num_labels", "decoder_num_hidden_layers"):
+        with pytest.raises(REFUSALS, match=f"{name} must be at most"):
+            LDAEConfig.from_dict({"model_type": "ldae", name: 10**9})
+    assert tracemalloc.get_traced_memory()[1] < 2e7
+    tracemalloc.stop()
+
+
+def test_a_model_checks_fields_that_were_changed():
+    config = LDAEConfig.from_dict({}, num_hidden_layers=10**9)
+    with pytest.raises(ValueError, match="num_hidden_layers must be at most"):
+        LDAEModel(config)
 
 
 def test_invalid_changes_are_refused_when_saved(tmp_path):

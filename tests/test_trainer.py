@@ -87,6 +87,7 @@ def test_evaluation_best_model_and_resuming(tiny_model, images, tmp_path, cls):
     assert len(losses) == 2
     assert whole.state.best_metric == min(losses)
     assert whole.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert (tmp_path / "whole" / "checkpoint-4" / "modeling_ldae.py").is_file()
     resumed = make("resumed")
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     expected = cls.from_pretrained(tmp_path / "whole" / "checkpoint-4").state_dict()

@@ -7,7 +7,9 @@ A model that sees images, or whose gamma is 1, generates nothing; `denoise` show
 """
 
 import inspect
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,23 +17,25 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from ldae.generation.schedulers import make_scheduler, respace, validate_generates
+from ldae.generation.schedulers import SCHEDULERS, make_scheduler, respace, validate_generates, validate_scheduler
 from modeling_ldae import LDAEForPreTraining
 
 ALIGNMENT = 64  # bytes, of what torch allocates
+CODE = '"""Where diffusers finds the pipeline; it needs the package ldae."""\n\nfrom ldae.generation.pipeline import LDAEPipeline\n\n__all__ = ["LDAEPipeline"]\n'  # noqa: E501
 
 
 class LDAEPipeline(DiffusionPipeline):
     """Samples images from an l-DAE that is a diffusion model: noise -> latents -> images.
 
-    `save_pretrained` writes it as a folder, and `LDAEPipeline.from_pretrained` gives the same images, bit for bit.
+    `save_pretrained` writes it as a folder, and `LDAEPipeline.from_pretrained` gives the same images, bit for bit. So does
+    `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` of diffusers, where the package is installed.
 
     Args:
         model: the network, with the tokenizer that its latents come from.
         scheduler: a scheduler over the model's noise levels; `from_model` makes one.
 
     Raises:
-        ValueError: for a model that cannot be sampled.
+        ValueError: for a model that cannot be sampled, or an unknown scheduler.
     """
 
     model: LDAEForPreTraining
@@ -40,6 +44,7 @@ class LDAEPipeline(DiffusionPipeline):
     def __init__(self, model: LDAEForPreTraining, scheduler: SchedulerMixin):
         super().__init__()
         validate_generates(model)
+        validate_scheduler(type(scheduler).__name__)
         # safetensors puts loaded weights at odd addresses, where matrix products round otherwise than at aligned ones
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.data_ptr() % ALIGNMENT:
@@ -53,6 +58,30 @@ class LDAEPipeline(DiffusionPipeline):
     ) -> "LDAEPipeline":
         """The pipeline of a model, with a scheduler over its noise levels."""
         return cls(model, make_scheduler(model, scheduler))
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs):
+        """Writes the pipeline as a folder, with the file in which diffusers finds its class."""
+        super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        (folder / "pipeline_ldae.py").write_text(CODE)
+        index = {
+            **json.loads((folder / "model_index.json").read_text()),
+            "_class_name": ["pipeline_ldae", "LDAEPipeline"],
+        }
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "LDAEPipeline":
+        """The pipeline of a folder or Hub id, whose code is not run. Arguments are those of the model's `from_pretrained`.
+
+        Raises:
+            ValueError: for a model that cannot be sampled, or an unknown scheduler.
+        """
+        name = cls.load_config(pretrained_model_name_or_path)["scheduler"][1]
+        validate_scheduler(name)
+        scheduler = next(scheduler for scheduler in SCHEDULERS.values() if scheduler.__name__ == name)
+        model = LDAEForPreTraining.from_pretrained(pretrained_model_name_or_path, subfolder="model", **kwargs)
+        return cls(model, scheduler.from_pretrained(pretrained_model_name_or_path, subfolder="scheduler"))
 
     @torch.no_grad()
     def __call__(

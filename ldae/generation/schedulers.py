@@ -34,6 +34,13 @@ def validate_generates(model: LDAEForPreTraining):
     )
 
 
+def validate_scheduler(name: str):
+    """Raises a ValueError for a class of schedulers whose steps are not known to be right for our noise levels."""
+    names = [scheduler.__name__ for scheduler in SCHEDULERS.values()]
+    if name not in names:
+        raise ValueError(f"the scheduler must be one of diffusers' {', '.join(names)}, got {name}")
+
+
 def make_scheduler(model: LDAEForPreTraining, name: Literal["ddim", "ddpm", "dpm"] = "ddim") -> SchedulerMixin:
     """The scheduler of diffusers over the noise levels that a model was trained at.
 
@@ -67,8 +74,9 @@ def respace(scheduler: SchedulerMixin, num_inference_steps: int) -> tuple[Schedu
     levels, where they lie further apart too, and trailing timesteps sometimes end in -1.
 
     Raises:
-        ValueError: for fewer than one step, or more steps than there are noise levels.
+        ValueError: for fewer than one step, more steps than there are noise levels, or an unknown scheduler.
     """
+    validate_scheduler(type(scheduler).__name__)
     count = len(scheduler.alphas_cumprod)
     if not 1 <= num_inference_steps <= count:
         raise ValueError(f"num_inference_steps must be in [1, {count}], the noise levels, got {num_inference_steps}")

@@ -6,8 +6,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HTTPError
 
+from code_ldae import code_files
 from ldae.hub.cards import IMAGES
-from ldae.hub.folder import code_files
 
 # What is pushed, beside the code and the drawings that a card shows. Nearest neighbours, which show the data, are not.
 PUBLISHED = (

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from samplers import pipeline, randn, sample, seeded
 from torch.testing import assert_close
 
@@ -85,14 +85,32 @@ def test_saved_and_loaded_bit_for_bit(make, tmp_path, name):
     pipe = pipeline(make(num_classes=3, prediction="latent", noise_schedule="linear_gamma2"), name)
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == "LDAEPipeline"
+    assert index["_class_name"] == ["pipeline_ldae", "LDAEPipeline"]
     assert index["model"] == ["modeling_ldae", "LDAEForPreTraining"]
     assert not list(tmp_path.rglob("*.bin"))
-    loaded = LDAEPipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
-    assert type(loaded.scheduler) is type(pipe.scheduler)
-    for given in ({"batch_size": 2}, {"class_labels": [0, 1, 2], "guidance_scale": 3.0}):
-        assert torch.equal(sample(loaded, **given), sample(pipe, **given))
+    for loaded in (
+        LDAEPipeline.from_pretrained(tmp_path),
+        DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True),
+    ):
+        loaded.set_progress_bar_config(disable=True)
+        assert type(loaded) is LDAEPipeline
+        assert type(loaded.scheduler) is type(pipe.scheduler)
+        for given in ({"batch_size": 2}, {"class_labels": [0, 1, 2], "guidance_scale": 3.0}):
+            assert torch.equal(sample(loaded, **given), sample(pipe, **given))
+
+
+def test_unknown_schedulers_are_refused_by_name(make, tmp_path):
+    pipe, message = pipeline(make()), "must be one of diffusers' DDIMScheduler, .*, got EulerDiscreteScheduler"
+    with pytest.raises(ValueError, match=message):
+        LDAEPipeline(make(), EulerDiscreteScheduler())
+    pipe.save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    path.write_text(path.read_text().replace("DDIMScheduler", "EulerDiscreteScheduler"))
+    with pytest.raises(ValueError, match=message):
+        LDAEPipeline.from_pretrained(tmp_path)
+    pipe.scheduler = EulerDiscreteScheduler()
+    with pytest.raises(ValueError, match=message):
+        sample(pipe)
 
 
 def test_refusals(make):

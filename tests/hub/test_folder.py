@@ -2,6 +2,10 @@
 
 import importlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,9 +14,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
+import code_ldae
+from code_ldae import AUTO_MAP
 from ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
 from ldae.hub.cards import write_card
-from ldae.hub.folder import AUTO_MAP, save_hub_folder
+from ldae.hub.folder import save_hub_folder
 
 
 @pytest.mark.parametrize("model_class", [LDAEForPreTraining, LDAEModel, LDAEForImageClassification, LDAEBackbone])
@@ -27,7 +33,6 @@ def test_saved_folder_loads_bit_for_bit_and_carries_its_code(model_class, tmp_pa
         module, class_name = name.split(".")
         assert module + ".py" in CODE
         assert hasattr(importlib.import_module(module), class_name)
-    assert not hasattr(model.config, "auto_map")
 
 
 @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile])
@@ -76,3 +81,32 @@ def test_a_baseline_of_transformers_is_saved_without_our_model_s_code(tmp_path):
     assert "ViTMAEForPreTraining of transformers" in card.text
     assert "trust_remote_code" not in card.text
     assert "ldae" not in card.data.tags
+
+
+OPENS = """
+import sys, transformers
+folder = sys.argv[1]
+for name in ("AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassification"):
+    model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+assert transformers.AutoBackbone.from_config(config, trust_remote_code=True).channels == [32]
+"""
+
+
+@pytest.mark.parametrize("model_class", [LDAEForPreTraining, LDAEModel, LDAEForImageClassification, LDAEBackbone])
+def test_what_save_pretrained_writes_opens_without_the_package(model_class, tmp_path):
+    model = tiny_model(model_class)
+    model.save_pretrained(tmp_path / "model")
+    assert {path.name for path in (tmp_path / "model").glob("*.py")} == CODE
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-I", "-c", OPENS, str(tmp_path / "model")]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+
+
+def test_code_is_not_copied_onto_itself(tmp_path, monkeypatch):
+    for name in CODE:
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.setattr(code_ldae, "__file__", str(tmp_path / "code_ldae.py"))
+    tiny_model().save_pretrained(tmp_path)
+    assert all((tmp_path / name).read_bytes() == (ROOT / name).read_bytes() for name in CODE)
