@@ -649,6 +649,12 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             return None
         if not self.uses_labels:
             raise ValueError("labels are given to a model with num_classes=0, which is told no classes")
+        if (
+            not torch.compiler.is_compiling()
+            and labels.numel()
+            and (label := int(labels.max())) >= self.config.num_classes
+        ):
+            raise ValueError(f"labels must be less than num_classes, {self.config.num_classes}, got {label:,}")
         return torch.where(drop_label | (labels < 0), self.config.num_classes, labels)
 
     def _warn_if_not_fitted(self):

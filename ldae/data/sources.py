@@ -24,6 +24,7 @@ EXTENSIONS = frozenset(
     for extension, name in Image.registered_extensions().items()
     if name in Image.OPEN and name not in _NOT_READ
 )
+MOST_CLASSES = 1_000_000  # larger numbers are no classes, but identifiers
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
 
 
@@ -53,7 +54,7 @@ def load_examples(
 
     Raises:
         FileNotFoundError: if there is no such data.
-        ValueError: if the split, a column or the configuration is missing.
+        ValueError: if the split, a column or the configuration is missing, or files of the split name different classes.
     """
     import datasets
 
@@ -95,7 +96,8 @@ def load_examples(
         HF_HUB_CACHE,
     )  # of a Hub data set's files
     within = os.pathsep.join(map(str, [folder] if folder.is_dir() else caches))
-    return _name_columns(splits, found, data, image_column, label_column, within)
+    examples = _name_columns(splits, found, data, image_column, label_column, within)
+    return _with_own_names(examples, folder, found, label_column) if folder.is_dir() else examples
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -188,17 +190,49 @@ def _name_columns(
     return examples.rename_columns(renamed) if renamed else examples
 
 
+def _with_own_names(examples, folder: Path, split: str, label_column: str | None):
+    """Gives the labels of a split of parquet files the class names that its own files say: datasets takes the first split's.
+
+    Raises:
+        ValueError: if the files of the split name different classes.
+    """
+    import datasets
+    import pyarrow.parquet as pq
+
+    if not isinstance((examples.features or {}).get("label"), datasets.ClassLabel):
+        return examples
+    named: dict[tuple[str, ...], str] = {}
+    for file in datasets.load_dataset_builder(str(folder)).config.data_files[split]:
+        features = datasets.Features.from_arrow_schema(pq.read_schema(file)).values()
+        names = [tuple(feature.names) for feature in features if isinstance(feature, datasets.ClassLabel)]
+        if len(names) == 1:
+            named.setdefault(names[0], file)
+    if len(named) > 1:
+        first, second = list(named.values())[:2]
+        raise ValueError(
+            f"data: {first!r} and {second!r} name different classes; give them the same, or keep them apart"
+        )
+    own = list(next(iter(named), examples.features["label"].names))
+    return (
+        examples
+        if own == examples.features["label"].names
+        else examples.cast_column("label", datasets.ClassLabel(names=own))
+    )
+
+
 def count_classes(examples) -> int:
     """Counts the classes of the examples' labels.
 
     Raises:
-        ValueError: if there are no labels, or if the labels of a stream are numbers without names.
+        ValueError: if there are no labels, if one is no class number, or if the labels of a stream are numbers without names.
     """
     import datasets
 
     feature = (examples.features or {}).get("label")
     if feature is None:
         raise ValueError("class_conditional needs labels: give --label_column or a folder for each class")
+    if not isinstance(examples, datasets.IterableDataset) and (fault := label_fault(examples)) is not None:
+        raise ValueError(f"class_conditional: {fault}")
     if isinstance(feature, datasets.ClassLabel):
         return feature.num_classes
     if isinstance(examples, datasets.IterableDataset):
@@ -213,7 +247,26 @@ def label_array(examples: datasets.Dataset) -> np.ndarray | None:
 
 def _label_column(examples: datasets.Dataset) -> np.ndarray:
     column = examples.select_columns("label").with_format("arrow")[:]["label"]
-    return column.cast("int64").fill_null(-1).to_numpy()
+    try:
+        return column.cast("int64").fill_null(-1).to_numpy()
+    except ValueError as error:  # of arrow, with the number
+        raise ValueError(f"label_column: no class has such a number: {error}") from error
+
+
+def label_fault(examples: datasets.Dataset, num_classes: int | None = None) -> str | None:
+    """Says in words which label is beyond the classes; None if there is none.
+
+    Args:
+        num_classes: the number of the classes; by default that of their names, or `MOST_CLASSES` if they have none.
+    """
+    labels, names = label_array(examples), getattr((examples.features or {}).get("label"), "names", None)
+    if labels is None or not len(labels):
+        return None
+    index = int(labels.argmax())
+    limit = num_classes or (MOST_CLASSES if names is None else len(names))
+    if labels[index] < limit:
+        return None
+    return f"the label of image {index} is {labels[index]:,}, and there are {'at most ' * (names is None)}{limit:,} classes"
 
 
 def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None) -> str | None:
@@ -229,6 +282,8 @@ def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None)
             return f"the {split} split has no labels; give --label_column or a folder for each class"
         if labels.min(initial=0) < 0:
             return f"the labels of the {split} split are not all class numbers; choose another --label_column"
+        if (fault := label_fault(examples)) is not None:
+            return f"of the {split} split, {fault}; choose another --label_column"
     ours, theirs = (getattr(examples.features["label"], "names", None) for examples in (train, validation))
     if ours is not None and theirs is not None and ours != theirs:
         return f"the splits have different classes; not in both: {', '.join(sorted(set(ours) ^ set(theirs)))}"
