@@ -115,6 +115,27 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
+def _as_text(path: Path) -> str:
+    """The path, or its file URL if its bytes are no UTF-8, which texts of arrow must be."""
+    try:
+        return str(path).encode().decode()
+    except UnicodeEncodeError:
+        return path.absolute().as_uri()
+
+
+def validate_output(output_dir: str | Path, data: str):
+    """Validates that what a command writes is not taken for its data.
+
+    Raises:
+        ValueError: if output_dir lies in the folder of the data.
+    """
+    folder = Path(data).expanduser()
+    if folder.is_dir() and Path(output_dir).expanduser().resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"--output_dir {str(output_dir)!r} lies in the folder of --data, whose files it would be taken for; choose another"
+        )
+
+
 def hub_id(data: str) -> str | None:
     """Returns the name without its configuration if `load_examples` takes it for a Hub data set's, or else None."""
     return None if data == "photos" or Path(data).expanduser().is_dir() else data.partition(":")[0]
@@ -142,15 +163,15 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset | None:
     paths = sorted(path for path in _files(root) if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not paths:
         raise FileNotFoundError(f"data: there are no images in {str(root)!r}")
-    columns: dict[str, list] = {"image": [{"bytes": None, "path": str(path)} for path in paths]}
+    columns: dict[str, list] = {"image": [{"bytes": None, "path": _as_text(path)} for path in paths]}
     features = {"image": datasets.Image(decode=False)}
     parts = [path.relative_to(root).parts for path in paths]
     classes = {part[0] for part in parts}
     if root != folder and root != children["train"]:  # a class may be missing here: training decides on the numbers
         classes |= {child.name for child in children["train"].iterdir() if child.is_dir() and child.name[0] != "."}
     if all(len(part) > 1 for part in parts) and len(classes) > 1:
-        names = sorted(classes)
-        number = {name: i for i, name in enumerate(names)}
+        number = {name: i for i, name in enumerate(sorted(classes))}
+        names = [name.encode(errors="backslashreplace").decode() for name in number]
         columns["label"] = [number[part[0]] for part in parts]
         features["label"] = datasets.ClassLabel(names=names)
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))

@@ -1,5 +1,8 @@
 """Folders, parquet files and Hub data sets become examples with images and labels."""
 
+import os
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +20,7 @@ from ldae.data.sources import (
     load_examples,
     why_not_probed,
 )
+from ldae.options import parse_arguments
 
 IMAGE = encoded(Image.new("RGB", (8, 8)), "PNG")
 
@@ -252,3 +256,29 @@ def test_numbers_that_no_label_can_be_are_told():
     data = datasets.Dataset.from_dict({"label": np.array([2**64 - 1], np.uint64)})
     with pytest.raises(ValueError, match=f"label_column: .*{2**64 - 1}"):
         label_array(data)
+
+
+def test_names_that_are_no_utf_8_are_read_as_any_other(tmp_path):
+    folder = os.fsencode(tmp_path)
+    for name in (b"one/caf\xe9.png", b"one/a b'%41.png", "two/日本.png".encode(), b"d\xfcr/line\nbreak.png"):
+        save(Path(os.fsdecode(folder + b"/" + name)), "red")
+    examples = load_examples(str(tmp_path), "train")
+    assert examples.features["label"].names == [r"d\udcfcr", "one", "two"]
+    images = ImageDataset(examples, (8, 8))
+    batch = images.__getitems__([(0, index) for index in range(4)])
+    assert batch["bad"] == []
+    assert (batch["pixel_values"][:, 0] == 255).all()
+    assert sum(name.endswith("/one/caf%E9.png") for name in batch["name"]) == 1
+    assert len(images.fingerprint()) == 16
+
+
+def test_output_inside_the_data_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in (
+        ["--data", "."],
+        ["--data", str(tmp_path), "--output_dir", "new"],
+        ["--data", ".", "--output_dir", "."],
+    ):
+        with pytest.raises(ValueError, match=r"--output_dir .* lies in the folder of --data"):
+            parse_arguments(given)
+    parse_arguments(["--data", ".", "--output_dir", str(tmp_path.parent / "new")])

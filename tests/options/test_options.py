@@ -161,11 +161,7 @@ def test_every_option_of_training_reads_recipes_as_the_command_line(tmp_path, na
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
-        *(
-            (name, ["x", None], ["", " "])
-            for name in ("output_dir", "init_from", "tokenizer", "image_column", "hub_model_id")
-        ),
-        ("data", ["."], ["", None]),
+        *((name, ["x", None], ["", " "]) for name in ("output_dir", "init_from", "tokenizer", "hub_model_id")),
         ("report_to", [["none"]], [[""], []]),
         ("per_device_batch_size", [1], [0, -1, 1.5]),
         ("gradient_accumulation_steps", [1], [0]),
