@@ -13,7 +13,7 @@ from typing import Any, Literal
 import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae import launch
 from ldae.data.images import ImageDataset
-from ldae.data.sources import load_examples, why_not_probed
+from ldae.data.sources import load_examples, validate_output, why_not_probed
 from ldae.features.encoders import load_encoder
 from ldae.files import read_json
 from ldae.mistakes import run_command
@@ -179,6 +179,7 @@ def main(argv: list[str] | None = None) -> Path:
     """Probes a model; returns the result's file."""
     options, protocols = parse_arguments(argv)
     path = result_path(options)
+    validate_output(path.parent, options.data)
     accelerator = launch.start(options.mixed_precision, cpu=options.device == "cpu")
     with accelerator.main_process_first():  # one process downloads and prepares
         examples = labelled_splits(options)

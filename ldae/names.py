@@ -36,7 +36,7 @@ def without_local_folders(content: Any, root: Path, data: str = "") -> Any:
         return content
     folder, text = Path(data).expanduser(), str(content)
     if folder.is_absolute():
-        text = text.replace(f"{folder.parent}{os.sep}", "")
+        text = text.replace(f"{folder.parent.as_uri()}/", "").replace(f"{folder.parent}{os.sep}", "")
     path = Path(text)
     if not path.is_absolute():
         return text

@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def encoded_bytes(encoded: dict[str, Any] | None, within: str | None = None) -> 
     """Reads the encoded file of one image.
 
     Args:
-        encoded: {"bytes": the encoded file, or None, "path": the name of the file}.
+        encoded: {"bytes": the encoded file, or None, "path": the name of the file, or its URL file:///…}.
         within: the folders in which a file may lie, joined by `os.pathsep`; a relative path starts at the first. With None it
             may lie anywhere.
 
@@ -45,6 +46,8 @@ def encoded_bytes(encoded: dict[str, Any] | None, within: str | None = None) -> 
     if encoded["path"] is None:
         raise ValueError("there are neither bytes nor a path")
     path = Path(encoded["path"])
+    if encoded["path"].startswith("file:///"):  # a name that is no UTF-8
+        path = Path(os.fsdecode(unquote_to_bytes(encoded["path"].removeprefix("file://"))))
     if within is not None:
         folders = [Path(folder).resolve() for folder in within.split(os.pathsep)]
         path = (folders[0] / path).resolve()

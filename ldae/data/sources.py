@@ -24,6 +24,7 @@ EXTENSIONS = frozenset(
     for extension, name in Image.registered_extensions().items()
     if name in Image.OPEN and name not in _NOT_READ
 )
+MOST_CLASSES = 1_000_000  # larger numbers are no classes, but identifiers
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
 
 
@@ -53,7 +54,7 @@ def load_examples(
 
     Raises:
         FileNotFoundError: if there is no such data.
-        ValueError: if the split, a column or the configuration is missing.
+        ValueError: if the split, a column or the configuration is missing, or files of the split name different classes.
     """
     import datasets
 
@@ -95,7 +96,8 @@ def load_examples(
         HF_HUB_CACHE,
     )  # of a Hub data set's files
     within = os.pathsep.join(map(str, [folder] if folder.is_dir() else caches))
-    return _name_columns(splits, found, data, image_column, label_column, within)
+    examples = _name_columns(splits, found, data, image_column, label_column, within)
+    return _with_own_names(examples, folder, found, label_column) if folder.is_dir() else examples
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -111,6 +113,27 @@ def _files(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def _as_text(path: Path) -> str:
+    """The path, or its file URL if its bytes are no UTF-8, which texts of arrow must be."""
+    try:
+        return str(path).encode().decode()
+    except UnicodeEncodeError:
+        return path.absolute().as_uri()
+
+
+def validate_output(output_dir: str | Path, data: str):
+    """Validates that what a command writes is not taken for its data.
+
+    Raises:
+        ValueError: if output_dir lies in the folder of the data.
+    """
+    folder = Path(data).expanduser()
+    if folder.is_dir() and Path(output_dir).expanduser().resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"--output_dir {str(output_dir)!r} lies in the folder of --data, whose files it would be taken for; choose another"
+        )
 
 
 def hub_id(data: str) -> str | None:
@@ -140,15 +163,15 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset | None:
     paths = sorted(path for path in _files(root) if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not paths:
         raise FileNotFoundError(f"data: there are no images in {str(root)!r}")
-    columns: dict[str, list] = {"image": [{"bytes": None, "path": str(path)} for path in paths]}
+    columns: dict[str, list] = {"image": [{"bytes": None, "path": _as_text(path)} for path in paths]}
     features = {"image": datasets.Image(decode=False)}
     parts = [path.relative_to(root).parts for path in paths]
     classes = {part[0] for part in parts}
     if root != folder and root != children["train"]:  # a class may be missing here: training decides on the numbers
         classes |= {child.name for child in children["train"].iterdir() if child.is_dir() and child.name[0] != "."}
     if all(len(part) > 1 for part in parts) and len(classes) > 1:
-        names = sorted(classes)
-        number = {name: i for i, name in enumerate(names)}
+        number = {name: i for i, name in enumerate(sorted(classes))}
+        names = [name.encode(errors="backslashreplace").decode() for name in number]
         columns["label"] = [number[part[0]] for part in parts]
         features["label"] = datasets.ClassLabel(names=names)
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
@@ -188,17 +211,49 @@ def _name_columns(
     return examples.rename_columns(renamed) if renamed else examples
 
 
+def _with_own_names(examples, folder: Path, split: str, label_column: str | None):
+    """Gives the labels of a split of parquet files the class names that its own files say: datasets takes the first split's.
+
+    Raises:
+        ValueError: if the files of the split name different classes.
+    """
+    import datasets
+    import pyarrow.parquet as pq
+
+    if not isinstance((examples.features or {}).get("label"), datasets.ClassLabel):
+        return examples
+    named: dict[tuple[str, ...], str] = {}
+    for file in datasets.load_dataset_builder(str(folder)).config.data_files[split]:
+        features = datasets.Features.from_arrow_schema(pq.read_schema(file)).values()
+        names = [tuple(feature.names) for feature in features if isinstance(feature, datasets.ClassLabel)]
+        if len(names) == 1:
+            named.setdefault(names[0], file)
+    if len(named) > 1:
+        first, second = list(named.values())[:2]
+        raise ValueError(
+            f"data: {first!r} and {second!r} name different classes; give them the same, or keep them apart"
+        )
+    own = list(next(iter(named), examples.features["label"].names))
+    return (
+        examples
+        if own == examples.features["label"].names
+        else examples.cast_column("label", datasets.ClassLabel(names=own))
+    )
+
+
 def count_classes(examples) -> int:
     """Counts the classes of the examples' labels.
 
     Raises:
-        ValueError: if there are no labels, or if the labels of a stream are numbers without names.
+        ValueError: if there are no labels, if one is no class number, or if the labels of a stream are numbers without names.
     """
     import datasets
 
     feature = (examples.features or {}).get("label")
     if feature is None:
         raise ValueError("class_conditional needs labels: give --label_column or a folder for each class")
+    if not isinstance(examples, datasets.IterableDataset) and (fault := label_fault(examples)) is not None:
+        raise ValueError(f"class_conditional: {fault}")
     if isinstance(feature, datasets.ClassLabel):
         return feature.num_classes
     if isinstance(examples, datasets.IterableDataset):
@@ -213,7 +268,26 @@ def label_array(examples: datasets.Dataset) -> np.ndarray | None:
 
 def _label_column(examples: datasets.Dataset) -> np.ndarray:
     column = examples.select_columns("label").with_format("arrow")[:]["label"]
-    return column.cast("int64").fill_null(-1).to_numpy()
+    try:
+        return column.cast("int64").fill_null(-1).to_numpy()
+    except ValueError as error:  # of arrow, with the number
+        raise ValueError(f"label_column: no class has such a number: {error}") from error
+
+
+def label_fault(examples: datasets.Dataset, num_classes: int | None = None) -> str | None:
+    """Says in words which label is beyond the classes; None if there is none.
+
+    Args:
+        num_classes: the number of the classes; by default that of their names, or `MOST_CLASSES` if they have none.
+    """
+    labels, names = label_array(examples), getattr((examples.features or {}).get("label"), "names", None)
+    if labels is None or not len(labels):
+        return None
+    index = int(labels.argmax())
+    limit = num_classes or (MOST_CLASSES if names is None else len(names))
+    if labels[index] < limit:
+        return None
+    return f"the label of image {index} is {labels[index]:,}, and there are {'at most ' * (names is None)}{limit:,} classes"
 
 
 def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None) -> str | None:
@@ -229,6 +303,8 @@ def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None)
             return f"the {split} split has no labels; give --label_column or a folder for each class"
         if labels.min(initial=0) < 0:
             return f"the labels of the {split} split are not all class numbers; choose another --label_column"
+        if (fault := label_fault(examples)) is not None:
+            return f"of the {split} split, {fault}; choose another --label_column"
     ours, theirs = (getattr(examples.features["label"], "names", None) for examples in (train, validation))
     if ours is not None and theirs is not None and ours != theirs:
         return f"the splits have different classes; not in both: {', '.join(sorted(set(ours) ^ set(theirs)))}"

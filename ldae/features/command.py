@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from ldae import launch
 from ldae.data.images import ImageDataset
-from ldae.data.sources import load_examples
+from ldae.data.sources import label_fault, load_examples, validate_output
 from ldae.features.encoders import Encoder, load_encoder
 from ldae.features.extraction import extract_features, progress_bar
 from ldae.features.shards import claim, missing, read_header, write_shard
@@ -73,11 +73,7 @@ def parse_arguments(argv: list[str] | None = None) -> FeatureArguments:
     """
     parser = option_parser(FeatureArguments, description="Writes the features of images to files.")
     (options,) = parser.parse_args_into_dataclasses(argv)
-    data = Path(options.data).expanduser()
-    if data.is_dir() and options.folder.resolve().is_relative_to(data.resolve()):
-        raise ValueError(
-            f"--output_dir {str(options.folder)!r} lies in the folder of --data, whose files it would be taken for"
-        )
+    validate_output(options.folder, options.data)
     return options
 
 
@@ -121,6 +117,8 @@ def _load(options: FeatureArguments, accelerator: Accelerator) -> tuple[Encoder,
         encoder = load_encoder(options.model, options.trust_remote_code).to(accelerator.device)
     if examples is None:
         raise ValueError(f"--split: data {options.data!r} has no validation split")
+    if (fault := label_fault(examples)) is not None:
+        raise ValueError(f"--data {options.data!r}: {fault}; choose another --label_column")
     return encoder, ImageDataset(examples, encoder.image_hw, encoder.num_channels)
 
 

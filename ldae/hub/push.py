@@ -12,6 +12,7 @@ from ldae.hub.cards import IMAGES
 # What is pushed, beside the code and the drawings that a card shows. Nearest neighbours, which show the data, are not.
 PUBLISHED = (
     "README.md",
+    "digests.sha256",
     "config.json",
     "preprocessor_config.json",
     "model.safetensors",

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ldae.data.sources import validate_output
 from ldae.names import short_name
 from ldae.options.model import ModelArguments
 from ldae.options.parser import option_parser
@@ -48,6 +49,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[Any, DataArgumen
     model, data, train = parser.build({**values, **given})
     _validate_together(model, train)
     train.output_dir = train.output_dir or f"runs/ldae-{model.model_size}-{short_name(data.data)}"
+    validate_output(train.output_dir, data.data)
     return model, data, train
 
 

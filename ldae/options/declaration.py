@@ -14,7 +14,7 @@ NOUNS = {  # of one value, and of several
     bool: ("true or false", "of true and false"),
     int: ("an integer", "integers"),
     float: ("a number", "numbers"),
-    str: ("a text", "texts"),
+    str: ("a text that is not empty", "texts that are not empty"),
     dict: ("a JSON object", "JSON objects"),
 }
 
@@ -127,6 +127,8 @@ class Domain:
             return False
         if self.choices:
             return value in self.choices
+        if isinstance(value, str):
+            return bool(value.strip())  # "" is what an unset variable of a shell leaves
         return self.type not in (int, float) or self._within_bounds(value)
 
     def _within_bounds(self, value: Any) -> bool:

@@ -247,7 +247,7 @@ def confusion_matrix(
             colour = "white" if percent[i, j] > 50 else INK
             axes.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=size)
     ticks = list(range(count)) if count <= MAX_NAMED else []
-    names = [class_names[i] for i in ticks]
+    names = [" ".join(class_names[i].split()).replace("$", r"\$") for i in ticks]  # one line, and no formula
     axes.set_xticks(ticks, names, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, names, fontsize=size)
     axes.set_xlabel("predicted")

@@ -19,7 +19,7 @@ from huggingface_hub import get_token
 from ldae import launch
 from ldae.data.images import ImageDataset
 from ldae.data.order import StepSampler, to_pixel_values, training_loader
-from ldae.data.sources import load_examples
+from ldae.data.sources import label_fault, load_examples
 from ldae.files import LOCK, hold_folder
 from ldae.interruption import Interruption
 from ldae.optimization import Length, compile_blocks, parameter_groups
@@ -134,6 +134,9 @@ class Run:
         if self.held is not None and self.is_ldae:
             number = f"{len(self.held):,} images {self.held_origin}"
             self.accelerator.print(f"{number} are not trained on; loss.png and held_out.jsonl show what is learned.")
+        self.num_classes = getattr(config, "num_classes", None) or config.num_labels
+        if self.uses_labels and not self.images.streaming and (fault := label_fault(examples, self.num_classes)):
+            raise ValueError(f"--num_classes {self.num_classes}: {fault}")
         self.probes = RunProbes(
             self.accelerator, self.images, validation, image_hw, data_args, train_args, name=str(self.output_dir)
         )
@@ -364,6 +367,8 @@ class Run:
         rank = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
         inputs = {"pixel_values": pixel_values, **{name: value[rank] for name, value in noise.items()}}
         if self.uses_labels:
+            if (label := int(batch["label"].max())) >= self.num_classes:  # of a stream
+                raise ValueError(f"--num_classes {self.num_classes}: an image has the label {label:,}")
             inputs["labels"] = batch["label"].to(accelerator.device, non_blocking=True)
         return inputs
 

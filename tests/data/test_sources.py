@@ -1,12 +1,26 @@
 """Folders, parquet files and Hub data sets become examples with images and labels."""
 
+import os
+from pathlib import Path
+
 import datasets
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from image_files import encoded, examples, noise, parquet, save
 from PIL import Image
 
 from ldae.data.images import ImageDataset
-from ldae.data.sources import EXTENSIONS, hub_id, load_examples, why_not_probed
+from ldae.data.sources import (
+    EXTENSIONS,
+    count_classes,
+    hub_id,
+    label_array,
+    label_fault,
+    load_examples,
+    why_not_probed,
+)
+from ldae.options import parse_arguments
 
 IMAGE = encoded(Image.new("RGB", (8, 8)), "PNG")
 
@@ -190,3 +204,81 @@ def test_parquet_without_images_or_rows(tmp_path):
         load_examples(folder, "train")
     with pytest.raises(ValueError, match="data holds no images"):
         ImageDataset(examples(1).select([]), (8, 8))
+
+
+def labelled(folder, split, labels, names=None):
+    """A parquet file of a split, whose labels are classes of these names, or numbers."""
+    rows = {"image": [encoded(Image.new("RGB", (8, 8)), "PNG")] * len(labels), "label": labels}
+    kind = datasets.Value("int64") if names is None else datasets.ClassLabel(num_classes=max(labels) + 1)
+    path = parquet(folder, rows, split, image=datasets.Image(), label=kind)
+    if names is not None:  # datasets itself would not write a label beyond its names
+        file = folder / f"{split}.parquet"
+        table = pq.read_table(file)
+        features = datasets.Features.from_arrow_schema(table.schema) | {"label": datasets.ClassLabel(names=names)}
+        pq.write_table(table.cast(datasets.Features(features).arrow_schema), file)
+    return path
+
+
+@pytest.mark.parametrize("theirs", [["x", "y", "z"], ["b", "a"]])
+def test_splits_whose_files_name_other_classes_are_not_probed(tmp_path, theirs):
+    labelled(tmp_path / "set", "train", [0, 1], ["a", "b"])
+    data = labelled(tmp_path / "set", "validation", [0, len(theirs) - 1], theirs)
+    train, validation = load_examples(data, "train"), load_examples(data, "validation")
+    assert validation.features["label"].names == theirs
+    assert "the splits have different classes" in why_not_probed(train, validation)
+    assert why_not_probed(train, train) is None
+
+
+def test_files_of_one_split_that_name_different_classes_are_refused(tmp_path):
+    labelled(tmp_path / "set", "train-00000-of-00002", [0, 1], ["a", "b"])
+    data = labelled(tmp_path / "set", "train-00001-of-00002", [0, 1], ["x", "y"])
+    with pytest.raises(ValueError, match=r"train-00000.* and .*train-00001.* name different classes"):
+        load_examples(data, "train")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "fault"),
+    [
+        ([0, 2], ["a", "b"], "the label of image 1 is 2, and there are 2 classes"),
+        ([10**12, 0], None, "the label of image 0 is 1,000,000,000,000, and there are at most 1,000,000 classes"),
+    ],
+)
+def test_labels_beyond_the_classes_are_told(tmp_path, labels, names, fault):
+    train = load_examples(labelled(tmp_path / "set", "train", labels, names), "train")
+    assert label_fault(train) == fault
+    assert f"of the training split, {fault}; choose another --label_column" in why_not_probed(train, train)
+    with pytest.raises(ValueError, match=f"class_conditional: {fault}"):
+        count_classes(train)
+    assert label_fault(train, num_classes=10**13) is None
+
+
+def test_numbers_that_no_label_can_be_are_told():
+    data = datasets.Dataset.from_dict({"label": np.array([2**64 - 1], np.uint64)})
+    with pytest.raises(ValueError, match=f"label_column: .*{2**64 - 1}"):
+        label_array(data)
+
+
+def test_names_that_are_no_utf_8_are_read_as_any_other(tmp_path):
+    folder = os.fsencode(tmp_path)
+    for name in (b"one/caf\xe9.png", b"one/a b'%41.png", "two/日本.png".encode(), b"d\xfcr/line\nbreak.png"):
+        save(Path(os.fsdecode(folder + b"/" + name)), "red")
+    examples = load_examples(str(tmp_path), "train")
+    assert examples.features["label"].names == [r"d\udcfcr", "one", "two"]
+    images = ImageDataset(examples, (8, 8))
+    batch = images.__getitems__([(0, index) for index in range(4)])
+    assert batch["bad"] == []
+    assert (batch["pixel_values"][:, 0] == 255).all()
+    assert sum(name.endswith("/one/caf%E9.png") for name in batch["name"]) == 1
+    assert len(images.fingerprint()) == 16
+
+
+def test_output_inside_the_data_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in (
+        ["--data", "."],
+        ["--data", str(tmp_path), "--output_dir", "new"],
+        ["--data", ".", "--output_dir", "."],
+    ):
+        with pytest.raises(ValueError, match=r"--output_dir .* lies in the folder of --data"):
+            parse_arguments(given)
+    parse_arguments(["--data", ".", "--output_dir", str(tmp_path.parent / "new")])

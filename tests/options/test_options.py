@@ -56,7 +56,7 @@ class Sample:
 
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")).filter(str.strip)
 WORD = st.text("abc/ =-").map("q{}".format)  # no number, no truth value
 NEGATIVE, BROKEN = st.floats(max_value=0, exclude_max=True), st.sampled_from([math.nan, math.inf, -math.inf])
 JSON = st.recursive(st.booleans() | st.integers() | FLOATS | TEXT | st.none(), st.lists, max_leaves=5)
@@ -161,6 +161,8 @@ def test_every_option_of_training_reads_recipes_as_the_command_line(tmp_path, na
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
+        *((name, ["x", None], ["", " "]) for name in ("output_dir", "init_from", "tokenizer", "hub_model_id")),
+        ("report_to", [["none"]], [[""], []]),
         ("per_device_batch_size", [1], [0, -1, 1.5]),
         ("gradient_accumulation_steps", [1], [0]),
         ("keep_checkpoints", [1], [0]),
@@ -350,16 +352,16 @@ def test_help_of_training(capsys):
     [
         ("seed: 1\nmax_steps: 16.5", ", line 2: max_steps must be an integer of at least 1 or null, got 16.5"),
         ("max_steps: true", ", line 1: max_steps must be an integer of at least 1 or null, got true"),
-        ("data: null", ", line 1: data must be a text, got null"),
-        ("data:", ", line 1: data must be a text, got null"),
+        ("data: null", ", line 1: data must be a text that is not empty, got null"),
+        ("data:", ", line 1: data must be a text that is not empty, got null"),
         ("epochs:\n- 1\n- 2", ": epochs must be a number greater than 0, got - 1 - 2"),
-        ("report_to: [none, null]", ": report_to must be one or more texts, got [none, null]"),
+        ("report_to: [none, null]", ": report_to must be one or more texts that are not empty, got [none, null]"),
         ("image_size: []", ": image_size must be one or more integers or null, got []"),
         ("image_size: [[1]]", ": image_size must be one or more integers or null, got [[1]]"),
         ("seed: {a: 1}", ": seed must be an integer of at least 0 and at most 4,294,967,295, got {a: 1}"),
         ("crop: middle", ": crop must be one of center, random, random_resized, got middle"),
         ("flip: 3", ": flip must be true or false, got 3"),
-        ("data: !!python/object/apply:os.getcwd []", ": data must be a text, got !!python"),
+        ("data: !!python/object/apply:os.getcwd []", ": data must be a text that is not empty, got !!python"),
         ("autoencoder: {a: 2024-01-01}", ": autoencoder must be a JSON object or null, got {a: 2024-01-01}"),
         ("autoencoder: {a: {b: 1, b: 2}}", ": autoencoder must be a JSON object or null, got {a: {b: 1, b: 2}}"),
         ("autoencoder: {? [a] : 1}", ": autoencoder must be a JSON object or null, got {? [a] : 1}"),

@@ -204,6 +204,11 @@ def test_confusion_matrix_is_a_image(tmp_path):
     assert ((sheet[..., 2] > 90) & (sheet[..., 0] < 20)).any()  # the dark blue of 100 %
 
 
+def test_class_names_are_no_formulas(tmp_path):
+    two = torch.tensor([0, 1])
+    assert plots.confusion_matrix(two, two, [r"$\frac{$", "two\nlines"], tmp_path / "m.png").is_file()
+
+
 def test_neighbours_are_framed_by_class(tmp_path):
     queries, nearest = colours(-1, 1), torch.stack([colours(-0.5, 0.5), colours(0, 2)])
     same_class = torch.tensor([[True, False], [False, True]])

@@ -78,7 +78,8 @@ def test_results_say_nothing_of_this_machine_s_folders(tmp_path):
     result = {
         "arguments": {"data": str(data), "output_dir": str(run), "tokenizer": str(tmp_path / "runs/tokenizers/vae"),
                       "init_from": "/somewhere/else/model", "model": "facebook/vit-mae-base", "epochs": 3},
-        "bad_images": [f"{data}/a/b.jpg: UnidentifiedImageError: cannot identify image file '{data}/a/b.jpg'"],
+        "bad_images": [f"{data}/a/b.jpg: UnidentifiedImageError: cannot identify image file '{data}/a/b.jpg'",
+                       f"{data.as_uri()}/caf%E9.jpg: unreadable"],
     }  # fmt: skip
     path = save_result(run / "results/train.json", result, data=str(data))
     written = json.loads(path.read_text())
@@ -87,5 +88,8 @@ def test_results_say_nothing_of_this_machine_s_folders(tmp_path):
         "model": "facebook/vit-mae-base", "epochs": 3,
     }  # fmt: skip
     name = "My Pictures/a/b.jpg"
-    assert written["bad_images"] == [f"{name}: UnidentifiedImageError: cannot identify image file '{name}'"]
+    assert written["bad_images"] == [
+        f"{name}: UnidentifiedImageError: cannot identify image file '{name}'",
+        "My%20Pictures/caf%E9.jpg: unreadable",
+    ]
     assert str(tmp_path) not in path.read_text()

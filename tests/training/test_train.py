@@ -403,6 +403,11 @@ def test_nothing_is_trained_for_a_run_that_will_be_refused(folder, tmp_path, mon
         train(flat, tmp_path / "new", *ae, "--class_conditional")
 
 
+def test_fewer_classes_than_labels_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"--num_classes 1: the label of image .* is 1, and there are 1 classes"):
+        train(folder, tmp_path / "run", "--num_classes", "1")
+
+
 def test_a_stream_trains_no_tokenizer(tmp_path):
     with pytest.raises(ValueError, match=r"--streaming .*give --tokenizer FOLDER"):
         train(tmp_path, tmp_path / "run", "--streaming", "--tokenizer_type", "patch_ae", "--prediction", "latent")
