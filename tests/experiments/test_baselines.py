@@ -16,12 +16,13 @@ from train_ldae import train
 
 
 def run_arguments(folder, *options: str):
-    """Options of a tiny run on 8 images, which are put into `folder`/a and `folder`/b."""
+    """Options of a tiny run on 8 images, which are put into `folder`/data/a and `folder`/data/b."""
+    data = folder / "data"
     for i in range(8):
-        (folder / "ab"[i // 4]).mkdir(exist_ok=True)
-        Image.new("RGB", (16, 16), (30 * i, 100, 255 - 30 * i)).save(folder / "ab"[i // 4] / f"{i}.png")
+        (data / "ab"[i // 4]).mkdir(exist_ok=True, parents=True)
+        Image.new("RGB", (16, 16), (30 * i, 100, 255 - 30 * i)).save(data / "ab"[i // 4] / f"{i}.png")
     return parse_arguments(
-        f"--data {folder} --output_dir {folder / 'run'} --image_size 16 --patch_size 4 --hidden_size 32 --latent_dim 4 "
+        f"--data {data} --output_dir {folder / 'run'} --image_size 16 --patch_size 4 --hidden_size 32 --latent_dim 4 "
         "--num_hidden_layers 1 --num_attention_heads 2 --per_device_batch_size 4 --max_steps 2 --report_to none".split()
         + list(options)
     )
@@ -193,7 +194,7 @@ def test_supervised_loss_smooths_labels_and_leaves_out_missing_ones(tmp_path):
 
 def test_supervised_refuses_data_without_labels(tmp_path):
     arguments = run_arguments(tmp_path)
-    arguments[1].data = str(tmp_path / "a")
+    arguments[1].data = str(tmp_path / "data/a")
     with pytest.raises(ValueError, match="--data has no labels"):
         train(*arguments, model=supervised.build(*arguments[:2]))
     assert not (tmp_path / "run").exists()

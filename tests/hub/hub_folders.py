@@ -12,8 +12,8 @@ from ldae.report.results import save_result
 ROOT = Path(__file__).parents[2]
 MODEL_ID = "org/ldae-vit-tiny"
 CODE = {path.name for path in ROOT.glob("*_ldae.py")} - {"train_ldae.py", "probe_ldae.py"}
-FILES = {*CODE, "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "results/probe.json",
-         "results/train.json"}  # fmt: skip
+FILES = {*CODE, "README.md", "config.json", "digests.sha256", "model.safetensors", "preprocessor_config.json",
+         "results/probe.json", "results/train.json"}  # fmt: skip
 TINY = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 TRAINING = {

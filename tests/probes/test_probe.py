@@ -242,7 +242,7 @@ def test_wrong_paths(folder, data, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run("--model", folder, "--data", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="--model"):
-        run("--model", data, "--data", data)  # no model's folder
+        run("--model", data, "--data", data, "--output_dir", tmp_path / "out")  # no model's folder
 
 
 def test_missing_weights(folder, data):

@@ -260,7 +260,7 @@ def test_lpips_takes_a_file_of_vgg16(vgg, tmp_path):
 def test_images_too_small_for_lpips_are_refused_before_training(vgg):
     options = "--tokenizer_type conv_vae --image_size 8 --patch_size 4 --latent_dim 8 --prediction latent --input_space latent "
     options += f"--tokenizer_perceptual_weight 1 --tokenizer_lpips_weights {vgg}"
-    model, _, train = parse_arguments(["--data", ".", *options.split(), "--autoencoder", json.dumps(TINY)])
+    model, _, train = parse_arguments(["--data", "photos", *options.split(), "--autoencoder", json.dumps(TINY)])
     with pytest.raises(ValueError, match="image_size 8 are too small for VGG16"):
         conv_autoencoder.build(model.config(), train)
 

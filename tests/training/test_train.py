@@ -410,7 +410,9 @@ def test_fewer_classes_than_labels_are_refused(folder, tmp_path):
 
 def test_a_stream_trains_no_tokenizer(tmp_path):
     with pytest.raises(ValueError, match=r"--streaming .*give --tokenizer FOLDER"):
-        train(tmp_path, tmp_path / "run", "--streaming", "--tokenizer_type", "patch_ae", "--prediction", "latent")
+        train(
+            tmp_path / "data", tmp_path / "run", "--streaming", "--tokenizer_type", "patch_ae", "--prediction", "latent"
+        )
 
 
 def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
@@ -435,7 +437,7 @@ def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
     ],
 )
 def test_what_contradicts_the_weights_is_refused(tmp_path, options, message):
-    given = ["--data", ".", *" ".join(TINY).split()]
+    given = ["--data", "photos", *" ".join(TINY).split()]
     LDAEForPreTraining(parse_arguments(given)[0].config()).save_pretrained(tmp_path)
     model_args, _, train_args = parse_arguments([*given, "--init_from", str(tmp_path), *options.split()])
     if message is None:
@@ -448,7 +450,7 @@ def test_what_contradicts_the_weights_is_refused(tmp_path, options, message):
 @pytest.mark.parametrize(("layers", "refused"), [(1, False), (2, True)])
 def test_a_convolutional_tokenizers_own_architecture_may_be_given_again(tmp_path, layers, refused):
     """A recipe's, which is a part of what the folder holds."""
-    given = ["--data", ".", *" ".join(TINY).split()]
+    given = ["--data", "photos", *" ".join(TINY).split()]
     rung = ["--tokenizer_type=conv_vae", "--input_space=latent", "--prediction=noise", "--autoencoder"]
     small = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
     LDAEForPreTraining(parse_arguments([*given, *rung, json.dumps(small)])[0].config()).save_pretrained(tmp_path)
