@@ -87,7 +87,10 @@ def _name(config: dict[str, Any]) -> str:
         return BASELINES.get(architecture, architecture)
     if config["tokenizer_type"] == "pixels":
         return "classical DAE: noise on pixels"
-    return f"l-DAE, d = {config['latent_dim']:>2}, {SCALINGS[config['latent_scaling']]}"
+    name = f"l-DAE, d = {config['latent_dim']:>2}, {SCALINGS[config['latent_scaling']]}"
+    if config.get("keep_ratio", 1) < 1:
+        name += f", {config['keep_ratio']:.0%} of the tokens".replace("%", " %")
+    return name + (", loss in latent units" if config.get("loss_units", "image") == "latent" else "")
 
 
 def _untrained_name(config: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ def test_comparison(tmp_path):
     run(tmp_path / "a", ldae, 41.25, 55.0, 30.0)
     run(tmp_path / "b", {"model_type": "vit_mae", "architectures": ["ViTMAEBaseline"]}, 44.0, 56.04, 35.0)
     run(tmp_path / "c", {"model_type": "vit", "architectures": ["Another"]}, 43.0, 54.0, 36.0)
+    run(tmp_path / "d", {**ldae, "keep_ratio": 0.5, "loss_units": "latent"}, 42.0, 57.0, 30.0)
     save_result(tmp_path / "unfinished/results/train.json", {"kind": "train"})
     assert comparison(tmp_path).splitlines() == [
         "| encoder | minutes | epochs | k-NN | Linear (L-BFGS) |",
@@ -35,6 +36,7 @@ def test_comparison(tmp_path):
         "| Another | 20.1 | 6.5 | 43.0 ± 0.8 | 54.0 ± 0.8 |",
         "| ViTMAE (transformers), 75 % masked | 20.1 | 6.5 | 44.0 ± 0.8 | 56.0 ± 0.8 |",
         "| l-DAE, d = 16, each component scaled | 20.1 | 6.5 | 41.2 ± 0.8 | 55.0 ± 0.8 |",
+        "| l-DAE, d = 16, each component scaled, 50 % of the tokens, loss in latent units | 20.1 | 6.5 | 42.0 ± 0.8 | 57.0 ± 0.8 |",  # noqa: E501
     ]
     assert comparison(tmp_path, ["linear-fast"]).startswith("| encoder | minutes | epochs | Linear (L-BFGS) |\n")
     with pytest.raises(FileNotFoundError, match="no run"):
@@ -67,6 +69,7 @@ def test_the_command_fills_the_marker_of_the_studys_name(tmp_path):
     [
         ("docs/comparison.md", "imagenette64", "--protocols knn linear linear-fast attentive finetune"),
         ("docs/probes.md", "probes64", "--details"),
+        ("docs/comparison.md", "tiny-imagenet64", "--protocols knn linear-fast"),
         ("docs/defaults.md", "latents64", ""),
     ],
 )
