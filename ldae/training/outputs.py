@@ -68,6 +68,7 @@ def finish(run: Run):
             print(f"{what_is_learned(learned)} Curve: {output_dir / 'loss.png'}")
         if train_args.push_to_hub:
             print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
+    run.accelerator.wait_for_everyone()  # whoever reads the folder next finds it whole
     # end_training() would end the processes' group, which a next training needs
     for tracker in run.accelerator.trackers:
         tracker.finish()
