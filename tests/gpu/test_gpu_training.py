@@ -18,7 +18,8 @@ from ldae.training.checkpoints import Checkpoints
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
     "--data photos --image_size 16 --patch_size 4 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --latent_dim 4",
-    "--per_device_batch_size 8 --max_steps 6 --checkpointing_steps 2 --report_to none --no_probe --knn_steps 0 --no_torch_compile",
+    "--per_device_batch_size 8 --max_steps 6 --checkpointing_steps 2 --report_to none --no_probe --knn_steps 0",
+    "--no_torch_compile",
 )
 OPTIONS = " ".join(TINY).split()
 PRECISIONS = ["no", "bf16", "fp16"]
