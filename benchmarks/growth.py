@@ -65,18 +65,19 @@ def measure(arguments: GrowthArguments) -> Iterator[dict]:
     device = torch.device("cpu")
     bf16, precision = wants_bf16(arguments.mixed_precision, device)
     result: dict[str, Any] = {"benchmark": "growth", "precision": precision, "quantities": {}}
-    spawn = multiprocessing.get_context("spawn")
-    for quantity, values in sizes().items():
+    tasks = {
+        quantity: {
+            v: Task(LDAEConfig(**{**BASE, **fields}), arguments.batch_size, device, bf16, 1) for v, fields in of.items()
+        }
+        for quantity, of in sizes().items()
+    }
+    memory = {quantity: {v: _memory(task) for v, task in of.items()} for quantity, of in tqdm(tasks.items(), "memory")}
+    for quantity, of in tasks.items():
         steps, found = {}, {}
-        for value, fields in tqdm(values.items(), quantity):
-            config = LDAEConfig(**{**BASE, **fields})
-            contender = Contender("l-DAE", keep_ratio=config.keep_ratio)
-            task = Task(config, arguments.batch_size, device, bf16, 1)
-            with spawn.Pool(1) as pool:
-                memory = pool.apply(peak_memory, (contender, task))
-            flops = arguments.batch_size * flops_per_image(contender, config, device)
-            found[value] = {"peak_memory": memory, "flops": flops}
-            steps[value] = task.step(contender)
+        for value, task in tqdm(of.items(), quantity):
+            flops = arguments.batch_size * flops_per_image(_contender(task), task.config, device)
+            found[value] = {"peak_memory": memory[quantity][value], "flops": flops}
+            steps[value] = task.step(_contender(task))
         seconds: dict[float, list[float]] = {value: [] for value in steps}
         for i in range(arguments.steps + 1):
             for value, step in steps.items():
@@ -87,6 +88,16 @@ def measure(arguments: GrowthArguments) -> Iterator[dict]:
         yield result
     result["processes"] = {str(n): processes_seconds(n, arguments, bf16) for n in (1, 2)}
     yield result
+
+
+def _contender(task: Task) -> Contender:
+    return Contender("l-DAE", keep_ratio=task.config.keep_ratio)
+
+
+def _memory(task: Task) -> int:
+    """Bytes that two steps take at their peak, in a new process; it must be made by a small one, whose peak it inherits."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak_memory, (_contender(task), task))
 
 
 def processes_seconds(number: int, arguments: GrowthArguments, bf16: bool) -> float:
@@ -104,8 +115,8 @@ def processes_seconds(number: int, arguments: GrowthArguments, bf16: bool) -> fl
 
 
 def exponent(values: list[float], costs: list[float]) -> float:
-    """p of the power law c x^p through the first and the last value."""
-    return math.log(costs[-1] / costs[0]) / math.log(values[-1] / values[0])
+    """p of the power law c x^p through the first and the last value; NaN where the first costs nothing that can be seen."""
+    return math.log(costs[-1] / costs[0]) / math.log(values[-1] / values[0]) if costs[0] else math.nan
 
 
 def table(result: dict) -> str:
@@ -131,7 +142,7 @@ def table(result: dict) -> str:
             [statistics.median(row["seconds"]) for row in rows],
             *([row[k] for row in rows] for k in ("flops", "peak_memory")),
         )
-        exponents = " | ".join(f"{exponent(values, cost):.2f}" for cost in costs)
+        exponents = " | ".join(f"{p:.2f}".replace("nan", "–") for p in (exponent(values, cost) for cost in costs))
         lines.append(f"| {quantity} | {' | '.join(', '.join(column) for column in columns.values())} | {exponents} |")
     one, two = (result["processes"][n] for n in ("1", "2"))
     lines += ["", f"Two processes, each with a batch of its own, take {two / one:.2f} times as long for a step as one: together "
