@@ -161,6 +161,7 @@ def draw(result: dict, path: Path) -> Path:
         panel.loglog(values, [rate * row["flops"] for row in rows], "--", label="as the operations", color=INK)
         panel.set_xlabel(quantity)
         panel.set_xticks(values, [f"{value:g}" for value in values])
+        panel.set_yticks(seconds, [f"{taken:.2g}" for taken in seconds])
         panel.minorticks_off()
     axes[0].set_ylabel("seconds a step")
     axes[0].legend(frameon=False)
