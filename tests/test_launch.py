@@ -101,7 +101,9 @@ ASKED = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 START = "from ldae import launch; from ldae.mistakes import run_command; run_command(lambda: launch.start('no'))"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="processes on GPUs find each other")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="accelerate gives each process a GPU, so that nothing is to be refused"
+)
 @pytest.mark.parametrize(
     ("launcher", "variables", "works"),
     [

@@ -21,7 +21,13 @@ from ldae.generation.schedulers import SCHEDULERS, make_scheduler, respace, vali
 from modeling_ldae import LDAEForPreTraining
 
 ALIGNMENT = 64  # bytes, of what torch allocates
-CODE = '"""Where diffusers finds the pipeline; it needs the package ldae."""\n\nfrom ldae.generation.pipeline import LDAEPipeline\n\n__all__ = ["LDAEPipeline"]\n'  # noqa: E501
+# the module of a pipeline's folder in which diffusers, which runs it with trust_remote_code, looks for the class
+CODE = '''"""Where diffusers finds the pipeline; it needs the package ldae."""
+
+from ldae.generation.pipeline import LDAEPipeline
+
+__all__ = ["LDAEPipeline"]
+'''
 
 
 class LDAEPipeline(DiffusionPipeline):

@@ -325,7 +325,7 @@ class Run:
                 if self.interruption.death is not None:
                     raise self.interruption.death
                 yield self._receive(batch, sampler)
-        except Exception:
+        except Exception:  # whatever reading raises, a decoder's or a dead worker's error, the steps so far are kept
             if self.state["step"] and self.accelerator.num_processes == 1:  # others would wait for each other
                 self.save_checkpoint()
                 print(f"\nThe steps before it are in {self.checkpoints.last()}; --resume goes on from it.")

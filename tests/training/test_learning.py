@@ -1,5 +1,6 @@
 """Held-out images, the references beside their loss, and what a run leaves of them."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -76,13 +77,16 @@ def test_a_validation_split_is_held_out_and_all_of_the_training_split_is_trained
     assert hold_out(examples, validation, 0, seed=0)[:2] == (examples, None)
 
 
-@pytest.mark.parametrize("tokenizer", ["pca", "pixels", "patch_ae"])
-@pytest.mark.parametrize("prediction", ["image", "latent", "noise"])
+@pytest.mark.parametrize(
+    ("tokenizer", "prediction"),
+    [  # all pairs but patch_ae and image, which the configuration refuses
+        *itertools.product(["pca", "pixels"], ["image", "latent", "noise"]),
+        *itertools.product(["patch_ae"], ["latent", "noise"]),
+    ],
+)
 @pytest.mark.parametrize("schedule", ["linear_sigma", "linear_gamma2"])
 def test_linear_denoiser_is_the_least_squares_solution(tiny_model, images, tokenizer, prediction, schedule):
     """Solved naively for one t at a time: the normal equations of all components, written out in float64."""
-    if tokenizer == "patch_ae" and prediction == "image":
-        pytest.skip("no such model")
     fields = {"latent_dim": 48} if tokenizer == "pixels" else {}
     model = tiny_model(tokenizer_type=tokenizer, prediction=prediction, noise_schedule=schedule, **fields)
     config, predicts_noise = model.config, prediction == "noise"
