@@ -10,9 +10,8 @@ from transformers import ImageClassificationPipeline, ImageFeatureExtractionPipe
 
 
 class _AsStored(Pipeline):
-    _load_video_processor = (
-        False  # where it may, transformers takes the image processor's code for one, and asks to run it
-    )
+    # where it may, transformers takes the image processor's code for a video processor's, and asks to run it
+    _load_video_processor = False
 
     def preprocess(self, image: Any, timeout: float | None = None, **kwargs: Any):
         if not getattr(self.image_processor, "opens_images", False):

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from benchmarks import command
 from benchmarks.contenders import Contender, flops_per_image
-from benchmarks.device import timed
+from benchmarks.device import in_rounds
 from benchmarks.step import Task, peak_memory, wants_bf16
 from ldae import LDAEConfig
 from ldae.options import option
@@ -78,12 +78,7 @@ def measure(arguments: GrowthArguments) -> Iterator[dict]:
             flops = arguments.batch_size * flops_per_image(_contender(task), task.config, device)
             found[value] = {"peak_memory": memory[quantity][value], "flops": flops}
             steps[value] = task.step(_contender(task))
-        seconds: dict[float, list[float]] = {value: [] for value in steps}
-        for i in range(arguments.steps + 1):
-            for value, step in steps.items():
-                taken = timed(step)
-                if i:
-                    seconds[value].append(taken)
+        seconds = in_rounds(steps, arguments.steps, warmup=1)
         result["quantities"][quantity] = [{"value": v, "seconds": seconds[v], **found[v]} for v in steps]
         yield result
     result["processes"] = {str(n): processes_seconds(n, arguments, bf16) for n in (1, 2)}

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ECHO = (
-    1.0  # seconds in which a signal may come again without being meant: from a launcher, or for each thread of a parent
-)
+# Seconds in which a signal may come again without being meant: from a launcher, or for each thread of a parent.
+ECHO = 1.0
 
 
 class Interruption:
@@ -32,6 +31,7 @@ class Interruption:
         self.death: RuntimeError | None = None
         self._before: dict[int, Any] = {}
         self._noted = 0.0  # when `number` came
+        self._raises: Any = None  # torch's handler of a worker's death
 
     def __enter__(self) -> "Interruption":
         for number in SIGNALS:
@@ -65,17 +65,19 @@ class Interruption:
         raise SystemExit(128 + number)
 
     def note_deaths(self):
-        """Notes the death of workers from now on, which torch would raise anywhere, in the middle of a step too."""
-        if not hasattr(signal, "SIGCHLD") or not callable(raises := signal.getsignal(signal.SIGCHLD)):
-            return
+        """Notes the death of workers from now on, which torch would raise anywhere, in the middle of a step too.
 
-        def note(number, frame):
-            try:
-                raises(number, frame)
-            except RuntimeError as error:
-                self.death = error
+        To be called once there are workers, since torch sets its handler with the first of them; again does nothing.
+        """
+        if self._raises is None and hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
+            self._raises = signal.getsignal(signal.SIGCHLD)
+            self._handle(signal.SIGCHLD, self._note)
 
-        self._handle(signal.SIGCHLD, note)
+    def _note(self, number: int, frame: Any):
+        try:
+            self._raises(number, frame)
+        except RuntimeError as error:
+            self.death = error
 
     def _handle(self, number: int, handler: Any):
         if threading.current_thread() is threading.main_thread():  # Python allows it there only

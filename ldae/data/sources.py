@@ -90,11 +90,8 @@ def load_examples(
         if split == "validation":
             return None
         raise ValueError(f"data {data!r} has the splits {', '.join(splits)}, got {split!r}")
-    caches = (
-        datasets.config.HF_CACHE_HOME,
-        datasets.config.HF_DATASETS_CACHE,
-        HF_HUB_CACHE,
-    )  # of a Hub data set's files
+    # where the files of a Hub data set are
+    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
     within = os.pathsep.join(map(str, [folder] if folder.is_dir() else caches))
     examples = _name_columns(splits, found, data, image_column, label_column, within)
     return _with_own_names(examples, folder, found, label_column) if folder.is_dir() else examples

@@ -27,9 +27,8 @@ def stage(model_args, data_args, train_args):
         return None
     checkpoints = Checkpoints(Path(train_args.output_dir).expanduser() / "checkpoints")
     folder = train_args.output_dir if train_args.tokenizer_only else f"{train_args.output_dir}-tokenizer"
-    if (
-        train_args.resume and (last := checkpoints.last()) is not None
-    ):  # before its tokenizer is trained on, or another one
+    # before its tokenizer is trained on, or another one
+    if train_args.resume and (last := checkpoints.last()) is not None:
         given = {name: value for name, value in vars(train_args).items() if name.startswith("tokenizer_")}
         given |= {} if train_args.tokenizer_only else {"tokenizer": str(Path(folder).expanduser())}
         validate_unchanged(read_state(last)["options"], given)
