@@ -493,9 +493,8 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
 
     @property
     def _noise_device(self) -> torch.device:
-        return (
-            self.noise_schedule.gamma.device
-        )  # `self.device` asks parameters, which DataParallel's replicas have none of
+        # `self.device` asks parameters, which DataParallel's replicas have none of
+        return self.noise_schedule.gamma.device
 
     def sample_noise(
         self,

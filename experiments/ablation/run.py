@@ -190,9 +190,9 @@ class Ablation:
         return self._execute(processes, slots, folder, self.command(folder, rung, seed, *given))
 
     def _measure(self, processes: Processes, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
-        return (
-            self._execute(processes, slots, folder, command) if finished(folder) else None
-        )  # its run has failed, and is named
+        if not finished(folder):  # its run has failed, and is named
+            return None
+        return self._execute(processes, slots, folder, command)
 
     def _execute(self, processes: Processes, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
         """Runs a command with a free worker's share of the machine, its output in the run's log; its name if it fails."""

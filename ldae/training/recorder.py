@@ -27,9 +27,8 @@ class Step:
     number: int
     learning_rate: float
     names: list[list[str]]  # of the images of each micro-batch
-    figures: (
-        torch.Tensor
-    )  # on the CPU: the loss of each micro-batch, the gradient norm, the run's seconds, whether to end
+    # on the CPU: the loss of each micro-batch, the gradient norm, the run's seconds, whether to end
+    figures: torch.Tensor
     arrived: torch.cuda.Event | None
 
 
