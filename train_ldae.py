@@ -12,7 +12,7 @@ from ldae.mistakes import run_command
 from ldae.optimization import learning_rate
 from ldae.options import parse_arguments
 from ldae.training import tokenizer_stage
-from ldae.training.outputs import draw_images, finish, measure_learning
+from ldae.training.outputs import finish, look
 from ldae.training.rehearsal import rehearse
 from ldae.training.run import Run, validate
 
@@ -61,17 +61,13 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
         SystemExit: with the status 130 or 143, after SIGINT or SIGTERM; the last step is in a checkpoint.
     """
     with Run(model_args, data_args, train_args, model) as run:
-        measure_learning(run)
+        look(run)
         run.model.train()
         with run.interruption.postponed():
             for batches in run.batches():
                 train_step(run, batches)
                 run.end_if_interrupted()
-                measure_learning(run)
-                if run.probes.splits and run.is_due(train_args.knn_steps):
-                    run.probes.knn(run.snapshot(), run.state["step"])
-                if run.is_due(train_args.image_steps):
-                    draw_images(run)
+                look(run)
                 if run.checkpoint_is_due and run.progress < 1:
                     run.save_checkpoint()
             run.save_checkpoint()

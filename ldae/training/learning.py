@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FEWEST, MOST = 8, 1_000  # images that are held out, of a data set that has enough
 MARKS = 10  # parts of a run after each of which it is measured
 FITTED = 65_536  # patches of training images to which the references are fitted
+FEWEST_BETWEEN = 10  # images that are trained on for each that is measured, so that a run spends little time on it
 BATCH = 64
 HELD_OUT = 1 << 33  # tells the noise of held-out images from that of steps, whose seeds have other numbers
 
@@ -134,8 +135,9 @@ class LearningCurve:
     Args:
         train, held: the images that are trained on, as the run crops them, and those that are not, as centre crops.
         origin: in words, what the held-out images are.
-        folder: of the run; entries after `step` are removed there, as of a run that goes on before them.
-        step, progress: where the run stands.
+        folder: of the run; entries after the state's step are removed there, as of a run that goes on before them.
+        state: the run's state, of which "step" is read, and in which "measured" says when it was last measured.
+        images_per_step: of all processes.
     """
 
     def __init__(
@@ -145,18 +147,18 @@ class LearningCurve:
         held: ImageDataset,
         origin: str,
         folder: Path,
-        step: int,
-        progress: float,
+        state: dict[str, Any],
+        images_per_step: int,
         seed: int,
         num_workers: int,
     ):
         self.accelerator, self.train, self.held, self.origin, self.folder = accelerator, train, held, origin, folder
+        self.state, self.images_per_step = state, images_per_step
         self.seed, self.num_workers = seed, num_workers
-        self.mark = int(MARKS * progress) if step else -1
         self.references: dict[str, float] = {}  # losses, by what they are of
         self.unreadable: set[str] = set()  # held-out images, "name: error"
         if accelerator.is_main_process:
-            open_losses(self.path, step).close()
+            open_losses(self.path, state["step"]).close()
 
     @property
     def path(self) -> Path:
@@ -169,9 +171,14 @@ class LearningCurve:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def is_due(self, progress: float) -> bool:
-        """Whether the run has come to its next tenth since it was last asked; the first is its start."""
-        last, self.mark = self.mark, int(MARKS * min(progress, 1))
-        return self.mark > last
+        """Whether the run has come to its next tenth since this was last true; the first is its start. A short run has fewer."""
+        step, tenth = self.state["step"], int(MARKS * min(progress, 1))
+        if (last := self.state["measured"]) is not None:
+            images = self.images_per_step * (step - last["step"])
+            if tenth == last["tenth"] or images < FEWEST_BETWEEN * len(self.held):
+                return False
+        self.state["measured"] = {"step": step, "tenth": tenth}
+        return True
 
     @torch.no_grad()
     def measure(self, model: LDAEForPreTraining, step: int):

@@ -18,6 +18,21 @@ from ldae.training.learning import what_is_learned
 from ldae.training.run import Run
 
 
+def look(run: Run):
+    """Measures, probes and draws the model as it is now, where that is due, off the run's clock."""
+    step, train_args = run.state["step"], run.train_args
+    if run.curve is not None and run.curve.is_due(run.progress):
+        with run.off_the_clock():
+            run.curve.measure(run.snapshot(), step)
+            run.report_unreadable(run.curve.unreadable)
+    if step and run.probes.splits and run.is_due(train_args.knn_steps):
+        with run.off_the_clock():
+            run.probes.knn(run.snapshot(), step)
+    if step and run.is_due(train_args.image_steps):
+        with run.off_the_clock():
+            draw_images(run)
+
+
 def draw_images(run: Run):
     """Draws clean, noisy and denoised images of an l-DAE as it is now, into images/, and its learning curve."""
     model = run.snapshot()
@@ -26,13 +41,6 @@ def draw_images(run: Run):
     if run.is_ldae and run.accelerator.is_main_process:
         path = run.output_dir / "images" / f"step-{run.state['step']:08d}.png"
         figures.save_denoising(model, _first_images(run), path, heading=f"step {run.state['step']:,}")
-
-
-def measure_learning(run: Run):
-    """Measures an l-DAE on the held-out images, where that is due."""
-    if run.curve is not None and run.curve.is_due(run.progress):
-        run.curve.measure(run.snapshot(), run.state["step"])
-        run.report_unreadable(run.curve.unreadable)
 
 
 def finish(run: Run):

@@ -1,7 +1,6 @@
 """What a run reports of its steps: losses.jsonl, the progress bar and the trackers."""
 
 import json
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ class Recorder:
         state: the run's state, in which "loss" (a running mean) and "seconds" are kept up to the last step that was read.
         losses: path of losses.jsonl.
         now: the run's clock, in seconds.
-        began: when the run was started or resumed, on that clock.
+        began: when the run was started or resumed, on that clock; later by what was done off the clock.
         images_per_step: of all processes.
 
     Attributes:
@@ -71,7 +70,7 @@ class Recorder:
         self.waiting: deque[Step] = deque()
         self.interrupted = False
         self.lag = 1 if accelerator.device.type == "cuda" else 0
-        self.first_step, self.started = state["step"], time.monotonic()
+        self.first_step, self.first_second = state["step"], state["seconds"]
         self.now, self.began = now, began - state["seconds"]  # as if a resumed run had never stopped
 
     def record(
@@ -144,7 +143,8 @@ class Recorder:
         state, loss = self.state, mean.item()
         state["seconds"] = seconds.item()
         state["loss"] = loss if state["loss"] is None else 0.98 * state["loss"] + 0.02 * loss
-        speed = (step.number - self.first_step) * self.images_per_step / (time.monotonic() - self.started)
+        images = (step.number - self.first_step) * self.images_per_step
+        speed = images / max(state["seconds"] - self.first_second, 1e-9)
         entry = {
             "loss": loss, "learning_rate": step.learning_rate, "images_per_second": speed,
             "grad_norm": None if overflowed else norm.item(),

@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,7 +208,7 @@ class Run:
                 held = f"{explained_variance(model.ldae.tokenizer):.1%} of the patches' variance"
                 self.accelerator.print(f"The {model.config.latent_dim} components of the latent space hold {held}.")
         return {
-            "step": 0, "seconds": 0.0, "bad_images": bad_images, "loss": None, "options": self._options(),
+            "step": 0, "seconds": 0.0, "bad_images": bad_images, "loss": None, "measured": None, "options": self._options(),
             "images_per_step": self.images_per_step, "stream": [], "fingerprint": self.images.fingerprint(),
         }  # fmt: skip
 
@@ -264,8 +264,8 @@ class Run:
         self.curve = None
         if self.held is not None and self.is_ldae:
             self.curve = LearningCurve(
-                accelerator, self.images, self.held, self.held_origin, self.output_dir, self.state["step"], self.progress,
-                train_args.seed, self.data_args.num_workers,
+                accelerator, self.images, self.held, self.held_origin, self.output_dir, self.state,
+                self.images_per_step, train_args.seed, self.data_args.num_workers,
             )  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------------- between two steps
@@ -289,6 +289,14 @@ class Run:
         """Counts the step whose weights were just updated."""
         self.state["step"] += 1
         self.state["stream"] = self.place
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """What is done in it takes no time of the run: it is not training, and other methods do without."""
+        began = self.now()
+        yield
+        self.accelerator.wait_for_everyone()
+        self.recorder.began += self.now() - began
 
     def end_if_interrupted(self):
         """Ends the run with a checkpoint of the last step, if a signal has reached one of its processes.

@@ -12,7 +12,9 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 import train_ldae
+from ldae.training import learning
 from ldae.training.learning import LinearDenoiser, effective_rank, hold_out, what_is_learned
+from ldae.training.run import CLOCKS
 from tokenizers_ldae import PatchMoments, patchify
 
 TINY = (
@@ -148,8 +150,33 @@ def test_what_is_learned():
         assert words in what_is_learned({**result, "loss": loss})
 
 
-def test_a_run_without_labels_shows_whether_it_learns(folder, tmp_path, capsys):
+def test_a_short_run_spends_little_time_on_being_measured(folder, tmp_path, monkeypatch):
+    """Ten images are trained on for each that is measured, on a clock that stands still meanwhile; so too after a resume."""
+    output = train(folder, tmp_path / "run")
+    assert [point["step"] for point in points(output)] == [0, 20]
+    monkeypatch.setattr(learning, "FEWEST_BETWEEN", 5)
+    ticks, measure = itertools.count(), learning.LearningCurve.measure  # a second for every look at the clock
+    monkeypatch.setitem(CLOCKS, "processor", lambda: float(next(ticks)))
+
+    def slow_measure(self, model, step):
+        for _ in range(1000):
+            next(ticks)
+        measure(self, model, step)
+
+    monkeypatch.setattr(learning.LearningCurve, "measure", slow_measure)
+    output = train(folder, tmp_path / "clocked", "--clock=processor", "--image_steps=0")
+    assert [point["step"] for point in points(output)] == [0, 10, 20]
+    seconds = json.loads((output / "results/train.json").read_text())["seconds"]
+    assert seconds < 20 + 10  # a look for each step, and those around the measurements
+    for path in (output / "checkpoints").glob("*20"):
+        path.rename(tmp_path / path.name)  # as if it had been killed after step 15
+    train(folder, output, "--clock=processor", "--image_steps=0", "--resume")
+    assert [point["step"] for point in points(output)] == [0, 10, 20]
+
+
+def test_a_run_without_labels_shows_whether_it_learns(folder, tmp_path, capsys, monkeypatch):
     """What is held out is not trained on; the untrained network, whose output is zero, loses what the mean patch does."""
+    monkeypatch.setattr(learning, "FEWEST_BETWEEN", 1)
     output = train(folder, tmp_path / "run", "--image_steps", "10")
     said = capsys.readouterr().out
     assert "8 images of the training split are not trained on; loss.png" in said
@@ -184,8 +211,9 @@ def test_an_unreadable_held_out_image_is_named_or_stops_the_run(folder, tmp_path
         train(data, tmp_path / "strict", "--on_bad_image", "error")
 
 
-def test_measuring_changes_no_training_and_is_resumed_bit_for_bit(folder, tmp_path):
+def test_measuring_changes_no_training_and_is_resumed_bit_for_bit(folder, tmp_path, monkeypatch):
     """Where there is a validation split, all images are trained on with and without."""
+    monkeypatch.setattr(learning, "FEWEST_BETWEEN", 0)
     data = tmp_path / "data"
     for split in ("train", "val"):
         (data / split).mkdir(parents=True)
