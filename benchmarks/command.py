@@ -11,29 +11,31 @@ from ldae.options import option_parser
 from ldae.report.results import environment, save_result
 from ldae.report.tables import fill
 
+README = Path(__file__).with_name("README.md")
 OWN = ("output", "overwrite", "table")  # options that say nothing of what is measured
 
 
-def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str]):
+def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str], page: Path = README):
     """The command line of a benchmark.
 
     Args:
         options: a dataclass with the fields of `OWN` among others.
         measure: options -> the result to save, as often as it grows: what is stopped has saved what it measured.
         table: a result with its environment -> markdown. `--table NAME.json` puts it between the lines `<!-- NAME -->` of
-            README.md.
+            the page.
+        page: the text that holds the tables.
 
     Raises:
         SystemExit: with status 2 for a mistake, such as an --output that is there; before anything is measured.
     """
-    run_command(partial(_run, options, measure, table))
+    run_command(partial(_run, options, measure, table, page))
 
 
-def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str]):
+def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str], page: Path):
     (given,) = option_parser(options, description=options.__doc__).parse_args_into_dataclasses()
     if given.table:
         text = table(json.loads(Path(given.table).read_text()))
-        fill(Path(__file__).with_name("README.md"), Path(given.table).stem, text)
+        fill(page, Path(given.table).stem, text)
     else:
         if given.output and Path(given.output).exists() and not given.overwrite:
             raise FileExistsError(f"{given.output} is there; pass --overwrite or another --output")

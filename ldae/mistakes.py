@@ -4,7 +4,8 @@ import dis
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,6 +39,25 @@ def run_command(main: Callable[[], Any]) -> None:
             print(f"{program()}: error: {' '.join(_sentence(error).split())}", file=sys.stderr)
         sys.stdout.flush()
         raise SystemExit(2) from None
+
+
+@contextmanager
+def reading(name_of_option: str, source: str | Path) -> Iterator[None]:
+    """Around a library's reading of what a user gave: whatever the library raises there is about that.
+
+    Raises:
+        ValueError: for an exception that no check of ours raised, with its first cause.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_mistake(error):
+            raise
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {cause}"[:500]
+        raise ValueError(f"{name_of_option}: {str(source)!r} cannot be used ({reason}); --debug shows where") from error
 
 
 def is_mistake(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from PIL import Image
 
 from ldae.data.photos import load_photos
+from ldae.mistakes import reading
 
 if TYPE_CHECKING:
     import datasets  # takes a second to import, so that functions import it when they need it
@@ -75,15 +76,21 @@ def load_examples(
     if not folder.is_dir() and (looks_local or "\\" in data or data.count("/") > 1):
         raise FileNotFoundError(f"data: there is no folder {data!r}")
     name, _, config = (str(folder), "", "") if folder.is_dir() else data.partition(":")
-    try:
-        splits = datasets.load_dataset(name, config or None, streaming=streaming)
-    except (FileNotFoundError, ConnectionError, HFValidationError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise FileNotFoundError(
-            f"data: {data!r} is neither 'photos', nor a local folder, nor a data set that the Hub gives ({error})"
-        ) from error
-    except ValueError as error:  # no configuration is given, or an unknown one
-        how = "" if folder.is_dir() else f"; a configuration is given as {name}:CONFIGURATION"
-        raise ValueError(f"data: {data!r} cannot be loaded{how} ({error})") from error
+    with reading("data", data):
+        try:
+            splits = datasets.load_dataset(name, config or None, streaming=streaming)
+        except (
+            FileNotFoundError,
+            ConnectionError,
+            HFValidationError,
+            datasets.exceptions.DatasetNotFoundError,
+        ) as error:
+            raise FileNotFoundError(
+                f"data: {data!r} is neither 'photos', nor a local folder, nor a data set that the Hub gives ({error})"
+            ) from error
+        except ValueError as error:  # no configuration is given, or an unknown one
+            how = "" if folder.is_dir() else f"; a configuration is given as {name}:CONFIGURATION"
+            raise ValueError(f"data: {data!r} cannot be loaded{how} ({error})") from error
     names = VALIDATION_NAMES if split == "validation" else (split,)
     found = next((name for name in names if name in splits), None)
     if found is None:

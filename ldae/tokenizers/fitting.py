@@ -50,6 +50,9 @@ def fit_to_images(
 
     Returns:
         The unreadable images, as "name: error".
+
+    Raises:
+        ValueError: if no image can be read.
     """
     state, bad = PartialState(), []
     if not model.ldae.tokenizer.linear:
@@ -63,11 +66,14 @@ def fit_to_images(
         share = order[state.process_index :: state.num_processes].tolist()
 
     def batches():
-        loader = evaluation_loader(images, 64, num_workers, share)
+        loader, readable = evaluation_loader(images, 64, num_workers, share), False
         for batch in tqdm(loader, "PCA of patches", disable=not state.is_main_process):
             bad.extend(batch["bad"])
             if batch["pixel_values"] is not None:
+                readable = True
                 yield to_pixel_values(batch["pixel_values"])
+        if bad and not readable:
+            raise ValueError(f"data: none of {len(bad):,} images can be read; the first is {bad[0]}")
 
     model.ldae.tokenizer.fit(batches(), model.config)
     return gather_object(bad) if state.num_processes > 1 else bad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from configuration_ldae import LDAEConfig
 from ldae import tokenizers
 from ldae.data.sources import count_classes
+from ldae.mistakes import reading
 from ldae.weights import validate_folder, validate_weights
 from modeling_ldae import LDAEForPreTraining
 
@@ -41,10 +43,13 @@ def build_model(
     trained = config.tokenizer_class.trainer is not None
     if trained:
         validate_folder(train_args.tokenizer, "--tokenizer")
-        config = tokenizers.configure(config, train_args.tokenizer)
-    model = LDAEForPreTraining._from_config(config, **attention)
+        with reading("--tokenizer", train_args.tokenizer):
+            config = tokenizers.configure(config, train_args.tokenizer)
+    with reading("--attn_implementation", attn_implementation) if attn_implementation else nullcontext():
+        model = LDAEForPreTraining._from_config(config, **attention)
     if trained:
-        tokenizers.load(model.ldae.tokenizer, train_args.tokenizer, model.config)
+        with reading("--tokenizer", train_args.tokenizer):
+            tokenizers.load(model.ldae.tokenizer, train_args.tokenizer, model.config)
         validate_weights(model, train_args.tokenizer, "--tokenizer")
     return model
 
@@ -52,9 +57,11 @@ def build_model(
 def _changed(source: str, given: dict[str, Any]) -> LDAEConfig:
     """The configuration of a folder or Hub id with other options, none of which changes its fitted tokenizer."""
     folder = Path(source).expanduser()
-    there = LDAEConfig.from_pretrained(folder)
+    with reading("--init_from", source):
+        there = LDAEConfig.from_pretrained(folder)
     names, parts = there.tokenizer_class.defined_by, given.pop("autoencoder", {})
-    config = LDAEConfig.from_pretrained(folder, **given)
+    with reading("--init_from", source):
+        config = LDAEConfig.from_pretrained(folder, **given)
     pairs = {name.replace("_hw", "_size"): (getattr(config, name), getattr(there, name)) for name in names}
     if "autoencoder_config" in names:
         pairs |= {f"autoencoder: {name}": (value, there.autoencoder_config.get(name)) for name, value in parts.items()}
@@ -77,12 +84,13 @@ def load_model(source: str, name_of_option: str = "--model", **kwargs) -> LDAEFo
     """
     validate_folder(source, name_of_option)
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        model, loaded = LDAEForPreTraining.from_pretrained(Path(source).expanduser(), **kwargs)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{name_of_option}: {source!r} is neither the folder of an l-DAE nor on the Hub ({error})"
-        ) from error
+    with reading(name_of_option, source):
+        try:
+            model, loaded = LDAEForPreTraining.from_pretrained(Path(source).expanduser(), **kwargs)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{name_of_option}: {source!r} is neither the folder of an l-DAE nor on the Hub ({error})"
+            ) from error
     if mismatched := sorted(loaded["mismatched_keys"]):
         name, there, needed = mismatched[0]
         raise ValueError(f"{name_of_option}: {name} of {source!r} is {tuple(there)}, the options need {tuple(needed)}")

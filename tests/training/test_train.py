@@ -732,6 +732,14 @@ def test_unreadable_images_are_named_and_skipped_or_refused(folder, tmp_path, ca
         train(data, tmp_path / "strict", "--on_bad_image", "error")
 
 
+def test_images_that_all_are_unreadable_end_the_run_with_the_reason_of_the_first(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "data" / name).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"none of 2 images can be read; the first is .*\.png: UnidentifiedImageError"):
+        train(tmp_path / "data", tmp_path / "run")
+
+
 def test_a_run_never_replaces_another_unasked(folder, tmp_path, capsys):
     output = train(folder, tmp_path / "run")
     (output / "mine.txt").write_text("kept")
