@@ -21,6 +21,11 @@ class DataArguments:
         group=DATA,
         defines_run=True,
     )
+    data_name: str | None = option(
+        None,
+        "What the results and the card call the images; by default the folder's own name or the Hub id.",
+        group=DATA,
+    )
     train_split: str = option("train", "Split to train on.", group=DATA, defines_run=True)
     validation_split: str = option(
         "validation", "Labelled split that the probes are measured on; val, valid and test are found too.", group=DATA

@@ -112,7 +112,7 @@ def _result(run: Run, model: torch.nn.Module) -> dict[str, Any]:
     return {
         "kind": "train",
         "data": {
-            "name": short_name(data),
+            "name": run.data_args.data_name or short_name(data),
             "hub_id": hub_id(data),
             "fingerprint": state["fingerprint"],  # images may have gone since
             "num_images": num_images,
