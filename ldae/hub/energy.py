@@ -9,13 +9,18 @@ WATTS = {"B200": 1000, "H200": 700, "H100 PCIe": 350, "H100": 700, "A100 PCIe": 
 CORE = 10  # watts of a processor's core with its share of the memory
 
 
+def published_watts(gpu: str) -> int | None:
+    """The power of a card by the name that it gives itself, such as "NVIDIA A100-SXM4-80GB"; None if it is not known."""
+    words = set(re.split(r"[\s-]+", gpu))
+    return next((watts for name, watts in WATTS.items() if words.issuperset(name.split())), None)
+
+
 def energy(result: dict[str, Any]) -> str | None:
     """The energy of a training result in words, with what was assumed; None for hardware whose power is not known."""
     hours, processes = result["seconds"] / 3600, result.get("num_processes", 1)
     hardware = result["hardware"]
     if hardware["gpus"]:
-        words = set(re.split(r"[\s-]+", hardware["gpus"][0]))
-        watts = next((watts for name, watts in WATTS.items() if words.issuperset(name.split())), None)
+        watts = published_watts(hardware["gpus"][0])
         if watts is None:
             return None
         count, unit = processes, "a GPU's published power"
