@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,7 +49,8 @@ class Fault:
         status: of the answer; None drops the connection.
         times: how many requests it happens to.
         headers: of the answer.
-        late: drops the connection after the work is done, so that only the answer is lost; otherwise in the middle of the body.
+        late: drops the connection after the work is done, so that only the answer is lost; otherwise in the middle of the body,
+            which for GET is the answer's.
     """
 
     path: str
@@ -104,7 +106,7 @@ class HubStandIn:
 class _Handler(BaseHTTPRequestHandler):
     hub: HubStandIn
     protocol_version = "HTTP/1.1"
-    lost = False  # whether the answer gets lost
+    lost = torn = False  # whether the answer gets lost, or its second half
 
     def serve(self):
         """Answers a request, or does to it what a fault says."""
@@ -112,13 +114,13 @@ class _Handler(BaseHTTPRequestHandler):
         fault = next((f for f in self.hub.faults if f.times and re.fullmatch(f.path, f"{self.command} {path}")), None)
         if fault is not None:
             fault.times -= 1
-            if fault.status is None and not fault.late:
+            if fault.status is None and not fault.late and self.command != "GET":
                 self.rfile.read(length // 2)
                 return self.drop()
         body = self.rfile.read(length)
         if fault is not None and fault.status is not None:
             return self.send(fault.status, b"{}", fault.headers)
-        self.lost = fault is not None
+        self.lost, self.torn = fault is not None and fault.late, fault is not None and not fault.late
         return self.write(path, body) if self.command in ("POST", "PUT") else self.read(path)
 
     do_GET = do_HEAD = do_POST = do_PUT = serve  # noqa: N815 - http.server dispatches on these names
@@ -231,7 +233,9 @@ class _Handler(BaseHTTPRequestHandler):
     def file(self, sha: str, files: dict[str, bytes], path: str):
         if path not in files:
             return self.fail(404, "EntryNotFound")
-        return self.send(200, files[path], {"ETag": f'"{_oid(path, files[path])}"', "X-Repo-Commit": sha})
+        content, start = files[path], int(self.headers.get("Range", "bytes=0-")[6:].split("-")[0])
+        status = 206 if start else 200
+        return self.send(status, content[start:], {"ETag": f'"{_oid(path, content)}"', "X-Repo-Commit": sha})
 
     def path_of_request(self) -> str:
         return unquote(urlsplit(self.path).path)
@@ -244,7 +248,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def drop(self):
         self.close_connection = True
-        self.connection.close()
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def send(self, status: int, content: bytes, headers: dict[str, str]):
         if self.lost:
@@ -254,7 +259,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if self.torn else content)
+        if self.torn:
+            self.drop()
 
     def log_message(self, *arguments):
         pass

@@ -208,3 +208,17 @@ def test_without_a_token_nothing_is_tried(hub, folder, monkeypatch):
     with pytest.raises(ValueError, match="hf auth login"):
         push_folder(folder, MODEL_ID)
     assert hub.repositories == {}
+
+
+@pytest.mark.parametrize("status", [503, None], ids=["503", "dropped in the body"])
+def test_a_model_comes_back_whole_after_a_fault(hub, folder, tmp_path, status):
+    """The client goes on where the connection was dropped; after a 503 its user has to ask again."""
+    push_folder(folder, MODEL_ID)
+    hub.faults = [Fault("GET .*/model.safetensors", status)]
+    if status == 503:
+        with pytest.raises(OSError, match="503"):
+            AutoModel.from_pretrained(MODEL_ID, cache_dir=tmp_path / "cache")
+    loaded = AutoModel.from_pretrained(MODEL_ID, cache_dir=tmp_path / "cache")
+    assert hub.faults[0].times == 0
+    local = AutoModel.from_pretrained(folder)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), local.parameters(), strict=True))
