@@ -6,6 +6,7 @@ protocol does.
 """
 
 import dataclasses
+import os
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,12 @@ from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples, validate_output, why_not_probed
 from ldae.features.encoders import load_encoder
 from ldae.files import read_json
+from ldae.hub.cards import write_card
+from ldae.hub.push import push, validate_hub
 from ldae.mistakes import run_command
 from ldae.names import short_name
-from ldae.options import option, option_parser
+from ldae.options import HubArguments, option, option_parser
+from ldae.options.hub import HUB
 from ldae.probes import (
     DEFAULT_PROTOCOLS,
     PROTOCOLS,
@@ -37,8 +41,8 @@ from ldae.report import figures
 from ldae.report.results import save_result
 
 
-@dataclass
-class ProbeArguments:
+@dataclass(kw_only=True)
+class ProbeArguments(HubArguments):
     model: str = option(
         MISSING,
         "An l-DAE folder or Hub id, or any other vision encoder that transformers' AutoModel loads, timm's too.",
@@ -85,6 +89,9 @@ class ProbeArguments:
     )
     trust_remote_code: bool = option(False, "Run the code that comes with the model. Only for a model that you trust.")
     device: Literal["auto", "cpu"] = option("auto", "auto: what accelerate chooses.")
+    push_to_hub: bool = option(
+        False, "Make the card of the model's folder anew and upload the folder, with these results.", group=HUB
+    )
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list[Protocol]]:
@@ -103,6 +110,21 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list
     for protocol in chosen:
         protocol.check()
     return options, chosen
+
+
+def validate_push(options: ProbeArguments):
+    """Validates, before any work starts, that the model's folder can be uploaded with the results in it.
+
+    Raises:
+        ValueError: if there is no such folder, the results go elsewhere, or as `validate_hub`.
+        ConnectionError: as `validate_hub`.
+    """
+    folder = Path(options.model).expanduser()
+    if not folder.is_dir() or options.output_dir:
+        raise ValueError(
+            "--push_to_hub uploads the folder of a model with its results in it: give it as --model, and no --output_dir"
+        )
+    options.hub_model_id = validate_hub(options.hub_model_id or folder.resolve().name)
 
 
 def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
@@ -180,6 +202,8 @@ def main(argv: list[str] | None = None) -> Path:
     options, protocols = parse_arguments(argv)
     path = result_path(options)
     validate_output(path.parent, options.data)
+    if options.push_to_hub and os.environ.get("RANK", "0") == "0":
+        validate_push(options)
     accelerator = launch.start(options.mixed_precision, cpu=options.device == "cpu")
     with accelerator.main_process_first():  # one process downloads and prepares
         examples = labelled_splits(options)
@@ -213,6 +237,10 @@ def main(argv: list[str] | None = None) -> Path:
             save_result(sweep_path, measured, True, options.data)
             print(format_sweep(measured))
             print(f"Sweep: {figures.sweep(measured, sweep_path.with_suffix('.png'))}")
+    if options.push_to_hub and accelerator.is_main_process:
+        folder = path.parent.parent
+        write_card(folder, options.hub_model_id)
+        print(push(folder, options))
     accelerator.end_training()
     return path
 

@@ -22,6 +22,7 @@ setup(
         "console_scripts": [
             "ldae-train = train_ldae:command",
             "ldae-probe = probe_ldae:command",
+            "ldae-push = ldae.hub.command:command",
             "ldae-features = ldae.features.command:command",
         ]
     },

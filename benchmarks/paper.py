@@ -1,6 +1,6 @@
 """What the paper's runs would cost on eight GPUs, on paper: from the utilization that a step was measured to reach on one.
 
-python -m benchmarks.paper    # puts the table into README.md
+python -m benchmarks.paper    # puts the table into README.md, and into model_cards/README.md
 """
 
 import json
@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.contenders import Contender, flops_per_image
 from ldae import LDAEConfig
+from ldae.hub.energy import published_watts
 from ldae.report.tables import fill, markdown
 
 IMAGES, GPUS = 1_281_167, 8  # of ImageNet-1k; and the number of cards
@@ -38,7 +39,11 @@ def table(results: Path = RESULTS) -> str:
     rows = []
     for size, name in MEASURED.items():
         result = json.loads((results / f"{name}.json").read_text())
-        costs = {f"{epochs} epochs": f"{hours(size, result, epochs):.0f} hours" for epochs in EPOCHS}
+        watts = GPUS * (published_watts(result["device"]) or 0)
+        costs = {}
+        for epochs in EPOCHS:
+            time = hours(size, result, epochs)
+            costs[f"{epochs} epochs"] = f"{time:.0f} hours, {time * watts / 1000:.0f} kWh"
         device = f"{GPUS} × {result['device']}"
         rows.append({"encoder and decoder": NAMES[size], "on": device, **costs})
     return markdown(rows, left=("encoder and decoder", "on"))
@@ -46,5 +51,6 @@ def table(results: Path = RESULTS) -> str:
 
 if __name__ == "__main__":
     text = table()
-    fill(Path(__file__).with_name("README.md"), "paper", text)
+    for folder in ("benchmarks", "model_cards"):
+        fill(Path(__file__).parents[1] / folder / "README.md", "paper", text)
     print(text)

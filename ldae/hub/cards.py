@@ -1,18 +1,23 @@
 """Model cards. Each figure in them is read from the Hub folder's `config.json` and `results/*.json`.
 
-python -m ldae.hub.cards FOLDER [--repo_id org/name] [--output model_cards/NAME/README.md]
+python -m ldae.hub.cards FOLDER [--repo_id org/name] [--data_name NAME] [--output model_cards/NAME/README.md]
 """
 
 import argparse
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoConfig, PreTrainedConfig
 
+import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from configuration_ldae import pair
 from ldae.files import read_json
+from ldae.hub.counts import count_encoder
+from ldae.hub.energy import energy
 from ldae.mistakes import run_command
 from ldae.names import duration
 from ldae.probes import PROTOCOLS, Result, format_figure
@@ -68,6 +73,10 @@ LIMITS = """\
 - The reconstruction is a means of training, not a generator of images.
 """
 
+LICENCE = """\
+The weights and the code are under Apache-2.0. The images that it was trained on have licences of their own.
+"""
+
 CITATION = """\
 ```bibtex
 @article{chen2024deconstructing,
@@ -80,13 +89,17 @@ CITATION = """\
 """
 
 
-def write_card(folder: str | Path, repo_id: str | None = None, output: str | Path | None = None) -> Path:
+def write_card(
+    folder: str | Path, repo_id: str | None = None, output: str | Path | None = None, data_name: str | None = None
+) -> Path:
     """Writes the model card of a Hub folder and returns its path.
 
     Args:
         folder: a folder as `save_hub_folder` makes it, with files of its training and probes in `results/`.
         repo_id: the model's name on the Hub, which the card's examples load; by default the folder's name.
         output: where the card goes, with copies of its images and results beside it; by default `README.md` in the folder.
+        data_name: what the card calls the images that the model was trained on, and the same images where they were probed; by
+            default as the results do.
 
     Raises:
         FileNotFoundError: if `folder` holds no `config.json`.
@@ -99,6 +112,8 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
     results = {path: read_json(path) for path in sorted((folder / "results").glob("*.json"))}
     training = next((result for result in results.values() if result.get("kind") == "train"), None)
     probes = {path.relative_to(folder): result for path, result in results.items() if result.get("kind") == "probe"}
+    if training:
+        _name_alike(training, probes.values(), data_name)
     images = [name for name in IMAGES if (folder / name).is_file()]
 
     model_id = repo_id or folder.resolve().name
@@ -111,9 +126,10 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
         "": "\n".join(f"![{IMAGES[name]}]({name})\n\n*{IMAGES[name]}.*\n" for name in images),
         "## Use": is_ldae and _use(model_id, config),
         "## Results": _results(probes),
-        "## Model": is_ldae and _model(config),
+        "## Model": is_ldae and _model(AutoConfig.from_pretrained(folder)),
         "## Training": training and _training(training),
         "## Limits": is_ldae and LIMITS.format(height=height, width=width),
+        "## Licence": is_ldae and LICENCE,
         "## Citation": is_ldae and CITATION,
     }
     text = "\n".join(f"{title}\n\n{part}".lstrip() for title, part in parts.items() if part)
@@ -125,6 +141,15 @@ def write_card(folder: str | Path, repo_id: str | None = None, output: str | Pat
             (output.parent / path).parent.mkdir(exist_ok=True)
             shutil.copy(folder / path, output.parent / path)
     return output
+
+
+def _name_alike(training: Result, probes: Iterable[Result], data_name: str | None):
+    """Gives the images of the training their name, and those of the probes that are the same, by their fingerprint."""
+    data = training["data"]
+    data["name"] = data_name or data["name"]
+    for probe in probes:
+        if probe["data"]["fingerprint"].startswith(data["fingerprint"]):
+            probe["data"]["name"] = data["name"]
 
 
 def _use(model_id: str, config: dict[str, Any]) -> str:
@@ -198,22 +223,27 @@ def _results(probes: dict[Path, Result]) -> str:
     return f"{head}\n{table}\n\n{''.join(dict.fromkeys(notes))}"
 
 
-def _model(config: dict[str, Any]) -> str:
-    (height, width), (p, q) = pair(config["image_size"]), pair(config["patch_size"])
-    patch_dim = config["num_channels"] * p * q
+def _model(config: PreTrainedConfig) -> str:
+    (height, width), (p, q) = pair(config.image_size), pair(config.patch_size)
+    counts, decoder = count_encoder(config), config.decoder_num_hidden_layers
     facts = {
-        "Input": f"{height} × {width} pixels, {config['num_channels']} channels, patches of {p} × {q}",
-        "Encoder": f"{config['num_hidden_layers']} blocks of width {config['hidden_size']}, "
-        f"{config['num_attention_heads']} heads, no class token",
-        "Decoder": f"{config['decoder_num_hidden_layers']} blocks of the same width",
-        "Latent space": f"{config['latent_dim']} of a patch's {patch_dim} dimensions (`{config['tokenizer_type']}`), "
-        f"scaling `{config['latent_scaling']}`",
-        "Noise": f"`{config['noise_schedule']}` over {config['num_train_timesteps']} timesteps; "
-        f"features at t = {config['feature_timestep']}",
+        "Input": f"{height} × {width} pixels, {config.num_channels} channels, patches of {p} × {q}",
+        "Encoder": f"{config.num_hidden_layers} blocks of width {config.hidden_size}, {config.num_attention_heads} heads, "
+        "no class token",
+        "Parameters of the encoder (M)": f"{counts.parameters / 1e6:.1f}",
+        "GMACs of an image": f"{counts.macs / 1e9:.2f}, those of attention among them",
+        "Activations of an image (M)": f"{counts.activations / 1e6:.1f}, which linear layers put out",
+        "Decoder": f"{decoder} blocks of the same width",
+        "Latent space": f"{config.latent_dim} of a patch's {config.num_channels * p * q} dimensions "
+        f"(`{config.tokenizer_type}`), scaling `{config.latent_scaling}`",
+        "Noise": f"`{config.noise_schedule}` over {config.num_train_timesteps} timesteps; "
+        f"features at t = {config.feature_timestep}",
     }
-    if config.get("keep_ratio", 1) < 1:
-        facts["Tokens"] = f"the encoder sees {config['keep_ratio']:.0%} of them in training, and all in use"
-    if config.get("loss_units", "image") != "image":
+    if config.keep_ratio < 1:
+        tokens, block = (height // p) * (width // q), config.mask_block**2
+        kept = block * max(1, round(config.keep_ratio * tokens / block))
+        facts["Tokens"] = f"the encoder sees {kept} of {tokens} in training, and all in use"
+    if config.loss_units != "image":
         facts["Loss"] = "in the units of the scaled latents"
     return _facts(facts)
 
@@ -231,6 +261,7 @@ def _training(result: Result) -> str:
         **_held_out(result.get("held_out")),
         "Seed": result["seed"],
         "Cost": _cost(result),
+        **({"Energy": estimate} if (estimate := energy(result)) else {}),
         "Hardware": _hardware(result),
         "Ended": result["date"],
         "Code": f"commit `{result['commit']}`" if result.get("commit") else "commit not recorded",
@@ -274,6 +305,9 @@ def main():
     parser = argparse.ArgumentParser(description="Writes the model card of a Hub folder from its own files.")
     parser.add_argument("folder", type=Path, help="the Hub folder")
     parser.add_argument("--repo_id", help="the model's name on the Hub (default: the folder's name)")
+    parser.add_argument(
+        "--data_name", help="what the card calls the images of the training (default: as the results do)"
+    )
     parser.add_argument("--output", type=Path, help="where the card goes (default: README.md in the folder)")
     print(write_card(**vars(parser.parse_args())))
 

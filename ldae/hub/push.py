@@ -1,13 +1,21 @@
 """The way of a Hub folder to the Hub: what of it is uploaded, and the upload."""
 
 import shlex
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import HFValidationError, filter_repo_objects, validate_repo_id
 
 from code_ldae import code_files
 from ldae.hub.cards import IMAGES
+from ldae.options.hub import HubArguments
+from ldae.weights import validate_folder
+
+T = TypeVar("T")
 
 # What is pushed, beside the code and the drawings that a card shows. Nearest neighbours, which show the data, are not.
 PUBLISHED = (
@@ -25,26 +33,68 @@ PUBLISHED = (
     "results/sweep-*.png",
     "results/confusion-*.png",
 )
+WAITS = (2, 8, 32)  # seconds between tries
+PASSING = {408, 409, 429, 500, 502, 503, 504}  # statuses of faults that may be gone at the next try
+LONGEST_WAIT = 300  # seconds that the Hub may ask for
 
 
 def published_files(folder: Path) -> list[str]:
     """The files of a Hub folder that are pushed: those that training, probes and the card wrote, and nothing else there."""
-    names = (*PUBLISHED, *IMAGES, *(path.name for path in code_files()))
-    return sorted(path.relative_to(folder).as_posix() for name in names for path in folder.glob(name) if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix() for name in _names() for path in folder.glob(name) if path.is_file()
+    )
+
+
+def validate_hub(repo_id: str, token: str | None = None) -> str:
+    """Validates that the Hub knows the access token, and returns the repository's whole name, with an owner.
+
+    Args:
+        repo_id: `"organization/name"`, or `"name"` for a repository of the token's owner.
+        token: as for `push_folder`.
+
+    Raises:
+        ValueError: for what cannot be a repository's name, or without a token.
+        ConnectionError: if the Hub cannot be reached, or does not take the token.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"--hub_model_id {repo_id!r} can be no repository's name: {error}") from error
+    if not (token or get_token()):
+        raise ValueError("push_to_hub needs an access token: log in with `hf auth login` or set HF_TOKEN")
+    try:
+        owner = _retried(HfApi(token=token).whoami)["name"]
+    except (OSError, HTTPError) as error:
+        raise ConnectionError(f"nothing can be uploaded to {repo_id}: {_reason(error)}") from error
+    return repo_id if "/" in repo_id else f"{owner}/{repo_id}"
+
+
+def push(folder: str | Path, options: HubArguments) -> str:
+    """Uploads a Hub folder to where the options say, and returns its address; raises what `push_folder` does."""
+    repo_id = options.hub_model_id or Path(folder).expanduser().resolve().name
+    return push_folder(folder, repo_id, options.hub_branch, options.hub_tag, options.hub_private)
 
 
 def push_folder(
     folder: str | Path,
     repo_id: str,
+    branch: str | None = None,
+    tag: str | None = None,
     private: bool = False,
     token: str | None = None,
     commit_message: str = "Upload l-DAE model",
 ) -> str:
     """Uploads what belongs to a Hub folder in one commit, and prints the list of it.
 
+    The commit also removes what an earlier one has published and the folder no longer holds, such as weights in other files.
+    What may pass, such as a dropped connection, is tried again. A commit that the Hub has made, though its answer was lost, is
+    not made twice.
+
     Args:
         folder: as `save_hub_folder` makes it.
         repo_id: `"name"` or `"organization/name"`. The repository is made if it does not exist.
+        branch: is made from main if it does not exist; by default main itself.
+        tag: that the commit is given.
         private: whether a repository that is made here is private.
         token: an access token with the right to write; by default that of `HF_TOKEN` or `hf auth login`.
         commit_message: the commit's title.
@@ -54,25 +104,83 @@ def push_folder(
 
     Raises:
         FileNotFoundError: if `folder` holds no `config.json`.
-        RuntimeError: if there is no token or no network, or the Hub says no. The message holds the command that uploads the
-            folder later. The folder stays as it was.
+        ValueError: if the folder is damaged, there is no token, the name can be none, the tag is taken, or `private` is asked of
+            a repository that is public. Nothing is uploaded.
+        ConnectionError: if there is no network, or the Hub says no. The folder is whole, and the branch is as it was. The message
+            holds the command that uploads the folder later.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no Hub folder, for it holds no config.json; save a model there first")
-    files = published_files(folder)
+    validate_folder(folder, "--model")
+    repo_id = validate_hub(repo_id, token)
+    files, api, commit = published_files(folder), HfApi(token=token), None
     try:
-        if not (token or get_token()):
-            raise PermissionError("no access token; log in with `hf auth login` or set HF_TOKEN")
-        api = HfApi(token=token)
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        print(f"Uploading {len(files)} files of {folder} to {url.repo_id}: {', '.join(files)}")
-        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=commit_message, allow_patterns=files)
-    except (OSError, HTTPError) as error:
-        options = [part for file in files for part in ("--include", file)] + ["--private"] * private
-        command = shlex.join(["hf", "upload", repo_id, str(folder.resolve()), ".", *options])
-        raise RuntimeError(
-            f"{folder} was not uploaded to {repo_id}: {error}\n"
-            f"Nothing is lost: the folder is whole. Upload it later with\n  {command}"
+        url = _retried(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+        if private and not _retried(lambda: api.repo_info(repo_id)).private:
+            raise ValueError(f"--hub_private: {repo_id} is there and public; choose another --hub_model_id")
+        if tag and tag in {ref.name for ref in _retried(lambda: api.list_repo_refs(repo_id)).tags}:
+            raise ValueError(f"--hub_tag: {repo_id} has a tag {tag!r} already; choose another")
+        if branch:
+            _retried(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
+        print(f"Uploading {len(files)} files of {folder} to {repo_id}: {', '.join(files)}")
+        commit = _retried(lambda: _commit(api, folder, files, repo_id, branch, commit_message))
+        if tag:
+            _retried(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
+    except (OSError, HTTPError, RuntimeError) as error:  # the client gives a failed upload of a large file as the last
+        options = [f"--hub_{name}={value}" for name, value in (("branch", branch), ("tag", tag)) if value]
+        options = ["--model", str(folder.resolve()), "--hub_model_id", repo_id, *options]
+        command = shlex.join(["python", "-m", "ldae.hub", *options, *["--hub_private"] * private])
+        fate = f"was uploaded to {repo_id}, but got no tag" if commit else f"was not uploaded to {repo_id}"
+        raise ConnectionError(
+            f"{folder} {fate}: {_reason(error)}. Nothing is lost: the folder is whole. Try again later: {command}"
         ) from error
-    return str(url)
+    return f"{url}/tree/{branch}" if branch else str(url)
+
+
+def _names() -> list[str]:
+    """The patterns of all names that a push publishes."""
+    return [*PUBLISHED, *IMAGES, *(path.name for path in code_files())]
+
+
+def _commit(api: HfApi, folder: Path, files: list[str], repo_id: str, branch: str | None, message: str) -> str:
+    """Makes the commit, unless the branch is what it would make of it, and returns its name.
+
+    `HfApi.upload_folder` makes several commits of a large folder.
+    """
+    there = filter_repo_objects(api.list_repo_files(repo_id, revision=branch), allow_patterns=_names())
+    additions = [CommitOperationAdd(file, folder / file) for file in files]
+    deletions = [CommitOperationDelete(file) for file in there if file not in files]
+    return api.create_commit(repo_id, [*additions, *deletions], commit_message=message, revision=branch).oid
+
+
+def _retried(call: Callable[[], T]) -> T:
+    """What a call gives, tried again after faults that may pass. The client itself does so for uploads of large files only."""
+    for wait in WAITS:
+        try:
+            return call()
+        except HTTPError as error:
+            response = getattr(error, "response", None)  # there is none where the connection has failed
+            if response is not None and response.status_code not in PASSING:
+                raise
+            asked = "" if response is None else response.headers.get("Retry-After", "")
+            seconds = max(wait, min(int(asked), LONGEST_WAIT) if asked.isdecimal() else 0)
+            print(f"The Hub: {_reason(error)}; trying again in {seconds} seconds")
+            time.sleep(seconds)
+    return call()
+
+
+def _reason(error: Exception) -> str:
+    """Why the Hub has done nothing, and what to do, in one line."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return f"{error} {_reason(error.__cause__)}"
+    response = getattr(error, "response", None)
+    remedies = {
+        401: "it does not take the access token; log in with `hf auth login`, or set HF_TOKEN",
+        403: "the access token may not write there; give it the right to, or choose another --hub_model_id",
+        404: "it knows no such repository, or hides it from the access token; mind the name",
+        409: "the repository is being changed by someone else",
+    }
+    if response is not None and response.status_code in remedies:
+        return f"{response.status_code}, {remedies[response.status_code]}"
+    return " ".join(str(error).split())

@@ -6,6 +6,7 @@ read that one declaration, and so does whoever asks which options define a run (
 
 from ldae.options.command import DEFAULT_RECIPE, parse_arguments
 from ldae.options.declaration import Domain, domains, option, validate
+from ldae.options.hub import HubArguments
 from ldae.options.model import ModelArguments
 from ldae.options.parser import OptionParser, names_given, option_parser
 from ldae.options.recipes import read_recipe, recipe_path
@@ -17,6 +18,7 @@ __all__ = [
     "TOKENIZER_TRAINING",
     "DataArguments",
     "Domain",
+    "HubArguments",
     "ModelArguments",
     "OptionParser",
     "TrainArguments",

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ldae.options.declaration import option
+from ldae.options.hub import HUB, HubArguments
 
 DATA, RUN, OPTIMIZATION, TOKENIZER_TRAINING = "Data", "Run", "Optimization", "Tokenizer and its training"
-COMPUTE, RECORDS, HUB = "Precision and memory", "Checkpoints, logs and probes", "Hub"
+COMPUTE, RECORDS = "Precision and memory", "Checkpoints, logs and probes"
 
 
 @dataclass
@@ -20,6 +21,11 @@ class DataArguments:
         "the name of a Hub data set (NAME:CONFIGURATION where it has several).",
         group=DATA,
         defines_run=True,
+    )
+    data_name: str | None = option(
+        None,
+        "What the results and the card call the images; by default the folder's own name or the Hub id.",
+        group=DATA,
     )
     train_split: str = option("train", "Split to train on.", group=DATA, defines_run=True)
     validation_split: str = option(
@@ -64,7 +70,7 @@ class DataArguments:
 
 
 @dataclass
-class TrainArguments:
+class TrainArguments(HubArguments):
     """The options that say how a run trains, and what it leaves."""
 
     output_dir: str | None = option(
@@ -302,10 +308,6 @@ class TrainArguments:
         "the training images.",
         group=HUB,
     )
-    hub_model_id: str | None = option(
-        None, "Repository to upload to, as org/name; by default the name of output_dir in your own account.", group=HUB
-    )
-    hub_private: bool = option(False, "Make a new repository private.", group=HUB)
 
 
 def run_defining(*groups: str) -> tuple[str, ...]:

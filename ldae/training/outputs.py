@@ -8,7 +8,7 @@ from ldae.data.order import StepSampler, to_pixel_values, training_loader
 from ldae.data.sources import hub_id
 from ldae.hub.cards import write_card
 from ldae.hub.folder import save_hub_folder
-from ldae.hub.push import push_folder
+from ldae.hub.push import push
 from ldae.names import duration, short_name
 from ldae.probes import format_probe
 from ldae.report import figures
@@ -75,7 +75,7 @@ def finish(run: Run):
         if run.curve is not None and (learned := run.curve.result()) is not None:
             print(f"{what_is_learned(learned)} Curve: {output_dir / 'loss.png'}")
         if train_args.push_to_hub:
-            print(push_folder(output_dir, train_args.hub_model_id or output_dir.name, private=train_args.hub_private))
+            print(push(output_dir, train_args))
     run.accelerator.wait_for_everyone()  # whoever reads the folder next finds it whole
     # end_training() would end the processes' group, which a next training needs
     for tracker in run.accelerator.trackers:
@@ -112,7 +112,7 @@ def _result(run: Run, model: torch.nn.Module) -> dict[str, Any]:
     return {
         "kind": "train",
         "data": {
-            "name": short_name(data),
+            "name": run.data_args.data_name or short_name(data),
             "hub_id": hub_id(data),
             "fingerprint": state["fingerprint"],  # images may have gone since
             "num_images": num_images,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
-from huggingface_hub import get_token
 
 from ldae import launch
 from ldae.data.images import ImageDataset
 from ldae.data.order import StepSampler, to_pixel_values, training_loader
 from ldae.data.sources import label_fault, load_examples
 from ldae.files import LOCK, hold_folder
+from ldae.hub.push import validate_hub
 from ldae.interruption import Interruption
 from ldae.optimization import Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING
@@ -45,7 +46,8 @@ def validate(train_args):
 
     Raises:
         FileExistsError: if output_dir holds another run's results.
-        ValueError: if the run is to be uploaded and there is no access token.
+        ValueError: if the run is to be uploaded and there is no access token, or the repository's name can be none.
+        ConnectionError: if the run is to be uploaded and the Hub cannot be reached, or does not take the token.
     """
     found = {path.name for path in Path(train_args.output_dir).expanduser().glob("*")} - {LOCK}
     if found and not (train_args.resume or train_args.overwrite):
@@ -53,8 +55,8 @@ def validate(train_args):
             f"output_dir {train_args.output_dir!r} is not empty; pass --resume to go on with its run, --overwrite to replace "
             "it, or another --output_dir"
         )
-    if train_args.push_to_hub and not get_token():
-        raise ValueError("push_to_hub needs an access token: log in with `hf auth login` or set HF_TOKEN")
+    if train_args.push_to_hub and os.environ.get("RANK", "0") == "0":
+        train_args.hub_model_id = validate_hub(train_args.hub_model_id or Path(train_args.output_dir).name)
 
 
 class Run:

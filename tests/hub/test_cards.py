@@ -5,12 +5,16 @@ import re
 import sys
 
 import pytest
+import torch
 from hub_folders import MODEL_ID, PROBE, TRAINING, make_folder, read_all
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from ldae import LDAEConfig, LDAEForPreTraining, LDAEModel
 from ldae.hub import cards
 from ldae.hub.cards import write_card
+from ldae.hub.counts import count, count_encoder
+from ldae.hub.energy import energy
 from ldae.report.results import save_result
 
 
@@ -112,7 +116,7 @@ def test_card_says_what_goes_beyond_the_paper(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "keep_ratio": 0.25, "loss_units": "latent"}))
     text = write_card(folder).read_text()
-    assert "| Tokens | the encoder sees 25% of them in training, and all in use |" in text
+    assert "| Tokens | the encoder sees 4 of 16 in training, and all in use |" in text
     assert "| Loss | in the units of the scaled latents |" in text
 
 
@@ -140,3 +144,74 @@ def test_a_card_says_that_no_baseline_was_measured(folder):
     text = write_card(folder).read_text()
     assert "| Protocol | This model | Data |" in text
     assert "No baseline" in text
+
+
+def test_a_card_names_the_images_that_were_trained_on_and_probed_alike(folder):
+    """A folder's own name may say little; images with the training's fingerprint are the training's."""
+    same = {**PROBE, "data": {**PROBE["data"], "name": "data", "fingerprint": TRAINING["data"]["fingerprint"] + "-89"}}
+    save_result(folder / "results/probe-data.json", same)
+    card = ModelCard.load(write_card(folder, data_name="birds"))
+    assert [result.dataset_name for result in card.data.eval_results] == ["birds"] * 2 + ["imagenette"] * 2
+    assert "| Data | birds, 9,469 images" in card.text
+    assert "| birds | 3 | [probe-data.json]" in card.text
+    card = ModelCard.load(write_card(folder))
+    assert card.data.eval_results[0].dataset_name == "frgfm-imagenette"
+
+
+@pytest.mark.parametrize(("block", "kept"), [(1, 6), (2, 8)])
+def test_the_card_counts_the_tokens_that_training_keeps(folder, block, kept):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"keep_ratio": 0.4, "mask_block": block}
+    (folder / "config.json").write_text(json.dumps(config))
+    drawn = LDAEForPreTraining(LDAEConfig.from_pretrained(folder)).sample_noise(2)["keep"].shape[1]
+    assert drawn == kept
+    assert f"| Tokens | the encoder sees {kept} of 16 in training" in write_card(folder).read_text()
+
+
+def test_the_card_says_what_the_model_costs(folder):
+    """The tiny model by hand: 16 tokens of width 32 in 2 blocks, patches of 192 numbers, 16 latent dimensions."""
+    model = LDAEModel.from_pretrained(folder)
+    config, tokens, width = model.config, 16, 32
+    block = tokens * width * 12 * width + 2 * tokens * tokens * width  # four products of a token, two of attention
+    outputs = tokens * width * 9 * 2 + tokens * width  # 3 + 1 + 4 + 1 widths a block, and the embedding
+    conditioning = [(256, 8), (8, 8), (8, 6 * width), (8, 6 * width)]  # of t, and what it does to each block
+    latents = 2 * tokens * 192 * 16  # to them and back
+    macs = 2 * block + tokens * 192 * width + latents + sum(i * o for i, o in conditioning)
+    counts = count_encoder(config)
+    assert counts.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert counts.macs == macs
+    assert counts.activations == outputs + sum(o for _, o in conditioning)
+    text = (folder / "README.md").read_text()
+    assert f"| Parameters of the encoder (M) | {counts.parameters / 1e6:.1f} |" in text
+    assert f"| GMACs of an image | {macs / 1e9:.2f}, " in text
+    assert f"| Activations of an image (M) | {counts.activations / 1e6:.1f}, " in text
+
+
+def test_counts_are_those_of_timm_s_cards():
+    """86.6 M parameters, 16.9 GMACs but for attention's, 16.5 M activations: huggingface.co/timm/vit_base_patch16_224..."""
+    timm = pytest.importorskip("timm")
+    counts = count(timm.create_model("vit_base_patch16_224"), torch.zeros(1, 3, 224, 224))
+    attention = 12 * 2 * 197 * 197 * 768
+    assert round(counts.parameters / 1e6, 1) == 86.6
+    assert (counts.macs - attention) / 1e9 == pytest.approx(16.9, abs=0.06)  # theirs holds the norms
+    assert round(counts.activations / 1e6, 1) == 16.5
+
+
+@pytest.mark.parametrize(
+    ("gpus", "more", "kwh"),
+    [
+        (["NVIDIA H200"], {"num_processes": 8}, "about 11 kWh"),  # 2 h x 8 x 700 W
+        (["NVIDIA A100-SXM4-80GB"], {}, "about 0.8 kWh"),
+        (["NVIDIA L40S"], {}, "about 0.7 kWh"),  # and no L4
+        (["NVIDIA H100 PCIe"], {}, "about 0.7 kWh"),
+        ([], {"clock": "wall"}, "about 0.08 kWh"),  # 2 h x 4 threads x 10 W
+        ([], {"clock": "processor"}, "about 0.02 kWh"),  # 2 h of a core
+    ],
+)
+def test_energy_is_estimated_from_published_power(gpus, more, kwh):
+    text = energy({"seconds": 7200, "hardware": {"gpus": gpus, "threads": 4}, **more})
+    assert text.startswith(f"{kwh}, an estimate: 2 hours of ")
+
+
+def test_no_energy_is_claimed_for_unknown_hardware():
+    assert energy({"seconds": 7200, "hardware": {"gpus": ["a new one"], "threads": 4}}) is None

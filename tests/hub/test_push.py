@@ -2,10 +2,8 @@
 
 import json
 import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -64,27 +62,12 @@ with torch.no_grad():
     }, answers)
 """
 
-# One process pushes, and fails to push: without a token, with a wrong one, without a network.
+# A process of its own pushes; the client reads its environment when it is imported.
 PUSHER = """
-import json, os, sys
-from huggingface_hub import constants
+import json, sys
 from ldae.hub.push import push_folder
 
-folder, model_id = sys.argv[1:]
-report = {"url": push_folder(folder, model_id)}
-
-def push(failure, **options):
-    try:
-        push_folder(folder, "org/other-" + failure.replace(" ", "-"), **options)
-    except RuntimeError as error:
-        report[failure] = str(error)
-
-push("wrong token", token="hf_wrong")
-del os.environ["HF_TOKEN"]
-push("no token")
-constants.ENDPOINT = "http://127.0.0.1:9"
-push("no network", token="hf_stand_in", private=True)
-print("\\n" + json.dumps(report))
+print("\\n" + json.dumps({"url": push_folder(*sys.argv[1:])}))
 """
 
 
@@ -97,10 +80,9 @@ def run(code, *arguments, env, cwd, flags=()):
 
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory):
-    """After PUSHER: the `hub`, the `folder`, its `contents` before, an `empty` folder, PUSHER's `report`."""
+    """After PUSHER: the `hub`, the `folder`, its `contents` before, PUSHER's `report` and `output`."""
     tmp_path = tmp_path_factory.mktemp("pushed")
-    folder, empty = make_folder(tmp_path / "ldae-vit-tiny"), tmp_path / "empty"
-    empty.mkdir()
+    folder = make_folder(tmp_path / "ldae-vit-tiny")
     for name in ("checkpoints/checkpoint_0/optimizer.bin", "run/events.out.tfevents.1", "run/hparams.yml",
                  "losses.jsonl", "images/step_10.png", "results/train.tmp", ".env", "id_rsa", "data/private.jpg", "mine.py",
                  "wandb/run/config.yaml", "results/neighbours-data.png", "tokenizers/x/model.safetensors",
@@ -109,9 +91,9 @@ def pushed(tmp_path_factory):
         (folder / name).write_bytes(b"not for the Hub")
     contents = read_all(folder)
     with HubStandIn(tmp_path / "hf_home") as hub:
-        output = run(PUSHER, folder, MODEL_ID, env={**hub.environment, "PYTHONPATH": str(ROOT)}, cwd=empty)
+        output = run(PUSHER, folder, MODEL_ID, env={**hub.environment, "PYTHONPATH": str(ROOT)}, cwd=tmp_path)
         report = json.loads(output.splitlines()[-1])
-        yield SimpleNamespace(hub=hub, folder=folder, contents=contents, empty=empty, report=report, output=output)
+        yield SimpleNamespace(hub=hub, folder=folder, contents=contents, report=report, output=output)
 
 
 def test_push_is_one_commit_with_everything_and_nothing_else(pushed):
@@ -120,27 +102,6 @@ def test_push_is_one_commit_with_everything_and_nothing_else(pushed):
     assert [set(commit["paths"]) for commit in repository.commits] == [FILES]
     assert repository.files == {name: pushed.contents[name] for name in FILES}
     assert f"Uploading {len(FILES)} files of {pushed.folder} to {MODEL_ID}: {', '.join(sorted(FILES))}" in pushed.output
-
-
-@pytest.mark.parametrize(
-    ("failure", "reason"), [("wrong token", "401"), ("no token", "hf auth login"), ("no network", "refused")]
-)
-def test_a_failed_push_says_why_and_loses_nothing(pushed, failure, reason):
-    message = pushed.report[failure]
-    assert reason in message
-    assert f"{pushed.folder} was not uploaded to org/other-{failure.replace(' ', '-')}" in message
-    assert "the folder is whole" in message
-    assert read_all(pushed.folder) == pushed.contents
-
-
-def test_the_command_of_a_failed_push_uploads_the_same(pushed):
-    program, *arguments = shlex.split(pushed.report["no network"].splitlines()[-1])
-    assert program == "hf"
-    assert "--private" in arguments  # as was asked
-    command = [Path(sys.executable).with_name(program), *arguments]
-    subprocess.run(command, env=pushed.hub.environment, cwd=pushed.empty, check=True, capture_output=True)
-    assert len(pushed.hub.repositories["org/other-no-network"].commits) == 1
-    assert pushed.hub.repositories["org/other-no-network"].files == pushed.hub.repositories[MODEL_ID].files
 
 
 def test_a_newcomer_gets_the_same_model_bit_for_bit(pushed, tmp_path):

@@ -393,7 +393,7 @@ def test_nothing_is_trained_for_a_run_that_will_be_refused(folder, tmp_path, mon
     (tmp_path / "full/file").touch()
     with pytest.raises(FileExistsError, match=r"output_dir .*full.* is not empty"):
         train(folder, tmp_path / "full", *ae)
-    monkeypatch.setattr("ldae.training.run.get_token", lambda: None)
+    monkeypatch.setattr("ldae.hub.push.get_token", lambda: None)
     with pytest.raises(ValueError, match="push_to_hub needs an access token"):
         train(folder, tmp_path / "new", *ae, "--push_to_hub")
     flat = tmp_path / "flat"
@@ -768,7 +768,7 @@ def test_a_run_never_replaces_another_unasked(folder, tmp_path, capsys):
     ],
 )
 def test_bad_options_are_refused_before_any_work(folder, tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr("ldae.training.run.get_token", lambda: None)
+    monkeypatch.setattr("ldae.hub.push.get_token", lambda: None)
     with pytest.raises((ValueError, OSError), match=message):
         train(folder, tmp_path / "run", *options.split())
     assert not (tmp_path / "run").exists()
