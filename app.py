@@ -60,15 +60,6 @@ class DemoArguments:
     )
 
 
-class Upload(gr.Image):
-    """Gradio's drop area for an image, which hands over the file as it is: `ldae.demo.uploads` decodes it."""
-
-    is_template = True  # in the browser it is gr.Image
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
-
-
 STYLE = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 .gradio-container img { image-rendering: pixelated; }
@@ -82,6 +73,8 @@ STYLE = """
 #examples .grid-container { grid-template-columns: repeat(5, 1fr) !important; gap: 6px; padding-top: 30px; }
 #examples .grid-wrap { min-height: 0; overflow: hidden; }
 #examples .gallery-item, #examples .thumbnail-item { min-width: 0; width: 100%; }
+#examples .thumbnail-item { aspect-ratio: 1; height: auto; border-radius: 8px; }
+.html-container { padding: 0 !important; }
 #sigma input[type="number"], #percent input[type="number"] { width: 4.6rem; }
 .picture { gap: 0.35rem !important; }
 .note p { font-size: 0.88rem; line-height: 1.35; margin: 0; }
@@ -96,11 +89,7 @@ STYLE = """
   overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 @media (max-width: 760px) { .strip { grid-template-columns: repeat(4, 1fr); } }
 """
-FONTS = [
-    gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)),
-    "system-ui",
-    "sans-serif",
-]  # Gradio's 600 lacks letters
+PLEX = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))  # Gradio's file of the weight 600 lacks letters
 
 
 def strip(pictures: list[tuple[Image.Image, str]]) -> str:
@@ -114,11 +103,17 @@ def strip(pictures: list[tuple[Image.Image, str]]) -> str:
     return f'<div class="strip">{"".join(figures)}</div>'
 
 
+def _path_of(payload: Any) -> str | None:
+    """The path of an uploaded file, as it is."""
+    return None if payload is None else payload.path
+
+
 class Page:
     """The page of one model: its parts, and what happens when they are touched."""
 
     def __init__(self, views: Views, name: str):
         self.views, self.name = views, name
+        self.seen = round(PERCENT * views.config.keep_ratio)  # at first: as in training
         self.examples = [str(photograph_path(example)) for example in EXAMPLES]
 
     # ------------------------------------------------------------------------------------------------------------ events
@@ -171,7 +166,9 @@ class Page:
         return blocks
 
     def _controls(self):
-        self.upload = Upload(label="Your image", sources=["upload", "clipboard"], height=180, elem_id="upload")
+        self.upload = gr.Image(label="Your image", sources=["upload", "clipboard"], height=180, elem_id="upload")
+        # in place of Gradio's own decoding, which fails on broken files and clips 16 bits
+        self.upload.preprocess = _path_of
         self.message = gr.Markdown(visible=False, elem_id="message")
         self.chosen = gr.Gallery(
             self.examples,
@@ -187,14 +184,14 @@ class Page:
             info="How strong the noise is.", visible=self.views.sigmas is not None,
         )  # fmt: skip
         self.percent = gr.Slider(
-            1, PERCENT, PERCENT, step=1, label="Patches seen, in %", elem_id="percent", buttons=[],
-            info="The decoder fills in those that the encoder does not see.", visible=self.views.drops_tokens,
+            1, PERCENT, self.seen, step=1, label="Patches seen, in %", elem_id="percent", buttons=[],
+            info=f"The decoder fills in the others. It was trained with {self.seen} %.", visible=self.views.drops_tokens,
         )  # fmt: skip
 
     def _pictures(self, first: torch.Tensor):
         height, width = self.views.encoder.image_hw
         denoises = self.views.denoiser is not None
-        noisy, denoised, caption = self.denoise(first, self.sigma.value, PERCENT) if denoises else (None, None, "")
+        noisy, denoised, caption = self.denoise(first, self.sigma.value, self.seen) if denoises else (None, None, "")
         with gr.Row():
             self.clean = self._picture(
                 "Clean", self.views.picture(first), f"What the model is given, of {width}\u00a0×\u00a0{height} pixels."
@@ -286,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
     page.blocks().queue(max_size=32).launch(
         server_name=options.host, server_port=options.port, share=False, ssr_mode=False, footer_links=[],
         max_file_size=MAX_FILE_SIZE, css=STYLE,
-        theme=gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="lg", font=FONTS),
+        theme=gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="lg", font=[PLEX, "system-ui", "sans-serif"]),
     )  # fmt: skip
 
 
