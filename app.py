@@ -121,7 +121,7 @@ class Page:
     def read(self, path: str | None) -> tuple:
         """(pixel values, an emptied drop area, the message) of an upload; what cannot be read leaves the page as it is."""
         try:
-            pixel_values = read_upload(path, self.views.encoder.image_hw, self.views.encoder.num_channels)
+            pixel_values = read_upload(path or "", self.views.encoder.image_hw, self.views.encoder.num_channels)
         except ValueError as error:
             return gr.skip(), None, gr.update(value=str(error), visible=True)
         return pixel_values, None, gr.update(visible=False)
@@ -243,7 +243,7 @@ class Page:
         )
         gr.HTML(strip(filters), elem_id="filters", padding=False)
 
-    def _connect(self):
+    def _connect(self) -> None:
         """Says what follows from what."""
         read = [self.pixel_values, self.upload, self.message]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
