@@ -169,6 +169,15 @@ def test_the_nearest_image_of_one_is_itself(make):
         assert len(others) == 2
 
 
+def test_nearness_is_the_cosine_of_features_without_their_mean(make):
+    reference = make().reference
+    reference.features = reference.features + 100  # by which all images would be alike
+    centred = (reference.features - reference.features.mean(dim=0)).numpy()
+    cosines = centred @ centred[0] / np.linalg.norm(centred, axis=1) / np.linalg.norm(centred[0])
+    found = [float(caption.split()[0]) for _, caption in reference.nearest(reference.features[0], 8)]
+    assert found == pytest.approx(sorted(cosines, reverse=True), abs=0.006)
+
+
 @pytest.mark.parametrize("format", ["parquet", "safetensors"])
 def test_the_images_of_ldae_features_are_searched(data, tiny_model, tmp_path, monkeypatch, format):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
