@@ -13,7 +13,10 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported; nothing leaves the machine
 
-import gradio as gr
+try:
+    import gradio as gr
+except ImportError:
+    raise SystemExit('app.py: error: Gradio is not installed; pip install -e ".[demo]"') from None
 import torch
 from PIL import Image
 
@@ -27,10 +30,10 @@ from ldae.options import option, option_parser
 
 ROOT = Path(__file__).resolve().parent
 EXAMPLES = (
+    "sklearn/china.jpg",
     "sklearn/flower.jpg",
     "skimage/coffee.png",
     "skimage/chelsea.png",
-    "sklearn/china.jpg",
     "skimage/astronaut.png",
 )
 MAX_FILE_SIZE = "32mb"
@@ -39,8 +42,8 @@ PERCENT = 100
 
 def default_model() -> str:
     """The model that lies beside this file in a Space, or else the one that the repository holds."""
-    in_space = ROOT / MODEL_FOLDER
-    return str(in_space if in_space.is_dir() else ROOT / "model_cards" / "ldae-vit-small-tiny-imagenet64")
+    in_space = sorted((ROOT / MODEL_FOLDER).glob("*/"))
+    return str(in_space[0] if in_space else ROOT / "model_cards" / "ldae-vit-small-tiny-imagenet64")
 
 
 @dataclass
@@ -70,7 +73,8 @@ STYLE = """
 #message { border-left: 4px solid #d9822b; background: color-mix(in srgb, #d9822b 14%, transparent); border-radius: 6px;
   padding: 0.6rem 0.9rem !important; }
 #examples { min-height: 0; }
-#examples .grid-container { grid-template-columns: repeat(5, 1fr) !important; gap: 6px; padding-top: 30px; }
+#examples .grid-container { grid-template-columns: repeat(5, 1fr) !important; gap: 6px; padding-top: 30px;
+  grid-auto-rows: auto !important; }
 #examples .grid-wrap { min-height: 0; overflow: hidden; }
 #examples .gallery-item, #examples .thumbnail-item { min-width: 0; width: 100%; }
 #examples .thumbnail-item { aspect-ratio: 1; height: auto; border-radius: 8px; }
@@ -90,6 +94,7 @@ STYLE = """
 @media (max-width: 760px) { .strip { grid-template-columns: repeat(4, 1fr); } }
 """
 PLEX = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))  # Gradio's file of the weight 600 lacks letters
+FONTS = [PLEX, "system-ui", "sans-serif"]
 
 
 def strip(pictures: list[tuple[Image.Image, str]]) -> str:
@@ -194,9 +199,11 @@ class Page:
         noisy, denoised, caption = self.denoise(first, self.sigma.value, self.seen) if denoises else (None, None, "")
         with gr.Row():
             self.clean = self._picture(
-                "Clean", self.views.picture(first), f"What the model is given, of {width}\u00a0×\u00a0{height} pixels."
+                "Clean", self.views.picture(first), f"All that the model sees: {width}\u00a0×\u00a0{height} pixels."
             )
-            self.noisy = self._picture("Noisy", noisy, "Noise is added to a few numbers of each patch.", denoises)
+            gaps = " Gaps are not seen." if self.views.drops_tokens else ""
+            note = f"Noise is added to the {self.views.config.latent_dim} numbers that stand for a patch.{gaps}"
+            self.noisy = self._picture("Noisy", noisy, note, denoises)
             self.denoised = self._picture("Denoised", denoised, "The clean image, predicted in one step.", denoises)
             self.coloured = self._picture(
                 "Features", self.views.colours(first), "Like colours are like features, by three principal components."
@@ -279,12 +286,18 @@ def main(argv: list[str] | None = None) -> None:
     if options.space is not None:
         print(write_space(options.space, options.model))
         return
-    page = Page(load_views(options.model, options.features), short_name(options.model))
-    page.blocks().queue(max_size=32).launch(
-        server_name=options.host, server_port=options.port, share=False, ssr_mode=False, footer_links=[],
-        max_file_size=MAX_FILE_SIZE, css=STYLE,
-        theme=gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="lg", font=[PLEX, "system-ui", "sans-serif"]),
-    )  # fmt: skip
+    page = Page(load_views(options.model, options.features), short_name(options.model)).blocks().queue(max_size=32)
+    try:
+        _, address, _ = page.launch(
+            server_name=options.host, server_port=options.port, share=False, ssr_mode=False, footer_links=[], quiet=True,
+            max_file_size=MAX_FILE_SIZE, css=STYLE, prevent_thread_lock=True,
+            theme=gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="lg", font=FONTS),
+        )  # fmt: skip
+    except OSError as error:
+        where = f"--host {options.host} --port {options.port}"
+        raise ValueError(f"the page cannot listen at {where}; choose others, or leave them out ({error})") from error
+    print(f"The page is at {address} and Ctrl-C ends it.", flush=True)
+    page.block_thread()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from ldae.files import remove
 from ldae.names import short_name
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL_FOLDER = "model"  # beside app.py
+MODEL_FOLDER = "model"  # beside app.py; in it lies the folder of one model
 MODEL_FILES = ("*.json", "*.safetensors")  # and no code, since the page runs none that comes with a model
 
 TEXT = """
@@ -48,7 +48,7 @@ def write_space(folder: str | Path, model: str) -> Path:
         shutil.copytree(ROOT / "ldae", partial / "ldae", ignore=shutil.ignore_patterns("__pycache__"))
         for file in (ROOT / "app.py", ROOT / "LICENSE", *ROOT.glob("*_ldae.py")):
             shutil.copy(file, partial)
-        _copy_model(model, partial / MODEL_FOLDER)
+        _copy_model(model, partial / MODEL_FOLDER / short_name(model))
         (partial / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(TEXT, encoding="utf-8")
         metadata_save(partial / "README.md", front_matter)
@@ -103,7 +103,7 @@ def _copy_model(model: str, target: Path):
         snapshot_download(model, local_dir=target, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"])
         remove(target / ".cache")
         return
-    target.mkdir()
+    target.mkdir(parents=True)
     for pattern in MODEL_FILES:
         for file in source.glob(pattern):
             shutil.copy(file, target)

@@ -83,8 +83,8 @@ class Views:
         noisy, denoised = denoise(self.denoiser, pixel_values, t, noise=noise, keep=keep)
         caption = (
             f"σ = {schedule.sigma[t]:.2f} at t = {t} of {len(schedule.sigma)} · the encoder sees {int(seen.sum())} of "
-            f"{seen.numel()} patches · denoised to **{_psnr(pixel_values, denoised):.1f} dB** from the clean image, where the "
-            f"noisy one is {_psnr(pixel_values, noisy):.1f} dB from it (PSNR, more is closer)"
+            f"{seen.numel()} patches · PSNR: noisy {_psnr(pixel_values, noisy):.1f} dB, "
+            f"denoised **{_psnr(pixel_values, denoised):.1f} dB**"
         )
         picture = self.picture(noisy)
         picture.putalpha(Image.fromarray(seen.byte().mul(255).numpy()).resize(picture.size, Image.Resampling.NEAREST))

@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.browser
-
 ROOT = Path(__file__).parents[2]
 SECONDS = 120  # to wait for anything; it takes a few
 FLAGS = (
@@ -110,6 +108,29 @@ def requested(browser):
     return {address for address in addresses if not address.startswith(("http://127.0.0.1:", "data:", "blob:"))}
 
 
+def test_without_gradio_one_line_says_so():
+    code = f"import runpy, sys; sys.modules['gradio'] = None; runpy.run_path({str(ROOT / 'app.py')!r})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr == 'app.py: error: Gradio is not installed; pip install -e ".[demo]"\n'
+
+
+@pytest.mark.browser
+def test_mistakes_end_with_one_line(page):
+    port = page.rpartition(":")[2]
+    for given, said in (
+        (["--model", "/missing"], "--model: there is no folder"),
+        (["--port", port], f"--port {port}; choose"),
+    ):
+        ran = subprocess.run([sys.executable, ROOT / "app.py", *given], capture_output=True, text=True, timeout=SECONDS)
+        assert ran.returncode == 2
+        last = ran.stderr.splitlines()[-1]
+        assert last.startswith("app.py: error: ")
+        assert said in last
+        assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.browser
 def test_the_page_follows_its_user(page, browser, tmp_path):
     browser.get(f"{page}/?__theme=light")
     wait(lambda: source(browser, "denoised"), "the first example is shown")

@@ -46,9 +46,9 @@ def test_a_space_holds_the_page_its_code_and_the_model(model, tmp_path):
     }
     assert (folder / "requirements.txt").read_text() == "torch>=2.11\n"
     assert (folder / "app.py").read_bytes() == (ROOT / "app.py").read_bytes()
-    assert {path.suffix for path in (folder / "model").iterdir()} == {".json", ".safetensors"}  # no code
+    assert {path.suffix for path in (folder / "model/a-model").iterdir()} == {".json", ".safetensors"}  # no code
     assert {path.name for path in tmp_path.iterdir()} == {"a-model", "space"}
-    there, copied = (load_model(str(path)).state_dict() for path in (model, folder / "model"))
+    there, copied = (load_model(str(path)).state_dict() for path in (model, folder / "model/a-model"))
     assert all(torch.equal(there[name], copied[name]) for name in there)
 
 
