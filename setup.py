@@ -68,6 +68,7 @@ setup(
         ],
         "timm": ["timm>=1.0.12"],  # its encoders in ldae-probe and ldae-features
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
+        "demo": ["gradio>=6.31"],  # app.py; it needs Pillow below 13
         "trackio": ["trackio>=0.4"],
         "fid": ["torch-fidelity>=0.4"],  # Inception for python -m ldae.generation; its weights are downloaded once
     },

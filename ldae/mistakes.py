@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"ldae", "experiments", "benchmarks"}
+PACKAGES = {"ldae", "experiments", "benchmarks", "app.py"}
 MISTAKES = (ValueError, OSError, ImportError, FloatingPointError)  # what checks raise
 SYSTEM = {  # where an error of the operating system is about the user's files
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,

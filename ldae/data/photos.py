@@ -42,7 +42,7 @@ def load_photos(split: str) -> datasets.Dataset:
     images: list[dict[str, Any]] = []
     labels: list[int] = []
     for label, name in enumerate(PHOTOGRAPHS):
-        photograph = Image.open(_path(name)).convert("RGB")
+        photograph = Image.open(photograph_path(name)).convert("RGB")
         width, height = photograph.size
         left, right = (0, width * 2 // 3) if split == "train" else (width * 2 // 3, width)
         largest = min(right - left, height)
@@ -61,7 +61,8 @@ def load_photos(split: str) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 
-def _path(name: str) -> Path:
+def photograph_path(name: str) -> Path:
+    """The file of one of `PHOTOGRAPHS`."""
     package, file = name.split("/")
     if package == "skimage":
         import skimage.data

@@ -25,6 +25,7 @@ EXTENSIONS = frozenset(
     for extension, name in Image.registered_extensions().items()
     if name in Image.OPEN and name not in _NOT_READ
 )
+FORMATS = tuple(sorted(set(Image.OPEN) - _NOT_READ))  # their names in Pillow, which has registered all by now
 MOST_CLASSES = 1_000_000  # larger numbers are no classes, but identifiers
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
 

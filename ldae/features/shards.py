@@ -106,3 +106,26 @@ def read_header(path: Path) -> tuple[int, list[str]]:
         return header.num_rows, json.loads(header.metadata[b"unreadable"])
     with safe_open(path, "pt") as file:
         return len(json.loads(file.metadata()["names"])), json.loads(file.metadata()["unreadable"])
+
+
+def read_pooled(folder: Path) -> tuple[list[str], torch.Tensor]:
+    """Reads the names and the pooled features, float32 (n, E), of all images that a folder's shards hold, in their order.
+
+    Raises:
+        ValueError: if a shard was damaged since it was written.
+    """
+    names: list[str] = []
+    features: list[torch.Tensor] = []
+    for path in sorted(folder.glob("features-*-of-*.parquet")) + sorted(folder.glob("features-*-of-*.safetensors")):
+        if (reason := damage(path)) is not None:
+            raise ValueError(f"{path} is damaged ({reason}); run ldae-features again, which writes it anew")
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                names += json.loads(file.metadata()["names"])
+                features.append(file.get_tensor("pooled").float())
+            continue
+        table = pq.read_table(path, columns=["name", "pooled"])
+        names += table["name"].to_pylist()
+        column = table["pooled"].combine_chunks()
+        features.append(torch.tensor(column.flatten().to_numpy(), dtype=torch.float32).reshape(len(table), -1))
+    return names, torch.cat([part for part in features if len(part)]) if names else torch.empty(0, 0)

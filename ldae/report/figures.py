@@ -136,18 +136,30 @@ def filters(
 
 def filter_sheet(tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_channels: int, count: int) -> Image.Image:
     """The image that `filters` writes."""
-    check_channels(num_channels)
-    V = tokenizer.V[:count].float()
-    patches = V.reshape(len(V), num_channels, *patch_hw)[:, :3]
-    largest = patches.abs().amax(dim=(1, 2, 3))
-    images = to_images(patches / largest[:, None, None, None].clamp(min=1e-12), enlargement(*patch_hw, SIDE / 3))
-    captions = [f"{i}  ±{scale:.2f}" for i, scale in enumerate(largest.tolist(), 1)]
+    images, largest = filter_images(tokenizer, patch_hw, num_channels, count)
+    captions = [f"{i}  ±{scale:.2f}" for i, scale in enumerate(largest, 1)]
     width = max(1, round(len(images) ** 0.5))
     in_rows = [slice(i, i + width) for i in range(0, len(images), width)]
     heading = "grey 0, white and black ± the largest weight"
     return image_sheet(
         [images[row] for row in in_rows], GAP // 2, (), None, heading, [captions[row] for row in in_rows]
     )
+
+
+def filter_images(
+    tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_channels: int, count: int = 64
+) -> tuple[list[Image.Image], list[float]]:
+    """The first `count` rows of V as images of patches, each stretched symmetrically about grey, and the weight that white is.
+
+    Raises:
+        ValueError: if `num_channels` is not 1, 3 or 4 (of which the colours are shown).
+    """
+    check_channels(num_channels)
+    V = tokenizer.V[:count].float()
+    patches = V.reshape(len(V), num_channels, *patch_hw)[:, :3]
+    largest = patches.abs().amax(dim=(1, 2, 3))
+    images = to_images(patches / largest[:, None, None, None].clamp(min=1e-12), enlargement(*patch_hw, SIDE / 3))
+    return images, largest.tolist()
 
 
 def spectrum(tokenizer: PatchTokenizer, path: str | Path) -> Path:

@@ -1,0 +1,126 @@
+"""The images among which the page looks for the nearest: the embedded photographs, or those that `ldae-features` has seen."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldae.data.images import ImageDataset
+from ldae.data.order import to_pixel_values
+from ldae.data.sources import load_examples
+from ldae.features.encoders import Encoder
+from ldae.features.extraction import extract_features
+from ldae.features.shards import read_pooled
+from ldae.files import read_json
+from ldae.report.drawing import to_images
+
+EMBEDDED = 260  # of the embedded photographs' validation crops: 20 of each photograph
+
+
+@dataclass
+class Reference:
+    """Images and their features.
+
+    Args:
+        images: the data set.
+        indices: int64 (n,), the places of these images in it.
+        features: float32 (n, E), the pooled features of these images.
+        title: what the images are, in words.
+    """
+
+    images: ImageDataset
+    indices: torch.Tensor
+    features: torch.Tensor
+    title: str
+
+    def pixel_values(self, rows: list[int]) -> torch.Tensor:
+        """The images (len(rows), C, H, W) in [-1, 1], of which all can be read.
+
+        Raises:
+            ValueError: if one has become unreadable.
+        """
+        batch = self.images.__getitems__([(0, int(self.indices[row])) for row in rows])
+        if batch["bad"]:
+            raise ValueError(f"unreadable image: {batch['bad'][0]}")
+        return to_pixel_values(batch["pixel_values"])
+
+    def caption(self, row: int) -> str:
+        """An image's class, where the data set has classes, or else the name of its file."""
+        index = int(self.indices[row])
+        (name,), (label,) = self.images.about(np.array([index]))
+        classes = getattr(self.images.examples.features.get("label"), "names", None)
+        return classes[label] if classes and label >= 0 else Path(name).name
+
+    def nearest(self, feature: torch.Tensor, count: int) -> list[tuple[Image.Image, str]]:
+        """The images nearest to a feature (E,) by the cosine of features without their mean, nearest first, each with a caption.
+
+        Without the mean taken away, the features of all images are alike.
+        """
+        mean = self.features.mean(dim=0)
+        cosines = torch.nn.functional.cosine_similarity(self.features - mean, (feature - mean)[None])
+        values, rows = cosines.topk(min(count, len(self.features)))
+        pictures = to_images(self.pixel_values(rows.tolist()))
+        captions = [f"{value:.2f} {self.caption(row)}" for row, value in zip(rows.tolist(), values, strict=True)]
+        return list(zip(pictures, captions, strict=True))
+
+
+def embedded_reference(encoder: Encoder, count: int = EMBEDDED) -> Reference:
+    """Embeds crops of the embedded photographs, evenly over all of them."""
+    images = _images("photos", "validation", encoder)
+    indices = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    features = extract_features(encoder, images, batch_size=64, indices=indices.tolist())
+    return Reference(images, torch.from_numpy(indices), features.features, "crops of the embedded photographs")
+
+
+def stored_reference(folder: str, encoder: Encoder) -> Reference:
+    """Reads what `ldae-features` has written.
+
+    Args:
+        folder: of features.json and the shards.
+        encoder: the model that wrote them, as `load_encoder` gives it.
+
+    Raises:
+        FileNotFoundError: if the folder holds no features, or the images are not where they were.
+        ValueError: if the features are of another model or not pooled, or if files or images have changed since.
+    """
+    path = Path(folder).expanduser()
+    if not (path / "features.json").is_file():
+        raise FileNotFoundError(f"--features: {folder!r} holds no features.json; write one by ldae-features")
+    written = read_json(path / "features.json")
+    if written["digest"] != encoder.digest():
+        raise ValueError(
+            f"--features: {folder!r} holds features of {written['model']!r}, which is not the model {encoder.name!r}"
+        )
+    if "pooled" not in written["features"]:
+        raise ValueError(
+            f"--features: {folder!r} holds no pooled features; write them by ldae-features --features both"
+        )
+    names, features = read_pooled(path)
+    if not names:
+        raise ValueError(f"--features: {folder!r} holds no images; let ldae-features finish")
+    images = _images(written["data"], written["split"], encoder)
+    if images.fingerprint() != written["fingerprint"]:
+        raise ValueError(f"--features: the images of {written['data']!r} have changed since; run ldae-features again")
+    return Reference(images, _places(images, names, written["data"]), features, f"images of {written['data']}")
+
+
+def _images(data: str, split: str, encoder: Encoder) -> ImageDataset:
+    examples = load_examples(data, split)
+    if examples is None:
+        raise ValueError(f"--features: data {data!r} has no split {split!r} any more")
+    return ImageDataset(examples, encoder.image_hw, encoder.num_channels)
+
+
+def _places(images: ImageDataset, names: list[str], data: str) -> torch.Tensor:
+    """The places (n,) of images in a data set, which `names` names in its order, leaving out those that cannot be read."""
+    prefix = f"{Path(data).expanduser()}{os.sep}"
+    places: list[int] = []
+    for index, name in enumerate(images.names(range(len(images)))):
+        if len(places) < len(names) and name.removeprefix(prefix) == names[len(places)]:
+            places.append(index)
+    if len(places) < len(names):
+        raise ValueError(f"--features: there is no image {names[len(places)]!r} in {data!r} any more")
+    return torch.tensor(places)
