@@ -6,6 +6,7 @@ image as stored --as_seen--> upright, 8 bits --fit--> resized, its centre cut ou
 import base64
 import io
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -16,6 +17,9 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
+Image.init()  # registers all formats
+# Those that Pillow reads by itself: not what it only writes (PDF), or hands to a plug-in or program (PostScript's).
+FORMATS = tuple(sorted(set(Image.OPEN) - {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}))
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 MAX_PIXELS = 89_478_485  # of a resized image where Pillow's own bound, which this is, was taken away
 TURNS = {
@@ -27,6 +31,15 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by the EXIF orientation
+
+
+def open_image(file: str | Path | io.BytesIO) -> Image.Image:
+    """Opens a file of one of `FORMATS`, whatever it is called: Pillow alone would give PostScript to Ghostscript.
+
+    Raises:
+        OSError: if it is none.
+    """
+    return Image.open(file, formats=FORMATS)
 
 
 def as_seen(image: Image.Image, num_channels: int) -> Image.Image:
@@ -143,10 +156,10 @@ class LDAEImageProcessor(BaseImageProcessor):
         if not isinstance(image, str):
             return image
         if image.startswith(("http://", "https://")):
-            return Image.open(io.BytesIO(get_session().get(image, timeout=timeout, follow_redirects=True).content))
+            return open_image(io.BytesIO(get_session().get(image, timeout=timeout, follow_redirects=True).content))
         if image.startswith("data:"):
-            return Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2])))
-        return Image.open(image)
+            return open_image(io.BytesIO(base64.b64decode(image.partition(",")[2])))
+        return open_image(image)
 
     def _pixels(self, image: Any, hw: tuple[int, ...], input_data_format: str | ChannelDimension | None) -> np.ndarray:
         image = self.fetch_images(image)

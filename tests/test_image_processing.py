@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as F
 from transformers import (
     AutoImageProcessor,
@@ -19,7 +19,7 @@ from transformers import (
 
 from image_processing_ldae import LDAEImageProcessor, fit, resize_short_side
 from ldae import LDAEForImageClassification, LDAEForPreTraining
-from ldae.data.images import ImageDataset
+from ldae.data.images import ImageDataset, decode
 from ldae.data.order import to_pixel_values
 from ldae.data.sources import load_examples
 from ldae.features.encoders import load_encoder
@@ -177,3 +177,16 @@ def test_a_strip_is_not_resized_without_bound(monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", bound)
         with pytest.raises(ValueError, match="1x100000 is too long to resize"):
             resize_short_side(strip, 224, 224)
+
+
+def test_postscript_is_opened_under_no_name(tmp_path):
+    """Pillow alone would tell it by its content, and run Ghostscript."""
+    path = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    assert Image.open(path).format == "EPS"
+    data = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    for image in (str(path), data):
+        with pytest.raises(UnidentifiedImageError):
+            LDAEImageProcessor(SIZE).fetch_images(image)
+    with pytest.raises(UnidentifiedImageError):
+        decode({"bytes": path.read_bytes(), "path": None}, 3)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from image_processing_ldae import PIL_MODES, as_seen
+from image_processing_ldae import PIL_MODES, as_seen, open_image
 from ldae.data.crops import Crop, random_bits
 from ldae.data.sources import label_array
 
@@ -68,7 +68,7 @@ def decode(encoded: dict[str, Any] | None, num_channels: int, within: str | None
     Raises:
         Exception: of almost any type, if the file cannot be read.
     """
-    with Image.open(io.BytesIO(encoded_bytes(encoded, within))) as file:
+    with open_image(io.BytesIO(encoded_bytes(encoded, within))) as file:
         return as_seen(file, num_channels)
 
 

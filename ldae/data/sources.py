@@ -12,20 +12,14 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
 
+from image_processing_ldae import FORMATS
 from ldae.data.photos import load_photos
 from ldae.mistakes import reading
 
 if TYPE_CHECKING:
     import datasets  # takes a second to import, so that functions import it when they need it
 
-# Files that Pillow reads by itself: not those it only writes (PDF), or hands to a plug-in or program (PostScript's).
-_NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-EXTENSIONS = frozenset(
-    extension
-    for extension, name in Image.registered_extensions().items()
-    if name in Image.OPEN and name not in _NOT_READ
-)
-FORMATS = tuple(sorted(set(Image.OPEN) - _NOT_READ))  # their names in Pillow, which has registered all by now
+EXTENSIONS = frozenset(extension for extension, name in Image.registered_extensions().items() if name in FORMATS)
 MOST_CLASSES = 1_000_000  # larger numbers are no classes, but identifiers
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
 

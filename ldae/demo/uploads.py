@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from image_processing_ldae import MAX_PIXELS, LDAEImageProcessor
-from ldae.data.sources import FORMATS
+from image_processing_ldae import MAX_PIXELS, LDAEImageProcessor, open_image
 
 TOO_LARGE = (
     f"This image is too large: the page takes up to {MAX_PIXELS // 10**6} megapixels. Make it smaller and try again."
@@ -37,7 +36,7 @@ def read_upload(path: str | Path, image_hw: tuple[int, int], num_channels: int) 
             warnings.simplefilter(
                 "error", Image.DecompressionBombWarning
             )  # told by the header, before anything is decoded
-            file = Image.open(path, formats=FORMATS)
+            file = open_image(path)
         with file:
             if file.width * file.height > MAX_PIXELS:  # where Pillow's own bound was taken away
                 raise ValueError(TOO_LARGE)
