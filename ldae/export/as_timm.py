@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import nn
 
 from folding_ldae import PlainViT
+from ldae.files import write_json
 
 OPENS = """import timm
 
@@ -32,7 +34,7 @@ def as_timm(plain: PlainViT) -> nn.Module:
     """
     import timm
 
-    model = timm.create_model(ARCHITECTURE, pretrained=False, **_arguments(plain)).double()
+    model = timm.create_model(ARCHITECTURE, num_classes=_num_classes(plain), **_arguments(plain)).double()
     model.load_state_dict(plain.weights)
     return model.eval()
 
@@ -57,32 +59,42 @@ def _arguments(plain: PlainViT) -> dict[str, Any]:
         "global_pool": "avg",
         "fc_norm": False,  # the final LayerNorm is before the mean
         "final_norm": config.final_layernorm,
-        "num_classes": len(plain.weights["head.weight"]) if plain.classifies else 0,
     }
+
+
+def _num_classes(plain: PlainViT) -> int:
+    return plain.config.num_labels if plain.classifies else 0
 
 
 def save(plain: PlainViT, folder: Path):
     """Writes timm's `config.json`, with the transform of images in it, and the weights in float32.
 
+    `save_for_hf` of timm 1.0.31 puts num_classes among model_args, which transformers' wrapper then passes twice.
+
     Raises:
         ValueError: as `as_timm` does.
     """
-    from timm.models import save_for_hf
-
-    config, arguments = plain.config, _arguments(plain)
-    half = [0.5] * config.num_channels
-    takes = {
-        "input_size": [config.num_channels, *plain.image_hw],
-        "mean": half,
-        "std": half,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "crop_mode": "center",
+    config, half = plain.config, [0.5] * plain.config.num_channels
+    description: dict[str, Any] = {
+        "architecture": ARCHITECTURE,
+        "num_classes": _num_classes(plain),
+        "num_features": config.hidden_size,
+        "global_pool": "avg",
+        "model_args": _arguments(plain),
+        "pretrained_cfg": {
+            "input_size": [config.num_channels, *plain.image_hw],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": half,
+            "std": half,
+            "num_classes": _num_classes(plain),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
     }
-    described: dict[str, Any] = {"pretrained_cfg": takes}
     if plain.classifies:
-        described["label_names"] = [config.id2label[i] for i in range(config.num_labels)]
-    del arguments["num_classes"]  # has a place of its own
-    save_for_hf(
-        as_timm(plain).float(), str(folder), model_config=described, model_args=arguments, safe_serialization=True
-    )
+        description["label_names"] = [config.id2label[i] for i in range(config.num_labels)]
+    save_file(as_timm(plain).float().state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", description)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from folding_ldae import plain_vit
 from ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
@@ -26,29 +25,9 @@ CASES = {
 }
 
 
-def in_float64(model):
-    """The model with its tokenizer's maps written out in float64, which it computes in float32."""
-    model = model.double()
-    encoder = model.base_model
-    config, tokenizer = encoder.config, encoder.tokenizer
-    (p, q), (V, U, mean, scale) = config.patch_hw, (getattr(tokenizer, n).double() for n in ("V", "U", "mean", "scale"))
-
-    def encode(images):
-        patches = torch.nn.functional.unfold(images, (p, q), stride=(p, q)).transpose(1, 2)
-        return torch.einsum("bnD,dD->bnd", patches - mean, V) / scale
-
-    tokenizer.encode = encode
-    tokenizer.decode_patches = lambda latents: torch.einsum("bnd,Dd->bnD", latents * scale, U) + mean
-    return model
-
-
-def exactly(found, expected):
-    assert_close(found, expected, rtol=1e-10, atol=1e-11)
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("timestep", [None, 700])
-def test_folded_is_the_encoder(tiny_model, images, case, timestep):
+def test_folded_is_the_encoder(in_float64, exactly, tiny_model, images, case, timestep):
     model = in_float64(tiny_model(LDAEModel, **CASES[case]))
     x = images(model.config).double()
     timesteps = None if timestep is None else torch.tensor([timestep])
@@ -61,7 +40,7 @@ def test_folded_is_the_encoder(tiny_model, images, case, timestep):
 
 
 @pytest.mark.parametrize("cls", [LDAEForPreTraining, LDAEBackbone, LDAEForImageClassification])
-def test_every_head_folds(tiny_model, images, cls):
+def test_every_head_folds(in_float64, exactly, tiny_model, images, cls):
     labels = {"id2label": {0: "cat", 1: "dog", 2: "owl"}, "problem_type": "single_label_classification"}
     model = in_float64(tiny_model(cls, **(labels if cls is LDAEForImageClassification else {})))
     x, folded = images(model.config).double(), model.fold()
@@ -74,7 +53,7 @@ def test_every_head_folds(tiny_model, images, cls):
 
 
 @pytest.mark.parametrize("image_size", [16, (4, 20)])
-def test_positions_at_another_size_are_those_of_the_formula(tiny_model, image_size):
+def test_positions_at_another_size_are_those_of_the_formula(in_float64, exactly, tiny_model, image_size):
     model = in_float64(tiny_model(LDAEModel))
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     x = torch.rand(2, 3, height, width, dtype=torch.float64)
