@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+ONNX = ["onnx>=1.19", "onnxscript>=0.6", "onnxruntime>=1.23"]
 
 setup(
     name="ldae",
@@ -23,6 +24,7 @@ setup(
             "ldae-train = train_ldae:command",
             "ldae-probe = probe_ldae:command",
             "ldae-features = ldae.features.command:command",
+            "ldae-export = ldae.export.command:command",
         ]
     },
     # tests/versions.sh runs the test suite with the lowest versions of all, or with the newest; older ones are untried.
@@ -63,9 +65,11 @@ setup(
             "types-PyYAML>=6.0",
             "timm>=1.0.12",
             "lightly>=1.6",
+            *ONNX,
             "setuptools>=77",
         ],
-        "timm": ["timm>=1.0.12"],  # its encoders in ldae-probe and ldae-features
+        "timm": ["timm>=1.0.12"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
+        "onnx": ONNX,  # ldae-export --to onnx
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
         "trackio": ["trackio>=0.4"],
         "fid": ["torch-fidelity>=0.4"],  # Inception for python -m ldae.generation; its weights are downloaded once

@@ -12,6 +12,8 @@ from transformers import (
     DepthAnythingForDepthEstimation,
     DPTConfig,
     DPTForDepthEstimation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -213,3 +215,21 @@ def test_models_that_take_a_backbone(tiny_config, tmp_path, model_type):
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
     assert torch.equal(loaded(x)[0], output)
+
+
+def test_mask2former_takes_the_backbone(tiny_config):
+    """A training step: its loss of two masks reaches the encoder."""
+    config = Mask2FormerConfig(
+        backbone_config=backbone_config(tiny_config), feature_size=32, mask_feature_size=32, hidden_dim=32, num_queries=3,
+        encoder_feedforward_dim=8, dim_feedforward=8, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
+        num_labels=2, train_num_points=16,
+    )  # fmt: skip
+    model = Mask2FormerForUniversalSegmentation(config)
+    left = torch.zeros(2, 32, 32)
+    left[0, :, :16] = left[1, :, 16:] = 1
+    labels = [torch.tensor([0, 1])] * 2
+    output = model(torch.rand(2, 3, 32, 32) * 2 - 1, mask_labels=[left] * 2, class_labels=labels)
+    assert torch.isfinite(output.loss).all()
+    output.loss.backward()
+    weight = next(p for name, p in model.named_parameters() if name.endswith("ldae.embeddings.projection.weight"))
+    assert weight.grad.any()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from transformers import AutoImageProcessor, VitDetBackbone
+from transformers import AutoImageProcessor, UperNetConfig, UperNetForSemanticSegmentation, VitDetBackbone
 
 from folding_ldae import plain_vit
 from ldae import LDAEForImageClassification, LDAEImageProcessor, LDAEModel
@@ -65,6 +65,19 @@ def test_timm_takes_every_shape(tiny_model, images, in_float64, exactly, fields)
     model = in_float64(tiny_model(LDAEModel, **fields))
     x = images(model.config).double()
     exactly(as_timm(plain_vit(model))(x), model(x).pooler_output)
+
+
+def test_upernet_trains_on_vitdet(tiny_model, images):
+    vitdet = as_vitdet(plain_vit(tiny_model(LDAEModel, **TINY)), VitDetBackbone).float()
+    vitdet.config.out_features = ["stem", "stage1", "stage2", "stage3"]
+    config = UperNetConfig(
+        backbone_config=vitdet.config, hidden_size=8, num_labels=3, auxiliary_in_channels=16, pool_scales=[1, 2]
+    )
+    model = UperNetForSemanticSegmentation(config)
+    model.backbone.load_state_dict(vitdet.state_dict())
+    labels = torch.arange(2 * 8 * 8).view(2, 8, 8) % 3
+    model(torch.rand(2, 3, 8, 8), labels=labels).loss.backward()
+    assert model.backbone.embeddings.projection.weight.grad.any()
 
 
 def test_classifiers_fold_with_their_labels(tiny_model, images, in_float64, exactly):
@@ -169,8 +182,9 @@ def test_files_open_without_the_package(tiny_model, images, tmp_path):
     assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "found.safetensors")
 
-    expected, pixels = model(x, output_hidden_states=True), LDAEImageProcessor({"height": 8, "width": 8})(image)
-    of_image = model(torch.as_tensor(pixels["pixel_values"]))
+    expected = model(x, output_hidden_states=True)
+    pixels = LDAEImageProcessor({"height": 8, "width": 8})(image, return_tensors="pt")["pixel_values"]
+    of_image = model(pixels)
     before_norm = expected.hidden_states[-1].transpose(1, 2).unflatten(2, (2, 2))
     logits = classifier(x).logits
     for name, value in {
@@ -180,9 +194,9 @@ def test_files_open_without_the_package(tiny_model, images, tmp_path):
         "timm.create_model": expected.pooler_output,
         "vitdet": before_norm,
         "vitdet map": before_norm,
-        "transformers pixels": torch.as_tensor(pixels["pixel_values"]),
-        "timm pixels": torch.as_tensor(pixels["pixel_values"]),
-        "vitdet pixels": torch.as_tensor(pixels["pixel_values"]),
+        "transformers pixels": pixels,
+        "timm pixels": pixels,
+        "vitdet pixels": pixels,
         "timm pipeline": of_image.pooler_output,
         "classifier-transformers": logits,
         "classifier-timm": logits,
@@ -210,7 +224,7 @@ def test_processors_give_the_same_pixels(tiny_model, tmp_path, channels, mode):
         theirs = AutoImageProcessor.from_pretrained(tmp_path / home, backend="pil")
         for size in ((20, 30), (64, 32), (40, 40), (5, 10)):
             image = Image.fromarray((torch.rand(*size, 3) * 255).byte().numpy()).convert(mode)
-            expected, found = (torch.as_tensor(p(image, return_tensors="pt")["pixel_values"]) for p in (ours, theirs))
+            expected, found = (p(image, return_tensors="pt")["pixel_values"] for p in (ours, theirs))
             assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -220,7 +234,7 @@ def test_timms_processor_scales_oblong_images_as_ours(tiny_model, tmp_path):
     ours, theirs = LDAEImageProcessor({"height": 8, "width": 12}), AutoImageProcessor.from_pretrained(tmp_path)
     for size in ((20, 30), (64, 31), (41, 90)):
         image = Image.fromarray((torch.rand(*size, 3) * 255).byte().numpy())
-        expected, found = (torch.as_tensor(p(image, return_tensors="pt")["pixel_values"]) for p in (ours, theirs))
+        expected, found = (p(image, return_tensors="pt")["pixel_values"] for p in (ours, theirs))
         assert_close(found, expected, atol=1e-6, rtol=0)
 
 
