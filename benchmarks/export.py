@@ -18,6 +18,7 @@ from benchmarks import command
 from benchmarks.device import in_rounds, ratio
 from folding_ldae import plain_vit
 from ldae.data.images import ImageDataset
+from ldae.data.order import to_pixel_values
 from ldae.data.photos import load_photos
 from ldae.export import as_onnx
 from ldae.export.as_timm import ARCHITECTURE, as_timm
@@ -88,9 +89,8 @@ def features(pool: Pool, split: str, image_hw: tuple[int, int], num_channels: in
     """Pooled features of the embedded photographs."""
     photos = load_photos(split)
     images = ImageDataset(photos, image_hw, num_channels)
-    pixels = torch.stack([torch.as_tensor(images[i]["pixel_values"]) for i in range(len(images))])
-    pixels = pixels.float() / 127.5 - 1
-    pooled = torch.cat([pool(some) for some in pixels.split(64)])
+    pixels = torch.stack([torch.as_tensor(images[0, i]["pixel_values"]) for i in range(len(images))])
+    pooled = torch.cat([pool(some) for some in to_pixel_values(pixels).split(64)])
     return Features(features=pooled, labels=torch.tensor(photos["label"]))
 
 
@@ -108,7 +108,7 @@ def measure(arguments: ExportSpeedArguments) -> Iterator[dict]:
         of_validation[name] = validation.features
     ours = of_validation[OURS]
     cosine = {n: torch.cosine_similarity(x, ours).min().item() for n, x in of_validation.items()}
-    seconds = {}
+    seconds: dict[str, dict[str, list[float]]] = {}
     for size in arguments.batch_sizes:
         x = torch.rand(size, *shape) * 2 - 1
         calls = {name: lambda pool=pool, x=x: pool(x) for name, pool in pools.items()}
