@@ -3,6 +3,7 @@
 import copy
 from contextlib import nullcontext
 
+import onnxruntime
 import pytest
 import torch
 from torch.testing import assert_close
@@ -95,8 +96,6 @@ def test_dynamic_quantization(tiny_model, images):
 
 
 def test_onnx_of_any_size(tiny_model, images, tmp_path):
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
     model, path = tiny_model(LDAEModel), tmp_path / "model.onnx"
     dim = torch.export.Dim
     sizes = {0: dim("batch"), 2: 4 * dim("rows", max=64), 3: 4 * dim("columns", max=64)}

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -97,14 +98,13 @@ def test_torch_export_takes_any_number_of_images(tiny_model):
 
 
 def onnx_outputs(folder, x, file=as_onnx.FILE):
-    onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(folder / file)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"pixel_values": x.numpy()}), strict=True))
 
 
+@pytest.mark.parametrize("model", ["random", pytest.param("trained", marks=pytest.mark.slow)], indirect=True)
 def test_onnx_takes_any_number_and_size(model, tmp_path):
-    pytest.importorskip("onnxscript")
     export(plain_vit(model), tmp_path, "onnx", "A test")
     p, q = model.config.patch_hw
     for count, rows, columns in ((1, 1, 1), (3, 2, 5), (2, 7, 3)):
@@ -117,7 +117,6 @@ def test_onnx_takes_any_number_and_size(model, tmp_path):
 
 
 def test_onnx_in_int8_is_close(tiny_model, images, tmp_path):
-    pytest.importorskip("onnxscript")
     model = tiny_model(LDAEModel)
     export(plain_vit(model), tmp_path, "onnx", "A test", int8=True)
     x = images(model.config, 8)
@@ -126,7 +125,6 @@ def test_onnx_in_int8_is_close(tiny_model, images, tmp_path):
 
 
 def test_onnx_of_a_classifier_gives_logits(tiny_model, images, tmp_path):
-    pytest.importorskip("onnxscript")
     model = tiny_model(LDAEForImageClassification, num_labels=3)
     export(plain_vit(model), tmp_path, "onnx", "A test")
     x = images(model.config)

@@ -4,7 +4,6 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 
@@ -19,8 +18,6 @@ def blocks(language: str) -> list[str]:
 
 
 def test_page(tiny_model, tmp_path, monkeypatch):
-    pytest.importorskip("timm")
-    pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
     model = tiny_model(LDAEModel, image_size=64, patch_size=8, num_hidden_layers=12)
     model.save_pretrained("model_cards/ldae-vit-small-tiny-imagenet64")
