@@ -63,12 +63,12 @@ setup(
             "ruff>=0.14",
             "mypy>=2.4",
             "types-PyYAML>=6.0",
-            "timm>=1.0.12",
+            "timm>=1.0.16",
             "lightly>=1.6",
             *ONNX,
             "setuptools>=77",
         ],
-        "timm": ["timm>=1.0.12"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
+        "timm": ["timm>=1.0.16"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
         "onnx": ONNX,  # ldae-export --to onnx
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
         "trackio": ["trackio>=0.4"],
