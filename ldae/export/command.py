@@ -16,17 +16,18 @@ from folding_ldae import PlainViT, plain_vit
 from ldae.export.card import card
 from ldae.files import replace_files
 from ldae.mistakes import run_command
+from ldae.names import short_name
 from ldae.options import option, option_parser
 from ldae.weights import validate_folder, validate_weights
 from modeling_ldae import LDAEForImageClassification, LDAEModel
 
-HOMES = {
+HOMES = {  # and the optional libraries that writing each one needs
     "transformers": (),
     "timm": ("timm",),
     "vitdet": (),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
-}  # what they need
-CLASS_TOKEN = ("vit", "dinov2", "deit", "vit_mae")  # models that others may ask for
+}
+CLASS_TOKEN = ("vit", "dinov2", "deit", "vit_mae")  # transformers' ViTs that are no home
 
 
 @dataclass
@@ -130,10 +131,8 @@ def main(argv: list[str] | None = None) -> None:
     size = options.image_size
     plain = plain_vit(model, options.timestep, size[0] if size is not None and len(size) == 1 else size)
     timestep = model.config.feature_timestep if options.timestep is None else options.timestep
-    name = (
-        Path(options.model).expanduser().resolve().name if Path(options.model).expanduser().is_dir() else options.model
-    )
-    export(plain, options.folder, options.to, f"The encoder of the l-DAE {name} at timestep {timestep}", options.int8)
+    description = f"The encoder of the l-DAE {short_name(options.model)} at timestep {timestep}"
+    export(plain, options.folder, options.to, description, options.int8)
     print(f"{options.model} at timestep {timestep} for {options.to}: {options.folder}")
 
 
