@@ -59,7 +59,7 @@ def test_vitdet_is_exact(model, images, in_float64, exactly):
         {"num_channels": 1},
         {"patch_size": (2, 4), "image_size": (8, 12)},
         {"qkv_bias": False, "final_layernorm": False, "hidden_act": "gelu_pytorch_tanh"},
-        {"intermediate_size": 27, "hidden_act": "silu"},
+        {"hidden_size": 28, "intermediate_size": 61, "hidden_act": "silu"},  # 28 * (61 / 28) is below 61
     ],
 )
 def test_timm_takes_every_shape(tiny_model, images, in_float64, exactly, fields):
