@@ -35,10 +35,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 try:  # inside a package of transformers' remote code
     from .configuration_ldae import LDAEConfig
+    from .folding_ldae import as_ijepa, plain_vit
     from .schedules_ldae import NoiseTables, noise_tables
     from .tokenizers_ldae import Float32Module, Tokenizer, patchify, unpatchify
 except ImportError:  # installed, or run from a checkout
     from configuration_ldae import LDAEConfig
+    from folding_ldae import as_ijepa, plain_vit
     from schedules_ldae import NoiseTables, noise_tables
     from tokenizers_ldae import Float32Module, Tokenizer, patchify, unpatchify
 
@@ -281,6 +283,21 @@ class LDAEPreTrainedModel(PreTrainedModel):
     def __init__(self, config: LDAEConfig, *args, **kwargs):
         config.validate_architecture()  # fields may have been set since it was made, as from_pretrained does
         super().__init__(config, *args, **kwargs)
+
+    def fold(self, timestep: int | None = None, image_size: int | tuple[int, int] | None = None) -> PreTrainedModel:
+        """The encoder at one t as a plain ViT of transformers, `IJepaModel`, which computes the same to rounding.
+
+        A classifier comes along, as `IJepaForImageClassification`. `folding_ldae` has the algebra.
+
+        Args:
+            timestep: t, in [0, T); `config.feature_timestep` by default.
+            image_size: of the images that it takes, multiples of the patch; `config.image_size` by default. It takes others
+                only roughly, since its own resizing of positions is not l-DAE's.
+
+        Raises:
+            ValueError: for what cannot be exact, or a timestep or size that the model does not take.
+        """
+        return as_ijepa(plain_vit(self, timestep, image_size)).to(self.device, self.dtype)
 
     @torch.no_grad()
     def _init_weights(self, module):

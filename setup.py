@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+ONNX = ["onnx>=1.19", "onnxscript>=0.6", "onnxruntime>=1.23"]
 
 setup(
     name="ldae",
@@ -24,6 +25,7 @@ setup(
             "ldae-probe = probe_ldae:command",
             "ldae-push = ldae.hub.command:command",
             "ldae-features = ldae.features.command:command",
+            "ldae-export = ldae.export.command:command",
         ]
     },
     # tests/versions.sh runs the test suite with the lowest versions of all, or with the newest; older ones are untried.
@@ -62,11 +64,13 @@ setup(
             "ruff>=0.14",
             "mypy>=2.4",
             "types-PyYAML>=6.0",
-            "timm>=1.0.12",
+            "timm>=1.0.16",
             "lightly>=1.6",
+            *ONNX,
             "setuptools>=77",
         ],
-        "timm": ["timm>=1.0.12"],  # its encoders in ldae-probe and ldae-features
+        "timm": ["timm>=1.0.16"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
+        "onnx": ONNX,  # ldae-export --to onnx
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
         "demo": ["gradio>=6.31"],  # app.py; it needs Pillow below 13
         "trackio": ["trackio>=0.4"],

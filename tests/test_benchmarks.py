@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import command, growth, paper, pca, startup, step
+from benchmarks import command, export, growth, paper, pca, startup, step
 from benchmarks.contenders import Contender, Step, contenders, flops_per_image
 from benchmarks.device import MatrixProducts, peak_flops
-from ldae import LDAEConfig
+from ldae import LDAEConfig, LDAEModel
 from ldae.data.photos import load_photos
 from ldae.report.results import environment
 from tokenizers_ldae import patchify
@@ -148,3 +148,17 @@ def test_hours_on_paper_are_those_of_the_measured_images_a_second():
     result = {"contenders": {"l-DAE, sdpa, compiled": {"flops": flops, "median": 0.5}}, "arguments": size}
     images_a_second = 8 * 32 / 0.5
     assert paper.hours("tiny", result, 3) == pytest.approx(3 * 1_281_167 / images_a_second / 3600)
+
+
+def test_folded_forms_are_measured_on_what_they_give(tiny_model, tmp_path):
+    """k-NN is asked of the features of l-DAE and of its graph in int8, and every form is timed."""
+    tiny_model(LDAEModel, image_size=8).save_pretrained(tmp_path)
+    arguments = export.ExportSpeedArguments(model=str(tmp_path), batch_sizes=[1, 2], rounds=1)
+    speed, result = export.measure(arguments)
+    assert speed["seconds"].keys() == {"1", "2"}
+    assert 1 / 13 < result["accuracy"][export.OURS] < 1  # of 13 photographs
+    assert abs(result["accuracy"][export.OURS] - result["accuracy"][export.INT8]) < 0.05
+    assert 0.99 < result["least_cosine"] < 1
+    text = export.table({**result, **environment(), "arguments": vars(arguments)})
+    assert f"| {export.OWN} |" in text
+    assert "k-NN on the photographs is right for" in text

@@ -3,6 +3,7 @@
 import copy
 from contextlib import nullcontext
 
+import onnxruntime
 import pytest
 import torch
 from torch.testing import assert_close
@@ -12,6 +13,8 @@ from transformers import (
     DepthAnythingForDepthEstimation,
     DPTConfig,
     DPTForDepthEstimation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -93,8 +96,6 @@ def test_dynamic_quantization(tiny_model, images):
 
 
 def test_onnx_of_any_size(tiny_model, images, tmp_path):
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
     model, path = tiny_model(LDAEModel), tmp_path / "model.onnx"
     dim = torch.export.Dim
     sizes = {0: dim("batch"), 2: 4 * dim("rows", max=64), 3: 4 * dim("columns", max=64)}
@@ -213,3 +214,21 @@ def test_models_that_take_a_backbone(tiny_config, tmp_path, model_type):
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
     assert torch.equal(loaded(x)[0], output)
+
+
+def test_mask2former_takes_the_backbone(tiny_config):
+    """A training step: its loss of two masks reaches the encoder."""
+    config = Mask2FormerConfig(
+        backbone_config=backbone_config(tiny_config), feature_size=32, mask_feature_size=32, hidden_dim=32, num_queries=3,
+        encoder_feedforward_dim=8, dim_feedforward=8, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
+        num_labels=2, train_num_points=16,
+    )  # fmt: skip
+    model = Mask2FormerForUniversalSegmentation(config)
+    left = torch.zeros(2, 32, 32)
+    left[0, :, :16] = left[1, :, 16:] = 1
+    labels = [torch.tensor([0, 1])] * 2
+    output = model(torch.rand(2, 3, 32, 32) * 2 - 1, mask_labels=[left] * 2, class_labels=labels)
+    assert torch.isfinite(output.loss).all()
+    output.loss.backward()
+    weight = next(p for name, p in model.named_parameters() if name.endswith("ldae.embeddings.projection.weight"))
+    assert weight.grad.any()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-SCRIPTS = ("ldae-train", "ldae-probe", "ldae-features", "ldae-push")
+SCRIPTS = ("ldae-train", "ldae-probe", "ldae-features", "ldae-export", "ldae-push")
 TRAIN = ["--max_steps", "2", "--no_probe"]
 
 

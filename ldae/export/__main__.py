@@ -1,0 +1,5 @@
+"""`python -m ldae.export`."""
+
+from ldae.export.command import command
+
+command()
