@@ -63,6 +63,7 @@ setup(
             "types-PyYAML>=6.0",
             "timm>=1.0.12",
             "lightly>=1.6",
+            "faiss-cpu>=1.9",
             "setuptools>=77",
         ],
         "timm": ["timm>=1.0.12"],  # its encoders in ldae-probe and ldae-features

@@ -20,7 +20,7 @@ from ldae.data.images import ImageDataset
 from ldae.data.sources import label_fault, load_examples, validate_output
 from ldae.features.encoders import Encoder, load_encoder
 from ldae.features.extraction import extract_features, progress_bar
-from ldae.features.shards import claim, missing, read_header, write_shard
+from ldae.features.shards import ABOUT, claim, missing, read_header, write_shard
 from ldae.files import write_json
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
@@ -35,7 +35,7 @@ class FeatureArguments:
         "where it has several); or 'photos'.",
     )
     output_dir: str = option(
-        MISSING, "Folder of the shards and features.json. A run that was stopped goes on where it was."
+        MISSING, "Folder of the shards and _features.json. A run that was stopped goes on where it was."
     )
     overwrite: bool = option(False, "Replace the features of another run in output_dir.")
     split: str = option("train", "Split whose images are taken; 'train' is all of a folder without splits.")
@@ -78,7 +78,7 @@ def parse_arguments(argv: list[str] | None = None) -> FeatureArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Writes `features-00000-of-00012.parquet` and so on, and `features.json`, which says what they are.
+    """Writes `features-00000-of-00012.parquet` and so on, and `_features.json`, which says what they are.
 
     A shard depends on its images alone, and is there whole or not at all. So a run can be stopped, and can go on with any
     number of processes. A shard that was damaged since is written again.
@@ -125,7 +125,7 @@ def _load(options: FeatureArguments, accelerator: Accelerator) -> tuple[Encoder,
 def _identity(
     options: FeatureArguments, encoder: Encoder, images: ImageDataset, mixed_precision: str
 ) -> dict[str, Any]:
-    """Returns what features.json says from the start, which must be the same for a run to go on."""
+    """Returns what _features.json says from the start, which must be the same for a run to go on."""
     num_patches, hidden_size = encoder.token_shape
     label = images.examples.features.get("label")
     return {
@@ -183,14 +183,14 @@ def _write(
 
 
 def _finish(folder: Path, identity: dict[str, Any], shards: list[Path], num_new: int, speed: float):
-    """Counts what the shards hold, in features.json and on the screen.
+    """Counts what the shards hold, in _features.json and on the screen.
 
     Raises:
         ValueError: if that is nothing, since no image can be read.
     """
     read, bad = zip(*map(read_header, shards), strict=True)
     unreadable = [name for part in bad for name in part]
-    write_json(folder / "features.json", {**identity, "num_readable": sum(read), "unreadable": unreadable})
+    write_json(folder / ABOUT, {**identity, "num_readable": sum(read), "unreadable": unreadable})
     for name in unreadable:
         print(f"left out, unreadable: {name}")
     if not sum(read):

@@ -1,4 +1,4 @@
-"""Features in files: shards of parquet or safetensors, and features.json, which says what they are."""
+"""Features in files: shards of parquet or safetensors, and _features.json, which says what they are."""
 
 import json
 from collections.abc import Iterable
@@ -14,19 +14,21 @@ from safetensors.torch import save_file
 from ldae.features.extraction import Features
 from ldae.files import atomic_write, damage, digests_of, read_json, remove, write_json
 
+ABOUT = "_features.json"  # arrow and pandas, which read a whole folder, pass over names that begin with _ or .
+
 
 def claim(folder: Path, identity: dict[str, Any], overwrite: bool):
-    """Writes features.json, or finds that the one that is there belongs to the same run.
+    """Writes _features.json, or finds that the one that is there belongs to the same run.
 
     Args:
-        identity: what features.json says, and what must be the same for a run to go on.
+        identity: what _features.json says, and what must be the same for a run to go on.
         overwrite: deletes the shards of another run.
 
     Raises:
         FileExistsError: if the folder holds features of another run and `overwrite` is false.
-        ValueError: if its features.json is damaged, and `overwrite` is false.
+        ValueError: if its _features.json is damaged, and `overwrite` is false.
     """
-    shards, path = [*folder.glob("features-*-of-*.*")], folder / "features.json"
+    shards, path = [*folder.glob("features-*-of-*.*")], folder / ABOUT
     if overwrite:
         for old in shards:
             remove(old)
