@@ -23,7 +23,7 @@ from ldae import LDAEForPreTraining, LDAEModel
 from ldae.data.images import ImageDataset
 from ldae.data.order import to_pixel_values
 from ldae.data.sources import load_examples
-from ldae.features import command
+from ldae.features import command, embedding
 
 ROOT = Path(ldae.__file__).resolve().parents[1]
 READABLE = [f"{name}/{i}.png" for name in "abc" for i in range(3) if (name, i) != ("b", 1)]
@@ -196,7 +196,7 @@ def test_a_stopped_run_goes_on(model, data, tmp_path, monkeypatch, capsys):
     assert contents(out) == contents(tmp_path / "whole")
     assert "1 of which were there" in capsys.readouterr().out
 
-    monkeypatch.setattr(command, "extract_features", None)  # nothing is left to do
+    monkeypatch.setattr(embedding, "extract_features", None)  # nothing is left to do
     run(model, data, out)
     assert contents(out) == contents(tmp_path / "whole")
 
