@@ -21,7 +21,7 @@ import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae import launch
 from ldae.data.images import ImageDataset, decode
 from ldae.data.order import to_pixel_values
-from ldae.data.sources import load_examples
+from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
 from ldae.features.extraction import Features, extract_features
 from ldae.files import read_json
@@ -160,13 +160,17 @@ def spread(images: ImageDataset, count: int) -> list[int]:
 
 @torch.inference_mode()
 def run(options: SearchArguments):
-    """Measures the encoder and the thumbnail, writes the figures, and draws what the encoder finds."""
+    """Measures the encoder and the thumbnail, writes the figures, and draws what the encoder finds.
+
+    Raises:
+        ValueError: for data without labels or without a validation split.
+    """
     accelerator = launch.start("no")
     encoder = load_encoder(options.model).to(accelerator.device)
-    train, validation = (
-        ImageDataset(load_examples(options.data, split), encoder.image_hw, encoder.num_channels)
-        for split in ("train", "validation")
-    )
+    examples = [load_examples(options.data, split) for split in ("train", "validation")]
+    if (reason := why_not_probed(*examples)) is not None:
+        raise ValueError(f"--data {options.data!r} cannot be searched: {reason}")
+    train, validation = (ImageDataset(part, encoder.image_hw, encoder.num_channels) for part in examples)
     kept, asked = spread(train, options.gallery), spread(validation, options.queries)
     originals = torch.linspace(0, len(kept) - 1, min(options.copies, len(kept))).long()
     altered = {name: altered_pixels(train, [kept[i] for i in originals], alter) for name, alter in ALTERATIONS.items()}

@@ -116,3 +116,10 @@ def test_alterations_change_an_image_and_not_its_content(name):
     assert not np.array_equal(np.asarray(altered.resize((50, 40))), np.asarray(image))
     if name != "mirrored":
         assert np.corrcoef(before, after)[0, 1] > 0.8
+
+
+def test_data_without_labels_is_refused(few_photos, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "images/a.png")
+    with pytest.raises(ValueError, match="--data 'images' cannot be searched: there is no validation split"):
+        search.run(search.SearchArguments(model=MODEL, data="images"))
