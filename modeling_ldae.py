@@ -642,6 +642,44 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             prediction = (noisy_latents - sigma * prediction) / gamma
         return self.ldae.tokenizer.decode(prediction, image_hw)
 
+    @torch.no_grad()
+    def denoise(
+        self,
+        pixel_values: torch.Tensor,
+        timesteps: torch.Tensor | int,
+        generator: torch.Generator | None = None,
+        noise: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step from noisy images to clean ones, which every l-DAE can do, whatever its loss and its prediction are.
+
+        Args:
+            pixel_values: clean images (B, C, H, W) in [-1, 1].
+            timesteps: the noise level of each image (B,), or one for all, in [0, T).
+            generator: draws the noise.
+            noise: standard normal (B or 1, N, d), in place of what the generator would draw.
+            keep: places (B, K) of the tokens that the encoder sees; all by default.
+            interpolate_pos_encoding: takes images of other sizes, multiples of the patch.
+
+        Returns:
+            The noisy and the denoised images, both (B, C, H, W) of pixels as those given, clamped to [-1, 1].
+
+        Raises:
+            ValueError: for a size or channel count that the model does not take, a timestep out of range, or `keep` with
+                `keep_ratio` 1.
+        """
+        self.ldae.embeddings.validate(pixel_values, interpolate_pos_encoding)
+        image_hw = pixel_values.shape[-2:]
+        timesteps = torch.as_tensor(timesteps, device=pixel_values.device).expand(len(pixel_values))
+        if noise is None:
+            noise = self.sample_noise(len(pixel_values), image_hw, generator)["noise"]
+        noisy_latents = self.noise_schedule.add_noise(self.ldae.tokenizer.encode(pixel_values), noise, timesteps)
+        prediction = self.predict(noisy_latents, timesteps, image_hw=image_hw, keep=keep)
+        noisy = self.ldae.tokenizer.decode(noisy_latents, image_hw)
+        denoised = self.clean_images(prediction, noisy_latents, timesteps, image_hw)
+        return noisy.clamp(-1, 1), denoised.clamp(-1, 1)
+
     @can_return_tuple
     def forward(
         self,

@@ -21,7 +21,7 @@ from ldae.hub.cards import write_card
 from ldae.hub.push import push, validate_hub
 from ldae.mistakes import run_command
 from ldae.names import short_name
-from ldae.options import HubArguments, option, option_parser
+from ldae.options import HubArguments, OptionParser, option, option_parser
 from ldae.options.hub import HUB
 from ldae.probes import (
     DEFAULT_PROTOCOLS,
@@ -101,8 +101,25 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ProbeArguments, list
         SystemExit: for an unknown option or value, named on stderr.
         ValueError: for an unknown protocol, or options of a chosen protocol that do not fit together.
     """
-    parser = option_parser(ProbeArguments, *PROTOCOLS.values(), description=__doc__.split("\n")[0])
-    options, *protocols = parser.parse_args_into_dataclasses(argv)
+    return _validated(*_parser().parse_args_into_dataclasses(argv))
+
+
+def parse_keywords(**given: Any) -> tuple[ProbeArguments, list[Protocol]]:
+    """The same of keyword arguments.
+
+    Raises:
+        TypeError: for an unknown option.
+        ValueError: for a value that an option may not have; otherwise as `parse_arguments` does.
+    """
+    parser = _parser()
+    return _validated(*parser.build(parser.keywords(given)))
+
+
+def _parser() -> OptionParser:
+    return option_parser(ProbeArguments, *PROTOCOLS.values(), description=(__doc__ or "").split("\n")[0])
+
+
+def _validated(options: ProbeArguments, *protocols: Protocol) -> tuple[ProbeArguments, list[Protocol]]:
     if unknown := [name for name in options.protocols if name not in PROTOCOLS]:
         raise ValueError(f"--protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")
     by_name = {protocol.name: protocol for protocol in protocols}
@@ -198,8 +215,12 @@ def draw(subject: Subject, result: Result, path: Path):
 
 
 def main(argv: list[str] | None = None) -> Path:
+    """Runs a command line, as `run` does its options."""
+    return run(*parse_arguments(argv))
+
+
+def run(options: ProbeArguments, protocols: list[Protocol]) -> Path:
     """Probes a model; returns the result's file."""
-    options, protocols = parse_arguments(argv)
     path = result_path(options)
     validate_output(path.parent, options.data)
     if options.push_to_hub and os.environ.get("RANK", "0") == "0":

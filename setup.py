@@ -67,6 +67,7 @@ setup(
             "timm>=1.0.16",
             "lightly>=1.6",
             *ONNX,
+            "faiss-cpu>=1.9",
             "setuptools>=77",
         ],
         "timm": ["timm>=1.0.16"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm

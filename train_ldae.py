@@ -75,13 +75,12 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     return run.output_dir
 
 
-def main(argv: list[str] | None = None) -> Path | None:
-    """Runs a command line: trains a tokenizer first where the l-DAE needs one, then the l-DAE.
+def pretrain(model_args, data_args, train_args) -> Path | None:
+    """Makes the run that options describe: trains a tokenizer first where the l-DAE needs one, then the l-DAE.
 
     Returns:
-        The run's folder; None for --dry_run, which makes none.
+        The run's folder; None with `dry_run`, which makes none.
     """
-    model_args, data_args, train_args = parse_arguments(argv)
     validate(train_args)
     if train_args.dry_run:
         plan = rehearse(model_args, data_args, train_args, train_step)
@@ -94,6 +93,11 @@ def main(argv: list[str] | None = None) -> Path | None:
         folder = train(model_args, data_args, train_args)
     PartialState().destroy_process_group()
     return folder
+
+
+def main(argv: list[str] | None = None) -> Path | None:
+    """Runs a command line, as `pretrain` does its options."""
+    return pretrain(*parse_arguments(argv))
 
 
 def command() -> None:

@@ -1,4 +1,4 @@
-"""l-DAE for Python. Importing it registers models, image processor and pipelines with transformers."""
+"""l-DAE for Python: `train`, `embed`, `probe`. Importing it registers models, image processor and pipelines with transformers."""
 
 from transformers import (
     AutoBackbone,
@@ -12,6 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from configuration_ldae import LDAEConfig
 from image_processing_ldae import LDAEImageProcessor
+from ldae.api import embed, probe, train
 from modeling_ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
 from pipeline_ldae import PIPELINES
 
@@ -35,4 +36,7 @@ __all__ = [
     "LDAEForPreTraining",
     "LDAEImageProcessor",
     "LDAEModel",
+    "embed",
+    "probe",
+    "train",
 ]

@@ -13,6 +13,7 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import default_config_file
 from accelerate.commands.launch import launch_command_parser
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import broadcast_object_list, get_int_from_env, parse_flag_from_env
 
 from ldae.hardware import bf16_is_faster
@@ -45,6 +46,8 @@ def start(mixed_precision: str | None = None, cpu: bool = False, **kwargs: Any) 
     cpu = cpu or parse_flag_from_env("ACCELERATE_USE_CPU")  # Accelerator reads it, PartialState does not
     state = PartialState(cpu=cpu, timeout=PATIENCE)
     _validate_processes(state)
+    if is_initialized():  # by an earlier call of this process, whose precision accelerate keeps
+        mixed_precision = _earlier_precision(mixed_precision)
     chosen = chosen_by_user()
     if "num_cpu_threads_per_process" not in chosen:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
@@ -81,6 +84,15 @@ def chosen_by_user() -> set[str]:
         configuration = _configuration(arguments)
         chosen |= {option for option in VARIABLES if getattr(arguments, option) or configuration.get(option)}
     return chosen
+
+
+def _earlier_precision(asked: str | None) -> str:
+    earlier = AcceleratorState().mixed_precision
+    if asked not in (None, earlier):
+        raise ValueError(
+            f"--mixed_precision {asked} needs a new Python process: accelerate has begun this one with {earlier!r}"
+        )
+    return earlier
 
 
 def _validate_accumulation(steps: int | None):

@@ -337,6 +337,28 @@ def test_a_perfect_prediction_reconstructs_the_image(tiny_model, images, predict
     reconstruction = model.clean_images(perfect, noisy, timesteps, image_hw)
     assert_close(patchify(reconstruction, model.config.patch_hw), clean, atol=1e-4, rtol=1e-4)
     assert not model.loss(perfect, perfect, timesteps)
+    model.predict = lambda *args, **kwargs: perfect
+    seen, denoised = model.denoise(images(model.config), timesteps, noise=noise)
+    for made, expected in ((seen, tokenizer.decode_patches(noisy)), (denoised, clean)):  # pixels, whatever the units
+        assert_close(patchify(made, model.config.patch_hw), expected.clamp(-1, 1), atol=1e-4, rtol=1e-4)
+
+
+def test_denoise_is_what_the_model_does_in_evaluation(tiny_model, images):
+    model = tiny_model(keep_ratio=0.5).train()
+    x, drawn, generator = images(model.config), draw(model), torch.Generator()
+    drawn["timesteps"] = torch.tensor([500, 500])
+    for more in ({}, {"keep": drawn.pop("keep")}):
+        got = model.denoise(x, 500, noise=drawn["noise"], **more)
+        outputs = model.eval()(x, **drawn, **more)
+        assert_close(got, (outputs.noisy_pixel_values.clamp(-1, 1), outputs.reconstruction.clamp(-1, 1)))
+        assert_close(model.train().denoise(x, drawn["timesteps"], generator.manual_seed(2), **more), got)
+    assert model.training
+    larger = torch.zeros(1, 3, 16, 24)
+    assert model.denoise(larger, 0, interpolate_pos_encoding=True)[1].shape == larger.shape
+    with pytest.raises(ValueError, match="interpolate_pos_encoding"):
+        model.denoise(larger, 0)
+    with pytest.raises(ValueError, match="timesteps"):
+        model.denoise(x, 1000)
 
 
 def test_loss_weights_every_component_of_pixels_alike(tiny_model, images):

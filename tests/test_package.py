@@ -135,7 +135,7 @@ def test_a_trained_model_is_probed_and_gives_features(trained, environment, else
     )
     assert "knn" in json.loads((trained / "results/probe-photos.json").read_text())["protocols"]
     run(environment / "bin/ldae-features", *given, "--output_dir", "features", cwd=elsewhere)
-    assert json.loads((elsewhere / "features/features.json").read_text())["num_readable"] > 0
+    assert json.loads((elsewhere / "features/_features.json").read_text())["num_readable"] > 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

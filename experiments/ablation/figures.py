@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from configuration_ldae import LDAEConfig
-from ldae.denoising import denoise
 from ldae.report.drawing import (
     BLUE,
     GAP,
@@ -148,5 +147,5 @@ def noise_spaces(
     for name, model in models.items():
         t = model.config.num_train_timesteps // 2 if timestep is None else timestep
         generator = torch.Generator(model.device).manual_seed(seed)
-        columns[name] = denoise(model, pixel_values.to(model.device), t, generator)[0].cpu()
+        columns[name] = model.denoise(pixel_values.to(model.device), t, generator)[0].cpu()
     return save_image(image_columns(columns), path)

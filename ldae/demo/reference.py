@@ -13,7 +13,7 @@ from ldae.data.order import to_pixel_values
 from ldae.data.sources import load_examples
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import extract_features
-from ldae.features.shards import read_pooled
+from ldae.features.shards import ABOUT, read_pooled
 from ldae.files import read_json
 from ldae.report.drawing import to_images
 
@@ -79,7 +79,7 @@ def stored_reference(folder: str, encoder: Encoder) -> Reference:
     """Reads what `ldae-features` has written.
 
     Args:
-        folder: of features.json and the shards.
+        folder: of _features.json and the shards.
         encoder: the model that wrote them, as `load_encoder` gives it.
 
     Raises:
@@ -87,9 +87,9 @@ def stored_reference(folder: str, encoder: Encoder) -> Reference:
         ValueError: if the features are of another model or not pooled, or if files or images have changed since.
     """
     path = Path(folder).expanduser()
-    if not (path / "features.json").is_file():
-        raise FileNotFoundError(f"--features: {folder!r} holds no features.json; write one by ldae-features")
-    written = read_json(path / "features.json")
+    if not (path / ABOUT).is_file():
+        raise FileNotFoundError(f"--features: {folder!r} holds no {ABOUT}; write one by ldae-features")
+    written = read_json(path / ABOUT)
     if written["digest"] != encoder.digest():
         raise ValueError(
             f"--features: {folder!r} holds features of {written['model']!r}, which is not the model {encoder.name!r}"

@@ -9,7 +9,6 @@ from transformers import AutoConfig
 
 from image_processing_ldae import PIL_MODES
 from ldae.demo.reference import Reference, embedded_reference, stored_reference
-from ldae.denoising import denoise
 from ldae.features.encoders import Encoder, evaluating, load_encoder
 from ldae.report.drawing import enlargement, to_images
 from ldae.report.figures import filter_images
@@ -80,7 +79,7 @@ class Views:
         noise = torch.randn(1, math.prod(self.config.grid_hw), self.config.latent_dim, generator=generator)
         seen = self._seen(share, generator)
         keep = None if share == 1 else seen.flatten().nonzero().T
-        noisy, denoised = denoise(self.denoiser, pixel_values, t, noise=noise, keep=keep)
+        noisy, denoised = self.denoiser.denoise(pixel_values, t, noise=noise, keep=keep)
         caption = (
             f"σ = {schedule.sigma[t]:.2f} at t = {t} of {len(schedule.sigma)} · the encoder sees {int(seen.sum())} of "
             f"{seen.numel()} patches · PSNR: noisy {_psnr(pixel_values, noisy):.1f} dB, "

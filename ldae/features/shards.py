@@ -1,4 +1,4 @@
-"""Features in files: shards of parquet or safetensors, and features.json, which says what they are."""
+"""Features in files: shards of parquet or safetensors, and _features.json, which says what they are."""
 
 import json
 from collections.abc import Iterable
@@ -14,19 +14,21 @@ from safetensors.torch import save_file
 from ldae.features.extraction import Features
 from ldae.files import atomic_write, damage, digests_of, read_json, remove, write_json
 
+ABOUT = "_features.json"  # arrow and pandas, which read a whole folder, pass over names that begin with _ or .
+
 
 def claim(folder: Path, identity: dict[str, Any], overwrite: bool):
-    """Writes features.json, or finds that the one that is there belongs to the same run.
+    """Writes _features.json, or finds that the one that is there belongs to the same run.
 
     Args:
-        identity: what features.json says, and what must be the same for a run to go on.
+        identity: what _features.json says, and what must be the same for a run to go on.
         overwrite: deletes the shards of another run.
 
     Raises:
         FileExistsError: if the folder holds features of another run and `overwrite` is false.
-        ValueError: if its features.json is damaged, and `overwrite` is false.
+        ValueError: if its _features.json is damaged, and `overwrite` is false.
     """
-    shards, path = [*folder.glob("features-*-of-*.*")], folder / "features.json"
+    shards, path = [*folder.glob("features-*-of-*.*")], folder / ABOUT
     if overwrite:
         for old in shards:
             remove(old)
@@ -57,22 +59,13 @@ def missing(shards: Iterable[Path]) -> list[Path]:
 
 def write_shard(path: Path, features: Features, identity: dict[str, Any]):
     """Writes the features, labels and names of some images as one file, whole or not at all."""
-    shapes = {"pooled": (identity["hidden_size"],), "patches": (identity["num_patches"], identity["hidden_size"])}
-    dtype = getattr(torch, identity["dtype"])
-    patches = cast(torch.Tensor, features.tokens)  # None only where there is none to write
-    tensors = {
-        name: tensor.to(dtype).contiguous() if len(features) else torch.empty(0, *shapes[name], dtype=dtype)
-        for name, tensor in (("pooled", features.features), ("patches", patches))
-        if name in identity["features"]
-    }
-    labels = {"label": features.labels} if identity["labels"] else {}
     unreadable = json.dumps(features.bad)
     with atomic_write(path, sealed=True) as temporary:
         if identity["format"] == "safetensors":
             metadata = {"names": json.dumps(features.names), "unreadable": unreadable}
-            save_file({**tensors, **labels}, temporary, metadata)
+            save_file(_tensors(features, identity), temporary, metadata)
             return
-        table = _table(features.names, {**labels, **tensors}, identity["classes"])
+        table = to_table(features, identity)
         table = table.replace_schema_metadata({**table.schema.metadata, "unreadable": unreadable})
         # numbers of a network neither repeat nor compress
         with pq.ParquetWriter(temporary, table.schema, compression="none", use_dictionary=False) as writer:
@@ -80,14 +73,21 @@ def write_shard(path: Path, features: Features, identity: dict[str, Any]):
                 writer.write_table(table, row_group_size=1000)
 
 
-def _table(names: list[str], tensors: dict[str, torch.Tensor], classes: list[str] | None) -> pa.Table:
-    """The columns `name` and those of tensors (n, …), whose types, class names too, `datasets` reads from the schema."""
+def to_table(features: Features, identity: dict[str, Any]) -> pa.Table:
+    """The columns `name`, `label` where there are labels, `pooled` (E) and `patches` (N, E), or one of these.
+
+    Their types, class names too, `datasets` reads from the schema.
+
+    Args:
+        identity: as `ldae.features.embedding.describe` makes it.
+    """
     import datasets
 
-    columns: dict[str, pa.Array] = {"name": pa.array(names, pa.string())}
+    columns: dict[str, pa.Array] = {"name": pa.array(features.names, pa.string())}
     types: dict[str, Any] = {"name": datasets.Value("string")}
-    for name, tensor in tensors.items():
+    for name, tensor in _tensors(features, identity).items():
         if name == "label":
+            classes = identity["classes"]
             columns[name] = pa.array(tensor.numpy(), mask=(tensor < 0).numpy())
             types[name] = datasets.ClassLabel(names=classes) if classes else datasets.Value("int64")
             continue
@@ -97,6 +97,19 @@ def _table(names: list[str], tensors: dict[str, torch.Tensor], classes: list[str
             columns[name] = pa.FixedSizeListArray.from_arrays(columns[name], size)
             types[name] = datasets.List(types[name], length=size)
     return pa.table(columns, schema=datasets.Features(types).arrow_schema)
+
+
+def _tensors(features: Features, identity: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The labels, where there are any, and the features, in the type that is asked for."""
+    shapes = {"pooled": (identity["hidden_size"],), "patches": (identity["num_patches"], identity["hidden_size"])}
+    dtype = getattr(torch, identity["dtype"])
+    patches = cast(torch.Tensor, features.tokens)  # None only where there is none to write
+    labels = {"label": features.labels} if identity["labels"] else {}
+    return labels | {
+        name: tensor.to(dtype).contiguous() if len(features) else torch.empty(0, *shapes[name], dtype=dtype)
+        for name, tensor in (("pooled", features.features), ("patches", patches))
+        if name in identity["features"]
+    }
 
 
 def read_header(path: Path) -> tuple[int, list[str]]:

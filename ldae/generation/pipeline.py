@@ -3,7 +3,7 @@
     pipe = LDAEPipeline.from_model(model)
     images = pipe(batch_size=4, generator=torch.Generator().manual_seed(0)).images
 
-A model that sees images, or whose gamma is 1, generates nothing; `denoise` shows what it does in one step.
+A model that sees images, or whose gamma is 1, generates nothing; its `denoise` shows what it does in one step.
 """
 
 import inspect

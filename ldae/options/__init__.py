@@ -4,7 +4,7 @@ Dataclasses hold the options (`option`). The command line (`option_parser`), rec
 read that one declaration, and so does whoever asks which options define a run (`run_defining`).
 """
 
-from ldae.options.command import DEFAULT_RECIPE, parse_arguments
+from ldae.options.command import DEFAULT_RECIPE, parse_arguments, parse_keywords
 from ldae.options.declaration import Domain, domains, option, validate
 from ldae.options.hub import HubArguments
 from ldae.options.model import ModelArguments
@@ -27,6 +27,7 @@ __all__ = [
     "option",
     "option_parser",
     "parse_arguments",
+    "parse_keywords",
     "read_recipe",
     "recipe_path",
     "run_defining",

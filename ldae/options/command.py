@@ -1,5 +1,6 @@
-"""The command line of pre-training: a recipe, and options that win over it."""
+"""The options of pre-training, from a command line or from Python: a recipe, and options that win over it."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ldae.data.sources import validate_output
 from ldae.names import short_name
 from ldae.options.model import ModelArguments
-from ldae.options.parser import option_parser
+from ldae.options.parser import OptionParser, option_parser
 from ldae.options.recipes import read_recipe, recipe_path
 from ldae.options.training import DataArguments, TrainArguments
 from ldae.tokenizers import trained_tokenizers
@@ -30,7 +31,27 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[Any, DataArgumen
         ValueError: for a recipe that cannot be, or options that contradict each other.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = option_parser(
+    parser = _parser()
+    recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    given = parser.given(argv)
+    if recipe is None and "data" not in given:
+        recipe = DEFAULT_RECIPE
+    return _arguments(parser, recipe, given)
+
+
+def parse_keywords(recipe: str | os.PathLike | None = None, **given: Any) -> tuple[Any, DataArguments, TrainArguments]:
+    """(ModelArguments, DataArguments, TrainArguments) of a recipe, if one is named, and of keyword arguments, which win.
+
+    Raises:
+        TypeError: for an unknown option.
+        ValueError: for a value that an option may not have; otherwise as `parse_arguments` does.
+    """
+    parser = _parser()
+    return _arguments(parser, recipe, parser.keywords(given))
+
+
+def _parser() -> OptionParser:
+    return option_parser(
         ModelArguments,
         DataArguments,
         TrainArguments,
@@ -39,10 +60,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[Any, DataArgumen
         "one; options win over it. Without a recipe and without --data, the recipe photos is run. Names of options may be "
         "written with - or _.",
     )
-    recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    given = parser.given(argv)
-    if recipe is None and "data" not in given:
-        recipe = DEFAULT_RECIPE
+
+
+def _arguments(parser: OptionParser, recipe: str | os.PathLike | None, given: dict[str, Any]) -> tuple[Any, ...]:
     values = {} if recipe is None else read_recipe(recipe_path(recipe), parser.domains)
     if not LENGTHS.isdisjoint(given):
         values = {name: value for name, value in values.items() if name not in LENGTHS}

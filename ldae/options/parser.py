@@ -2,9 +2,10 @@
 
 import argparse
 import difflib
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn
 
@@ -64,6 +65,27 @@ class OptionParser(argparse.ArgumentParser):
                 self._unknown(argument)
             self.error(f"unexpected argument {argument!r}; {self.format_usage()}")
         return vars(namespace)
+
+    def keywords(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that keyword arguments give, by name, each checked.
+
+        A path stands for its text, one value for a list of one, and None for the default where an option may be None.
+
+        Raises:
+            TypeError: for an unknown name.
+            ValueError: for a value that an option may not have. It names the argument, what it must be, and what was got.
+        """
+        values = {}
+        for name, value in arguments.items():
+            if (domain := self.domains.get(name)) is None:
+                raise TypeError(f"unknown option {name!r}; {closest(name, self.domains) or 'help() lists the options'}")
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            value = [value] if domain.many and not isinstance(value, (list, tuple)) and value is not None else value
+            if not domain.holds(value):
+                raise ValueError(f"{name} must be {domain.expected}, got {value!r}")
+            if value is not None:
+                values[name] = list(value) if isinstance(value, tuple) else value
+        return values
 
     def build(self, values: dict[str, Any]) -> tuple[Any, ...]:
         """An instance of each dataclass, with these values and otherwise its defaults."""

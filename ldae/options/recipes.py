@@ -1,6 +1,7 @@
 """Recipes: YAML files of options, which go through the same types and bounds as the command line."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 NULL = "tag:yaml.org,2002:null"
 
 
-def recipe_path(name: str | Path) -> Path:
+def recipe_path(name: str | os.PathLike) -> Path:
     """The file of a recipe: a path, or the bare name of a shipped recipe, such as `photos`.
 
     Shipped recipes lie in the package, or in the checkout where it is not installed.

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ldae.denoising import denoise
 from ldae.report.drawing import (
     BLUE,
     GAP,
@@ -89,7 +88,7 @@ def save_denoising(
     """
     pixel_values = pixel_values.to(model.device)
     timesteps = (_spread(model, len(pixel_values)) if timesteps is None else timesteps).to(model.device)
-    noisy, denoised = denoise(model, pixel_values, timesteps, torch.Generator(model.device).manual_seed(seed))
+    noisy, denoised = model.denoise(pixel_values, timesteps, torch.Generator(model.device).manual_seed(seed))
     sigmas = model.noise_schedule.sigma[timesteps].tolist()
     return denoising_grid(pixel_values, noisy, denoised, path, sigmas, heading)
 
@@ -109,7 +108,7 @@ def noise_levels(
     timesteps = _spread(model, count).to(model.device)
     generator = torch.Generator(model.device).manual_seed(seed)
     noise = model.sample_noise(1, (height, width), generator)["noise"]
-    rows = denoise(model, image.expand(count, -1, -1, -1), timesteps, generator, noise)
+    rows = model.denoise(image.expand(count, -1, -1, -1), timesteps, generator, noise)
     factor = enlargement(height, width, SIDE / 2)
     drawn = [to_images(torch.cat([image[None], row]), factor) for row in rows]
     titles = ["clean", *(f"σ {sigma:.2f}" for sigma in model.noise_schedule.sigma[timesteps].tolist())]

@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from sklearn.neighbors import NearestNeighbors
 
 import ldae
 from ldae import LDAEForPreTraining, LDAEModel
 from ldae.data.images import ImageDataset
 from ldae.data.order import to_pixel_values
 from ldae.data.sources import load_examples
-from ldae.features import command
+from ldae.features import command, embedding
 
 ROOT = Path(ldae.__file__).resolve().parents[1]
 READABLE = [f"{name}/{i}.png" for name in "abc" for i in range(3) if (name, i) != ("b", 1)]
@@ -58,7 +59,7 @@ def arguments(model, data, output, *more):
 
 def run(*args):
     command.main(arguments(*args))
-    return json.loads((args[2] / "features.json").read_text())
+    return json.loads((args[2] / "_features.json").read_text())
 
 
 def shards(folder):
@@ -102,6 +103,38 @@ def test_parquet(model, data, tmp_path, capsys):
     np.testing.assert_allclose(np.stack(frame["pooled"]), tokens[:4].mean(dim=1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shard_size", [4, 9])
+def test_what_is_written_opens_at_once(model, data, tmp_path, monkeypatch, shard_size):
+    """The folder as it is, of one shard and of several, in pandas, datasets, scikit-learn and faiss."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    out = tmp_path / "out"
+    run(model, data, out, "--shard_size", shard_size)
+    expected = by_hand(model, data).mean(dim=1).numpy()
+    similarity = expected @ expected.T
+    nearest = similarity.argsort()[:, ::-1]
+
+    frame = pandas.read_parquet(out)
+    assert (frame["name"].tolist(), frame["label"].tolist()) == (READABLE, [0, 0, 0, 1, 1, 2, 2, 2])
+    features = np.stack(frame["pooled"])
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+    loaded = datasets.load_dataset(str(out), split="train").with_format("numpy")
+    assert loaded.features["label"].names == ["a", "b", "c"]
+    np.testing.assert_array_equal(loaded["pooled"][:], features)
+
+    neighbours = NearestNeighbors(n_neighbors=8, metric="cosine").fit(features).kneighbors(features)[1]
+    unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_array_equal(neighbours, (unit @ unit.T).argsort()[:, ::-1])
+
+    faiss = pytest.importorskip("faiss")
+    index = faiss.IndexFlatIP(features.shape[1])
+    index.add(features)
+    np.testing.assert_array_equal(index.search(features, 8)[1], nearest)
+    loaded.add_faiss_index("pooled", metric_type=faiss.METRIC_INNER_PRODUCT)
+    found = loaded.get_nearest_examples("pooled", features[3], k=2).examples["name"]
+    assert list(found) == [READABLE[i] for i in nearest[3, :2]]
+
+
 def test_the_package_runs_as_a_module(model, data, tmp_path, monkeypatch):
     """`python -m ldae.features` and `accelerate launch -m ldae.features`."""
     monkeypatch.setattr(sys, "argv", ["ldae.features", *arguments(model, data, tmp_path / "out")])
@@ -131,7 +164,7 @@ def test_without_labels_and_a_shard_without_images(model, data, tmp_path):
         (data / f"b{i}.png").write_bytes(b"no image")
     out = tmp_path / "out"
     command.main([*arguments(model, data, out, "--features", "patches"), "--shard_size", "3"])
-    about = json.loads((out / "features.json").read_text())
+    about = json.loads((out / "_features.json").read_text())
     assert (about["labels"], about["classes"], len(about["unreadable"])) == (False, None, 3)
     files = [str(out / name) for name in shards(out)]
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
@@ -156,14 +189,14 @@ def test_a_stopped_run_goes_on(model, data, tmp_path, monkeypatch, capsys):
     with pytest.raises(OSError, match="killed"):
         run(model, data, out)
     assert [path.name for path in out.glob("*.parquet")] == ["features-00000-of-00003.parquet"]
-    assert json.loads((out / "features.json").read_text())["num_images"] == 9
+    assert json.loads((out / "_features.json").read_text())["num_images"] == 9
     monkeypatch.setattr(command, "write_shard", write)
     capsys.readouterr()
     run(model, data, out)
     assert contents(out) == contents(tmp_path / "whole")
     assert "1 of which were there" in capsys.readouterr().out
 
-    monkeypatch.setattr(command, "extract_features", None)  # nothing is left to do
+    monkeypatch.setattr(embedding, "extract_features", None)  # nothing is left to do
     run(model, data, out)
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -186,7 +219,7 @@ def test_a_damaged_shard_is_named_and_written_again(model, data, tmp_path, capsy
 
 def test_a_broken_features_json_is_named_or_overwritten(model, data, tmp_path):
     run(model, data, tmp_path / "out")
-    (tmp_path / "out/features.json").write_text("{")
+    (tmp_path / "out/_features.json").write_text("{")
     with pytest.raises(ValueError, match=r"features\.json is damaged"):
         run(model, data, tmp_path / "out")
     assert run(model, data, tmp_path / "out", "--overwrite")["num_readable"] == 8
@@ -201,7 +234,7 @@ def test_two_processes_write_what_one_does(model, data, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Features of 8 images") == 1
-    assert json.loads((tmp_path / "two" / "features.json").read_text()) == about
+    assert json.loads((tmp_path / "two" / "_features.json").read_text()) == about
     for name in shards(tmp_path / "one"):
         one, two = (pq.read_table(tmp_path / run / name) for run in ("one", "two"))
         assert two.schema.equals(one.schema, check_metadata=True)

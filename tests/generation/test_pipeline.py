@@ -9,7 +9,6 @@ from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from samplers import pipeline, randn, sample, seeded
 from torch.testing import assert_close
 
-from ldae.denoising import denoise
 from ldae.generation.pipeline import LDAEPipeline
 from ldae.generation.schedulers import SCHEDULERS, make_scheduler
 
@@ -153,21 +152,6 @@ def test_dpm_solver_goes_where_ddim_goes(make):
     error = {steps: (end("dpm", steps) - limit).abs().mean().item() for steps in (50, 250)}
     assert error[250] < 1e-3
     assert error[250] < error[50] / 8
-
-
-def test_denoise(tiny_model, images):
-    model = tiny_model().train()
-    pixel_values = images(model.config)
-    modes = []
-    model.decoder.register_forward_hook(lambda module, *_: modes.append(module.training))
-    noisy, clean = denoise(model, pixel_values, 500, seeded())
-    assert (modes, model.training) == ([False], True)
-    again = denoise(model, pixel_values, torch.tensor([500, 500]), seeded())
-    assert all(torch.equal(x, y) for x, y in zip((noisy, clean), again, strict=True))
-    noise = randn(2, 6, 8)
-    outputs = model.eval()(pixel_values, noise=noise, timesteps=torch.tensor([500, 500]))
-    assert_close(noisy, outputs.noisy_pixel_values.clamp(-1, 1))
-    assert_close(clean, outputs.reconstruction.clamp(-1, 1))
 
 
 def test_the_pipeline_is_not_offloaded(make):
