@@ -198,7 +198,7 @@ def test_the_images_of_ldae_features_are_searched(data, tiny_model, tmp_path, mo
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="damaged"):
         load_views(str(model), str(features))
-    with pytest.raises(FileNotFoundError, match=r"--features: .* holds no features\.json"):
+    with pytest.raises(FileNotFoundError, match=r"--features: .* holds no _features\.json"):
         load_views(str(model), str(tmp_path))
 
 
