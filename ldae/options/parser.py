@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import inspect
 import os
 import re
 import sys
@@ -34,7 +35,8 @@ class OptionParser(argparse.ArgumentParser):
         self._names = {"--help", "--debug"}
         groups: dict[str | None, Any] = {None: self}
         for cls in self.types:
-            for f in fields(cls):
+            own = inspect.get_annotations(cls)  # they come before those that it inherits
+            for f in sorted(fields(cls), key=lambda f: f.name not in own):
                 if (domain := domains(cls).get(f.name)) is not None:
                     title = f.metadata["group"] or getattr(cls, "title", None)
                     if title not in groups:
