@@ -64,7 +64,10 @@ setup(
             "timm>=1.0.12",
             "lightly>=1.6",
             "setuptools>=77",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
         ],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6"],
         "timm": ["timm>=1.0.12"],  # its encoders in ldae-probe and ldae-features
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
         "trackio": ["trackio>=0.4"],
