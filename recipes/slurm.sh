@@ -11,7 +11,7 @@
 #SBATCH --signal=TERM@300
 set -euo pipefail
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r first _ <<< "$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
 gpus=$SLURM_GPUS_ON_NODE
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / gpus))
 
