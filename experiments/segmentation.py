@@ -1,7 +1,7 @@
 """Fine-tunes a segmentation of cell nuclei, with l-DAE as UperNet's backbone, and measures it on tiles that it did not see.
 
 pip install --no-deps stardist    # for its image of nuclei with masks; nothing of its code is run
-python -m experiments.segmentation model_cards/ldae-vit-small-tiny-imagenet64 --seeds 0 1 2
+python -m experiments.segmentation model_cards/ldae-vit-small-tiny-imagenet64 --seeds 0 1 2 --write docs/dense.md
 
 docs/dense.md shows what comes out, beside the same network from random weights and a threshold on brightness.
 """
@@ -21,13 +21,13 @@ from transformers import AutoConfig, UperNetConfig, UperNetForSemanticSegmentati
 
 from ldae import LDAEBackbone
 from ldae.mistakes import run_command
+from ldae.report.drawing import image_columns, save_image
 from ldae.report.results import environment
 from ldae.report.tables import fill, markdown
 
 ENLARGED = 2  # a nucleus is then some five patches of 8 pixels wide
 COLUMN = 640  # the image's columns before it are trained on, those from it on are measured
-BATCH, LEARNING_RATE, WIDTH = 16, 3e-4, 64
-DOCUMENT = Path(__file__).parents[1] / "docs" / "dense.md"
+BATCH, LEARNING_RATE, WIDTH = 8, 3e-4, 64
 RESULTS = Path(__file__).parent / "results" / "segmentation.jsonl"
 
 
@@ -85,9 +85,15 @@ def crops(image: torch.Tensor, mask: torch.Tensor, size: int, rng: np.random.Gen
 
 
 def tiles(image: torch.Tensor, size: int) -> torch.Tensor:
-    """The tiles of (…, H, W) without overlap, in rows: (n, …, size, size). What is left at the edges is not in any."""
+    """The tiles of (…, H, W) without overlap, row by row: (n, …, size, size). What is left at the edges is not in any."""
     parts = image.unfold(-2, size, size).unfold(-2, size, size)
     return parts.movedim((-4, -3), (0, 1)).flatten(0, 1)
+
+
+def joined(parts: torch.Tensor, columns: int) -> torch.Tensor:
+    """The image (…, H, W) of tiles (n, …, size, size), `columns` of them in a row."""
+    rows = parts.unflatten(0, (-1, columns)).movedim((0, 1), (-4, -2))
+    return rows.flatten(-4, -3).flatten(-2, -1)
 
 
 def overlaps(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
@@ -96,8 +102,8 @@ def overlaps(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
     return {"nuclei": iou[0].item(), "background": iou[1].item(), "mean": sum(iou).item() / 2}
 
 
-def fine_tune(folder: str | Path, pretrained: bool, seed: int, steps: int) -> dict[str, float]:
-    """Trains the whole network and gives its overlaps on the image's right part, after the last step."""
+def fine_tune(folder: str | Path, pretrained: bool, seed: int, steps: int) -> torch.Tensor:
+    """Trains the whole network, and gives what it takes the tiles of the image's right part for (n, size, size)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     image, mask = nuclei()
@@ -114,16 +120,28 @@ def fine_tune(folder: str | Path, pretrained: bool, seed: int, steps: int) -> di
         optimizer.zero_grad()
     model.eval()
     with torch.inference_mode():
-        logits = model(tiles(image[..., COLUMN:], size)).logits
-    return overlaps(logits.argmax(1), tiles(mask[:, COLUMN:], size))
+        return model(tiles(image[..., COLUMN:], size)).logits.argmax(1)
 
 
-def threshold(size: int) -> dict[str, float]:
-    """The overlaps of Otsu's threshold on brightness, chosen on the image's left part."""
-    image, mask = nuclei()
+def threshold(size: int) -> torch.Tensor:
+    """The tiles by Otsu's threshold on brightness, chosen on the image's left part."""
+    image, _ = nuclei()
     level = threshold_otsu(image[0, :, :COLUMN].numpy())
-    found = (tiles(image[0, :, COLUMN:], size) > level).long()
-    return overlaps(found, tiles(mask[:, COLUMN:], size))
+    return (tiles(image[0, :, COLUMN:], size) > level).long()
+
+
+def draw(found: dict[str, torch.Tensor], size: int, path: Path):
+    """Draws the upper part of what was measured: the image, the mask and what was found, by name, in tiles."""
+    image, mask = nuclei()
+    columns = (image.shape[-1] - COLUMN) // size
+    pictures = {"image": image[..., COLUMN:], "mask": mask[:, COLUMN:]}
+    pictures |= {name: joined(parts, columns) for name, parts in found.items()}
+    shown = columns * size
+    sheet = {
+        name: (part if name == "image" else (2.0 * part - 1).expand(3, -1, -1))[None, :, :shown, :shown]
+        for name, part in pictures.items()
+    }
+    save_image(image_columns(sheet), path)
 
 
 def table(results: Path) -> str:
@@ -145,29 +163,41 @@ def table(results: Path) -> str:
     )
 
 
+def run(model: str, seeds: list[int], steps: int, results: Path, figure: Path | None):
+    """Measures the threshold, and the network from random and from pre-trained weights with each seed, into `results`."""
+    size = AutoConfig.from_pretrained(model).image_hw[0]
+    expected = tiles(nuclei()[1][:, COLUMN:], size)
+    common = {"model": Path(model).name, "steps": steps, **environment()}
+    drawn: dict[str, torch.Tensor] = {}
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("w", encoding="utf-8") as file:
+
+        def note(weights: str, seed: int | None, found: torch.Tensor):
+            iou = overlaps(found, expected)
+            print(f"{weights}, seed {seed}: {iou}")
+            file.write(json.dumps({"weights": weights, "seed": seed, "iou": iou, **common}) + "\n")
+            file.flush()
+            drawn.setdefault(weights, found)
+
+        note("threshold", None, threshold(size))
+        for seed in seeds:
+            note("random weights", seed, fine_tune(model, False, seed, steps))
+            note("pre-trained", seed, fine_tune(model, True, seed, steps))
+    if figure is not None:
+        draw(drawn, size, figure)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", nargs="?", help="an l-DAE's folder or Hub id; without it only the table is made anew")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--results", type=Path, default=RESULTS, help="a .jsonl, written anew")
-    parser.add_argument("--write", type=Path, help=f"a document whose table is filled, such as {DOCUMENT.name}")
+    parser.add_argument("--write", type=Path, help="a document whose table is filled")
+    parser.add_argument("--figure", type=Path, help="a PNG of what the first seed finds")
     options = parser.parse_args()
     if options.model is not None:
-        size = AutoConfig.from_pretrained(options.model).image_hw[0]
-        common = {"model": Path(options.model).name, "steps": options.steps, **environment()}
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        with options.results.open("w", encoding="utf-8") as file:
-
-            def note(weights: str, seed: int | None, iou: dict[str, float]):
-                print(f"{weights}, seed {seed}: {iou}")
-                file.write(json.dumps({"weights": weights, "seed": seed, "iou": iou, **common}) + "\n")
-                file.flush()
-
-            note("a threshold on brightness (Otsu)", None, threshold(size))
-            for seed in options.seeds:
-                for name, pretrained in (("random weights", False), ("pre-trained l-DAE", True)):
-                    note(name, seed, fine_tune(options.model, pretrained, seed, options.steps))
+        run(options.model, options.seeds, options.steps, options.results, options.figure)
     text = table(options.results)
     if options.write is not None:
         fill(options.write, "segmentation", text)
