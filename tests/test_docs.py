@@ -265,3 +265,14 @@ def test_the_hours_of_own_images_are_those_of_the_benchmarks():
         assert re.search(rf"^\| l-DAE, sdpa.* \| {rate} \|", text_of("benchmarks/README.md"), re.M)
         seconds = 50_000 / int(rate.replace(",", ""))
         assert round(seconds / {"minutes": 60, "seconds": 1}[unit]) == int(time)
+    found = re.search(
+        r"^\| share of tokens kept \| [^|]* \| \d+, (\d+), (\d+) \|", text_of("benchmarks/README.md"), re.M
+    )
+    assert f"[{int(found[1]) / int(found[2]):.2f} of the time]" in text_of("docs/own-images.md")
+
+
+def test_what_fine_tuning_gave_is_in_the_comparison():
+    page, table = text_of("docs/fine-tuning.md"), text_of("docs/comparison.md").split("<!-- imagenette64 -->")[1]
+    figures = re.search(r"fine-tuning from (\S+) %.*?to (\S+) %.*?ViTMAE's (\S+) %", page, re.S).groups()
+    for name, figure in zip(("untrained l-DAE, d = 16", "l-DAE, d = 16", "ViTMAE"), figures, strict=True):
+        assert re.search(rf"^\| {name}.* \| {figure} ± [\d.]+ \|$", table, re.M)
