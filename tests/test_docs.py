@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib.util
 import os
 import re
 import runpy
@@ -37,9 +38,10 @@ PARSERS = {
     "ldae.generation": ldae.generation.command.parse_arguments,
 }
 # programs in whose command lines nothing is ours
-FOREIGN = {"mypy", "pre-commit", "python3", "ruff", "sha256sum"}
+FOREIGN = {"hf", "mypy", "pre-commit", "python3", "ruff", "sha256sum"}
 OURS = dict(re.findall(r'"([\w-]+) = ([\w.]+):\w+"', SETUP))  # the commands that are installed, and their modules
 PROGRAMS = {"accelerate", "bash", "mkdocs", "pip", "pytest", "python", "sbatch", "torchrun", *FOREIGN, *OURS}
+NEEDS = {"app": "gradio"}  # what a command says no more without
 NOTE = """#!/bin/bash
 printf '%s\\0' "${0##*/}" "$@" >> "$COMMANDS"
 printf '\\n\\0' >> "$COMMANDS"
@@ -150,6 +152,8 @@ def understood(command: list[str]):
         name, argv = (argv[1], argv[2:]) if argv[0] == "-m" else (argv[0].removesuffix(".py"), argv[1:])
         if name in PARSERS:
             PARSERS[name](argv)
+        elif name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+            assert (ROOT / f"{name}.py").is_file()
         elif name.startswith("experiments.baselines."):
             PARSERS["train_ldae"](argv)
         elif argv and "--" in argv and name == "experiments.ablation.run":
