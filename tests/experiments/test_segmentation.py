@@ -1,5 +1,6 @@
 """The worked example of a dense task, on a drawn image in place of the package's."""
 
+import json
 import sys
 
 import numpy as np
@@ -116,3 +117,11 @@ def test_the_experiment_writes_results_a_table_and_a_drawing(package, folder, tm
     monkeypatch.setattr(sys, "argv", ["segmentation", *options.split()[4:]])
     segmentation.main()  # the table alone
     assert page.read_text() == before
+
+
+def test_the_page_says_what_the_results_hold():
+    page = (segmentation.RESULTS.parents[2] / "docs/dense.md").read_text(encoding="utf-8")
+    assert table(segmentation.RESULTS) in page
+    mean = {(r["weights"], r["seed"]): r["iou"]["mean"] for r in map(json.loads, segmentation.RESULTS.open())}
+    leads = sorted(mean["pre-trained", seed] - mean["random weights", seed] for seed in range(3))
+    assert f"by {leads[0]:.1f} to {leads[-1]:.1f} points of mean IoU" in page
