@@ -69,7 +69,10 @@ setup(
             *ONNX,
             "faiss-cpu>=1.9",
             "setuptools>=77",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
         ],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6"],
         "timm": ["timm>=1.0.16"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
         "onnx": ONNX,  # ldae-export --to onnx
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
