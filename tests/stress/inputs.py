@@ -31,7 +31,7 @@ from tests.stress.processes import Outcome, run, warm_up
 
 TEXTS = [
     "", " ", "nan", "inf", "-1", "0", "1e400", "-1e-9", "3", "0.5", "99999999999999999999", "abc", "None", "null", "../..",
-    "é\u202e", "[1, 2]", "{}", "true", "/dev/null", "/dev/zero", "/proc/self/mem", "0x10", "1_000", "x" * 5000,
+    "é\u202e", "[1, 2]", "{}", "true", "/dev/null", "/dev/zero", "/proc/self/mem", "0x10", "1_0", "x" * 5000,
 ]  # fmt: skip
 VALUES: list[Any] = [
     None, -1, 0, 1, 3, 10**9, 10**30, 0.5, -0.5, float("nan"), float("inf"), "", "x", "true", "/etc/passwd", [], [1, 2], [0, 0],
