@@ -15,6 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
     packages=[*find_packages(include=["ldae", "ldae.*"]), "ldae.recipes"],
     package_dir={"ldae.recipes": "recipes"},
     package_data={"ldae.recipes": ["*.yaml"]},
@@ -28,7 +29,7 @@ setup(
             "ldae-export = ldae.export.command:command",
         ]
     },
-    # tests/versions.sh runs the test suite with the lowest versions of all, or with the newest; older ones are untried.
+    # The tests pass with the lowest of these versions, all at once: tests/versions.py tries it, CONTRIBUTING.md has the table.
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -42,17 +43,17 @@ setup(
         "torchmetrics>=1.9",
         # little is asked of these
         "filelock>=3.16",
-        "numpy>=1.26",
-        "pandas>=2",
+        "numpy>=2.0",  # pyarrow needs it, which datasets needs
+        "pandas>=2.2.2",
         "pillow>=11",
-        "matplotlib>=3.8",
-        "tensorboard>=2.16",
+        "matplotlib>=3.9",
+        "tensorboard>=2.16.2",
         "tqdm>=4.66.3",
-        "psutil>=5.9",
+        "psutil>=5.9.4",
         "pyyaml>=6.0",
         # the photographs of the embedded data set
         "scikit-image>=0.24",
-        "scikit-learn>=1.4",
+        "scikit-learn>=1.4.2",
         "joblib>=1.3",
     ],
     extras_require={
@@ -64,20 +65,20 @@ setup(
             "ruff>=0.14",
             "mypy>=2.4",
             "types-PyYAML>=6.0",
-            "timm>=1.0.16",
+            "timm>=1.0.26",
             "lightly>=1.6",
             *ONNX,
             "faiss-cpu>=1.9",
-            "setuptools>=77",
+            "setuptools>=77.0.1",
             "nbclient>=0.10",
             "ipykernel>=6.29",
         ],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6"],
-        "timm": ["timm>=1.0.16"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
+        "timm": ["timm>=1.0.26"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
         "onnx": ONNX,  # ldae-export --to onnx
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
-        "demo": ["gradio>=6.31"],  # app.py; it needs Pillow below 13
-        "trackio": ["trackio>=0.4"],
+        "demo": ["gradio>=6.31", "pillow<13"],  # app.py; no Gradio takes Pillow 13 yet
+        "trackio": ["trackio>=0.10"],
         "fid": ["torch-fidelity>=0.4"],  # Inception for python -m ldae.generation; its weights are downloaded once
     },
 )

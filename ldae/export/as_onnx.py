@@ -70,11 +70,22 @@ def save(plain: PlainViT, folder: Path, int8: bool = False):
         dynamic_shapes=(sizes,),
         input_names=["pixel_values"],
         output_names=model.outputs,
+        custom_translation_table={torch.ops.aten.cos.default: _cos},
         verbose=False,
     )
     save_processor(plain, folder)
     if int8:
         quantize(folder)
+
+
+def _cos(angle: Any) -> Any:
+    """cos x = 1 - 2 sin²(x / 2), for the positions' float64 angles: onnxruntime before 1.29 has no cosine of float64."""
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+    one, two = (op.CastLike(number, angle) for number in (1.0, 2.0))
+    half = op.Sin(op.Div(angle, two))
+    return op.Sub(one, op.Mul(two, op.Mul(half, half)))
 
 
 def quantize(folder: Path):
