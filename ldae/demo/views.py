@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from image_processing_ldae import PIL_MODES
+from ldae.data.images import spread
 from ldae.demo.reference import Reference, embedded_reference, stored_reference
 from ldae.features.encoders import Encoder, evaluating, load_encoder
 from ldae.loading import load_config, load_model
@@ -127,8 +128,7 @@ class Views:
     @torch.no_grad()
     def _fit_colours(self):
         """Sets the mean feature of each place, three components of what is left, and the range of each."""
-        count = len(self.reference.indices)
-        rows = torch.linspace(0, count - 1, min(count, MOST_COLOURED)).round().long().tolist()
+        rows = spread(len(self.reference.indices), MOST_COLOURED)
         tokens = self._tokens(self.reference.pixel_values(rows))
         self._mean = tokens.mean(dim=0)  # (N, E): most of what a patch's feature says is where the patch lies
         centred = (tokens - self._mean).flatten(0, 1)

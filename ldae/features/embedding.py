@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,6 +16,7 @@ from ldae.data.sources import label_fault, load_examples
 from ldae.features.encoders import Encoder, load_encoder
 from ldae.features.extraction import Features, extract_features
 from ldae.features.shards import to_table
+from ldae.names import relative_names
 from ldae.options import option
 
 if TYPE_CHECKING:
@@ -116,8 +115,7 @@ def embedded(
         on_bad_image=options.on_bad_image,
         bar=bar,
     )
-    prefix = f"{Path(options.data).expanduser()}{os.sep}"
-    names, bad = ([name.removeprefix(prefix) for name in part] for part in (features.names, features.bad))
+    names, bad = (relative_names(part, options.data) for part in (features.names, features.bad))
     return replace(features, names=names, bad=bad)
 
 

@@ -8,8 +8,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ldae.data.images import ImageDataset
-from ldae.data.order import evaluation_loader, to_pixel_values
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.order import evaluation_loader
 from modeling_ldae import LDAEForPreTraining
 from tokenizers_ldae import PatchMoments, PatchTokenizer, Tokenizer, patchify
 

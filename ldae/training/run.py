@@ -17,8 +17,8 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 
 from ldae import launch
-from ldae.data.images import ImageDataset
-from ldae.data.order import StepSampler, to_pixel_values, training_loader
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.order import StepSampler, training_loader
 from ldae.data.sources import label_fault, load_examples
 from ldae.files import LOCK, hold_folder
 from ldae.hub.push import validate_hub
