@@ -13,7 +13,7 @@ from huggingface_hub.utils import HFValidationError, filter_repo_objects, valida
 from code_ldae import code_files
 from ldae.hub.cards import IMAGES
 from ldae.loading import validate_folder
-from ldae.options.hub import HubArguments
+from ldae.options.shared import HubArguments
 
 T = TypeVar("T")
 

@@ -108,8 +108,7 @@ class Run:
         """Loads the images and the model."""
         data_args, train_args = self.data_args, self.train_args
         set_seed(train_args.seed)
-        columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
-        examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
+        examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **data_args.columns)
         if examples is None:
             raise ValueError(
                 f"--data {data_args.data!r} has no split {data_args.train_split!r}; give another --train_split"
@@ -152,8 +151,7 @@ class Run:
         data_args, train_args = self.data_args, self.train_args
         if data_args.streaming or not (data_args.held_out or train_args.probe or train_args.knn_steps):
             return None
-        columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
-        return load_examples(data_args.data, data_args.validation_split, **columns)
+        return load_examples(data_args.data, data_args.validation_split, **data_args.columns)
 
     def _attention(self) -> str | None:
         """The implementation of attention; None: transformers' own choice, which is sdpa."""
