@@ -22,7 +22,7 @@ from ldae.report import figures
 from ldae.report.results import open_losses
 from ldae.seeds import mix_seed
 from modeling_ldae import LDAEForPreTraining
-from tokenizers_ldae import PatchMoments
+from moments_ldae import PatchMoments
 
 if TYPE_CHECKING:
     import datasets

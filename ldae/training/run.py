@@ -113,9 +113,8 @@ class Run:
             raise ValueError(
                 f"--data {data_args.data!r} has no split {data_args.train_split!r}; give another --train_split"
             )
-        self.unwrapped = (
-            build_model(self.model_args, train_args, examples, self._attention()) if model is None else model
-        )
+        attention = train_args.attn_implementation or launch.attention(self.accelerator)
+        self.unwrapped = model or build_model(self.model_args, train_args, examples, attention)
         config = self.unwrapped.config
         image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
         self.is_ldae = isinstance(self.unwrapped, LDAEForPreTraining)
@@ -152,12 +151,6 @@ class Run:
         if data_args.streaming or not (data_args.held_out or train_args.probe or train_args.knn_steps):
             return None
         return load_examples(data_args.data, data_args.validation_split, **data_args.columns)
-
-    def _attention(self) -> str | None:
-        """The implementation of attention; None: transformers' own choice, which is sdpa."""
-        on_cpu, precision = self.accelerator.device.type == "cpu", self.accelerator.mixed_precision
-        slow = on_cpu and precision == "bf16"  # the backward pass of sdpa there
-        return self.train_args.attn_implementation or ("eager" if slow else None)
 
     def _length(self) -> Length:
         train_args, max_steps = self.train_args, self.train_args.max_steps
