@@ -114,15 +114,13 @@ class Run:
                 f"--data {data_args.data!r} has no split {data_args.train_split!r}; give another --train_split"
             )
         attention = train_args.attn_implementation or launch.attention(self.accelerator)
-        self.unwrapped = model or build_model(self.model_args, train_args, examples, attention)
+        self.unwrapped = build_model(self.model_args, train_args, examples, attention) if model is None else model
         config = self.unwrapped.config
         image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
         self.is_ldae = isinstance(self.unwrapped, LDAEForPreTraining)
         self.uses_labels = getattr(self.unwrapped, "uses_labels", False)
         if self.uses_labels and "label" not in (examples.features or {}):
-            raise ValueError(
-                "--data has no labels, which this model needs: give --label_column or a folder for each class"
-            )
+            raise ValueError("--data has no labels, which this model needs: give --label_column or a folder a class")
         validation = self._validation_split()
         held = None
         if not data_args.streaming:
