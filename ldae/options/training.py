@@ -121,10 +121,10 @@ class TrainArguments(HubArguments):
     )
 
     per_device_batch_size: int = option(
-        64, "Images in a batch of one process.", group=OPTIMIZATION, minimum=1, defines_run=True
+        64, "Images in a batch of one process.", group=OPTIMIZATION, minimum=1, maximum=1_000_000, defines_run=True
     )
     gradient_accumulation_steps: int = option(
-        1, "Batches in an optimizer step.", group=OPTIMIZATION, minimum=1, defines_run=True
+        1, "Batches in an optimizer step.", group=OPTIMIZATION, minimum=1, maximum=1_000_000, defines_run=True
     )
     base_learning_rate: float = option(
         2e-3,

@@ -3,25 +3,31 @@
 python -m tests.stress.kills --output runs/kills.json
 """
 
+import copy
 import hashlib
 import json
 import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from ldae.options import option
 from ldae.report.tables import markdown
+from tests.experiments.ablation_stand_in import TINY
+from tests.hub.hub_stand_in import HubStandIn, Repository
 from tests.stress import command
 from tests.stress.material import MODEL, RUN, write_images, write_parquet
 from tests.stress.processes import run, warm_up
 
 UNLIKE = {"seconds", "date", "commit", "images_per_second", "arguments", "hardware"}  # differ between two equal runs
+LONG = 900  # seconds, after which what is not killed hangs
 MOST = 5  # kills of one run, which then may end
 
 
@@ -46,12 +52,18 @@ class Stage:
         argv: of a folder, in which it goes on if it is there.
         result: of a folder: what must be the same.
         prepared: whether the folder is one in which the stage has ended already.
+        reset: before each run.
+        whole: after each kill: whether nothing is half-written for others to see.
+        part: of the kills of other stages, for one that takes long.
     """
 
     module: str
     argv: Callable[[Path], list[str]]
     result: Callable[[Path], Any]
     prepared: bool = False
+    reset: Callable[[], object] = lambda: None
+    whole: Callable[[], bool] = lambda: True
+    part: float = 1
 
 
 def same(value: Any) -> Any:
@@ -88,7 +100,19 @@ def features(folder: Path) -> dict[str, Any]:
     return {path.name: pq.read_table(path).to_pydict() for path in sorted(folder.glob("*.parquet"))}
 
 
-def stages(root: Path) -> dict[str, Stage]:
+def differences(found: Any, expected: Any, place: str = "") -> list[str]:
+    """Where two results differ."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        parts = sorted(found.keys() | expected.keys())
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        parts = range(len(found))
+        found, expected = dict(enumerate(found)), dict(enumerate(expected))
+    else:
+        return [] if found == expected else [f"{place}: {str(found)[:200]}, not {str(expected)[:200]}"]
+    return [line for part in parts for line in differences(found.get(part), expected.get(part), f"{place}/{part}")]
+
+
+def stages(root: Path, hub: HubStandIn) -> dict[str, Stage]:
     """All stages, whose images and model lie in `root`."""
     data = ["--data", str(root / "data")]
 
@@ -118,53 +142,96 @@ def stages(root: Path) -> dict[str, Stage]:
             ],
             results,
         ),
+        "upload": push(root, hub),
+        "ablation": Stage(
+            "experiments.ablation.run",
+            lambda folder: [
+                str(root / "recipe.yaml"), "--output_dir", str(folder), "--rungs", "patch-pca", "l-dae", "--seeds", "0",
+                "--", *TINY, "--max_steps=8", "--checkpointing_steps=2",
+            ],
+            trained,
+            part=0.25,
+        ),
     }  # fmt: skip
+
+
+def push(root: Path, hub: HubStandIn) -> Stage:
+    """The upload of another model to a repository, which holds the old one or the new one whole."""
+    name, before = "org/model", Repository()
+
+    def files(folder: Path | None = None) -> dict[str, bytes]:
+        return dict(hub.repositories[name].files)
+
+    def reset():
+        hub.repositories[name] = copy.deepcopy(before)
+
+    def whole() -> bool:
+        # the card of a model is the only file that upload and folder may differ in, so commits are counted
+        return len(hub.repositories[name].commits) - len(before.commits) in (0, 1)
+
+    def argv(folder: Path) -> list[str]:
+        if not before.commits:
+            command = ["--model", str(root / "older"), "--hub_model_id", name]
+            assert (outcome := run("ldae.hub.command", command)).kind == "worked", outcome.text
+            before.__dict__.update(copy.deepcopy(hub.repositories[name]).__dict__)
+        return ["--model", str(root / "model"), "--hub_model_id", name]
+
+    return Stage("ldae.hub.command", argv, files, reset=reset, whole=whole)
 
 
 def kill(stage: Stage, root: Path, whole: Path, duration: float, expected: Any, moments: random.Random) -> dict:
     """Makes one run, killed up to `MOST` times; counts the kills, and says what is wrong with its end, if anything."""
-    folder = root / "killed"
+    folder = root / "killed" / whole.name  # which results name
     shutil.rmtree(folder, ignore_errors=True)
     if stage.prepared:
         shutil.copytree(whole, folder)
-    kills = 0
+    stage.reset()
+    kills, halves = 0, 0
     for _ in range(MOST):
         outcome = run(stage.module, stage.argv(folder), kill_after=moments.uniform(0, duration))
         if outcome.kind != "killed":
             break
         kills += 1
+        halves += not stage.whole()
     else:
-        outcome = run(stage.module, stage.argv(folder))
+        outcome = run(stage.module, stage.argv(folder), limit=LONG)
     fault = None
-    if outcome.kind != "worked":
+    if halves:
+        fault = "something was half-written"
+    elif outcome.kind != "worked":
         fault = f"{outcome.kind} {outcome.status}: {outcome.text[-2000:]}"
     elif stage.result(folder) != expected:
-        fault = "another result"
+        fault = f"another result: {differences(stage.result(folder), expected)[:5]}"
     return {"kills": kills, "fault": fault}
 
 
 def measure(given: KillArguments) -> Iterator[dict]:
     """Makes runs of each stage until enough of them were killed."""
     found: dict[str, dict] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
+    with ExitStack() as open_:
+        root = Path(open_.enter_context(tempfile.TemporaryDirectory()))
         write_images(root / "data")
         moments = random.Random(given.seed)
         write_parquet(root / "data", root / "tables")
-        model = ["--data", str(root / "data"), *MODEL, *RUN, "--output_dir", str(root / "model")]
-        warm_up("train_ldae", model)
-        for name, stage in stages(root).items():
+        (root / "recipe.yaml").write_text(f"data: {root / 'data'}\n")
+        model = ["--data", str(root / "data"), *MODEL, *RUN, "--output_dir"]
+        warm_up("train_ldae", [*model, str(root / "model")])
+        run("train_ldae", [*model, str(root / "older"), "--seed=1"])
+        hub = open_.enter_context(HubStandIn(root / "hf"))
+        hub.here(open_.enter_context(pytest.MonkeyPatch.context()))
+        for name, stage in stages(root, hub).items():
             if given.stages and name not in given.stages:
                 continue
-            whole = root / f"whole-{len(found)}"
+            whole = root / "alone" / f"run-{len(found)}"
             warm_up(stage.module, stage.argv(whole))
-            shutil.rmtree(whole)
-            reference = run(stage.module, stage.argv(whole))
+            shutil.rmtree(whole, ignore_errors=True)
+            stage.reset()
+            reference = run(stage.module, stage.argv(whole), limit=LONG)
             assert reference.kind == "worked", reference.text
             expected, duration = stage.result(whole), reference.seconds
             count = {"kills": 0, "runs": 0, "equal": 0, "seconds": duration, "faults": []}
             found[name] = count
-            while count["kills"] < given.kills:
+            while count["kills"] < stage.part * given.kills:
                 trial = kill(stage, root, whole, duration, expected, moments)
                 count["kills"] += trial["kills"]
                 count["runs"] += 1

@@ -27,7 +27,7 @@ def warm_up(module: str, argv: Sequence[str]):
     """Runs a command once, and then imports here what it had imported late."""
     before = set(sys.modules)
     with tempfile.NamedTemporaryFile("r") as file:
-        outcome = run(module, argv, note_modules=file.name)
+        outcome = run(module, argv, limit=10 * LIMIT, note_modules=file.name)
         assert outcome.kind == "worked", outcome.text
         names = file.read().split()
     for name in names:
