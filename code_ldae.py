@@ -14,6 +14,14 @@ AUTO_MAP = {
     "AutoBackbone": "modeling_ldae.LDAEBackbone",
 }
 
+# The pipelines that such a folder brings, as `custom_pipelines` of a configuration.
+CUSTOM_PIPELINES: dict[str, dict] = {
+    "image-feature-extraction": {"impl": "pipeline_ldae.LDAEImageFeatureExtractionPipeline", "pt": ["AutoModel"]},
+    "image-classification": {
+        "impl": "pipeline_ldae.LDAEImageClassificationPipeline",
+        "pt": ["AutoModelForImageClassification"],
+    },
+}
 
 ROOTS = ("modeling_ldae.py", "pipeline_ldae.py", "image_processing_ldae.py")
 

@@ -11,11 +11,11 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import logging
 
 try:  # inside a package of transformers' remote code
-    from .code_ldae import AUTO_MAP, copy_code
+    from .code_ldae import AUTO_MAP, CUSTOM_PIPELINES, copy_code
     from .schedules_ldae import validate as validate_schedule
     from .tokenizers_ldae import TOKENIZERS, Tokenizer
 except ImportError:  # installed, or run from a checkout
-    from code_ldae import AUTO_MAP, copy_code
+    from code_ldae import AUTO_MAP, CUSTOM_PIPELINES, copy_code
     from schedules_ldae import validate as validate_schedule
     from tokenizers_ldae import TOKENIZERS, Tokenizer
 
@@ -45,7 +45,6 @@ SIZES: dict[str, dict[str, int]] = {
     "half-large": {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
-
 
 logger = logging.get_logger(__name__)
 
@@ -209,9 +208,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """The configuration of a `config.json`. Keys that this version does not know are left out, and a warning names them."""
         if unknown := sorted(set(config_dict) - set(cls.__dataclass_fields__) - _KNOWN_EXTRAS):
-            logger.warning(
-                f"The configuration has keys that this version of l-DAE does not know and leaves out: {unknown}"
-            )
+            logger.warning(f"The configuration has keys that this l-DAE does not know and leaves out: {unknown}")
         return super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
@@ -233,15 +230,13 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     def _validate_sizes(self):
         """Raises a ValueError for fields that are too large together."""
         E, blocks = self.hidden_size, self.num_hidden_layers + self.decoder_num_hidden_layers
-        of_block = E * (4 * E + 2 * self.intermediate_size + 6 * self.conditioning_size)
+        tokens, of_block = (
+            math.prod(self.grid_hw),
+            E * (4 * E + 2 * self.intermediate_size + 6 * self.conditioning_size),
+        )
         for fields, what, number, limit in (
             ("patch_size and num_channels", "numbers in a patch", self.patch_dim, MAX_PATCH_DIM),
-            (
-                "image_size, patch_size and hidden_size",
-                "numbers of positions",
-                math.prod(self.grid_hw) * E,
-                MAX_POSITIONS,
-            ),
+            ("image_size, patch_size and hidden_size", "numbers of positions", tokens * E, MAX_POSITIONS),
             ("hidden_size, intermediate_size and num_hidden_layers", "parameters", blocks * of_block, MAX_PARAMETERS),
         ):
             if number > limit:
@@ -276,9 +271,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         if not 0 < self.layer_norm_eps <= 1:
             raise ValueError(f"layer_norm_eps must be in (0, 1], got {self.layer_norm_eps}")
         if self.latent_dim > self.patch_dim:
-            raise ValueError(
-                f"latent_dim must not exceed the {self.patch_dim} numbers of a patch, got {self.latent_dim}"
-            )
+            raise ValueError(f"latent_dim must not exceed a patch's {self.patch_dim} numbers, got {self.latent_dim}")
         if not 0 <= self.feature_timestep < self.num_train_timesteps:
             raise ValueError(
                 f"feature_timestep must be in [0, {self.num_train_timesteps}), got {self.feature_timestep}"
@@ -333,16 +326,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         """The pipelines that a Hub folder's code brings, as transformers asks for them; `import ldae` registers its own."""
         if not __package__:  # installed, or run from a checkout
             return {}
-        return {
-            "image-feature-extraction": {
-                "impl": "pipeline_ldae.LDAEImageFeatureExtractionPipeline",
-                "pt": ["AutoModel"],
-            },
-            "image-classification": {
-                "impl": "pipeline_ldae.LDAEImageClassificationPipeline",
-                "pt": ["AutoModelForImageClassification"],
-            },
-        }
+        return CUSTOM_PIPELINES
 
     @property
     def image_hw(self) -> tuple[int, int]:

@@ -21,8 +21,8 @@ from ldae.hub.cards import write_card
 from ldae.hub.push import push, validate_hub
 from ldae.mistakes import run_command
 from ldae.names import short_name
-from ldae.options import HubArguments, OptionParser, option, option_parser
-from ldae.options.hub import HUB
+from ldae.options import EncodingArguments, HubArguments, OptionParser, option, option_parser
+from ldae.options.shared import HUB
 from ldae.probes import (
     DEFAULT_PROTOCOLS,
     PROTOCOLS,
@@ -42,7 +42,7 @@ from ldae.report.results import save_result
 
 
 @dataclass(kw_only=True)
-class ProbeArguments(HubArguments):
+class ProbeArguments(HubArguments, EncodingArguments):
     model: str = option(
         MISSING,
         "An l-DAE folder or Hub id, or any other vision encoder that transformers' AutoModel loads, timm's too.",
@@ -54,8 +54,6 @@ class ProbeArguments(HubArguments):
     )
     train_split: str = option("train", "Split whose images and labels the probes learn from.")
     validation_split: str = option("validation", "Split that is measured; val, valid and test are found too.")
-    image_column: str | None = option(None, "Column of the images; by default the first that holds images.")
-    label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
     protocols: list[str] = option(list(DEFAULT_PROTOCOLS), f"What to measure, of {', '.join(PROTOCOLS)}.")
     baseline: bool = option(
         True, "Measure the untrained baseline beside the encoder, with a random ViT and a thumbnail of the image."
@@ -71,13 +69,6 @@ class ProbeArguments(HubArguments):
     seed: int = option(
         0, "Seed of the untrained baseline's weights, of the held-out images and of all that protocols draw."
     )
-    batch_size: int = option(256, "Images in a forward pass of one process.", minimum=1)
-    num_workers: int = option(0, "Processes that read images, for each process of accelerate.", minimum=0)
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
-        None,
-        "Precision of the encoder, as accelerate's; by default bf16 where it is faster, unless accelerate's configuration says "
-        "another.",
-    )
     output_dir: str | None = option(
         None,
         "Where probe-DATA.json goes; by default results/ in the model's folder, or runs/probes/MODEL for a Hub id.",
@@ -87,7 +78,6 @@ class ProbeArguments(HubArguments):
         "~/.cache/ldae/features",
         "Folder that keeps pooled features (4 bytes x images x hidden_size), so that they are computed once; 'none'.",
     )
-    trust_remote_code: bool = option(False, "Run the code that comes with the model. Only for a model that you trust.")
     device: Literal["auto", "cpu"] = option("auto", "auto: what accelerate chooses.")
     push_to_hub: bool = option(
         False, "Make the card of the model's folder anew and upload the folder, with these results.", group=HUB
@@ -150,9 +140,8 @@ def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
     Raises:
         ValueError: if a split or its labels are missing, or the classes of the splits differ.
     """
-    columns: dict[str, Any] = {"image_column": options.image_column, "label_column": options.label_column}
-    train = load_examples(options.data, options.train_split, **columns)
-    validation = load_examples(options.data, options.validation_split, **columns)
+    train = load_examples(options.data, options.train_split, **options.columns)
+    validation = load_examples(options.data, options.validation_split, **options.columns)
     if (reason := why_not_probed(train, validation)) is not None:
         raise ValueError(f"--data {options.data!r} cannot be probed: {reason}")
     return train, validation

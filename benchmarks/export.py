@@ -21,7 +21,6 @@ from benchmarks.device import in_rounds, ratio
 from configuration_ldae import LDAEConfig
 from folding_ldae import plain_vit
 from ldae.data.images import ImageDataset
-from ldae.data.order import to_pixel_values
 from ldae.data.photos import load_photos
 from ldae.export import as_onnx
 from ldae.export.as_timm import ARCHITECTURE, as_timm
@@ -93,8 +92,7 @@ def features(pool: Pool, split: str, config: LDAEConfig) -> Features:
     """Pooled features of the embedded photographs."""
     photos = load_photos(split)
     images = ImageDataset(photos, config.image_hw, config.num_channels)
-    pixels = torch.stack([torch.as_tensor(images[0, i]["pixel_values"]) for i in range(len(images))])
-    pooled = torch.cat([pool(some) for some in to_pixel_values(pixels).split(64)])
+    pooled = torch.cat([pool(some) for some in images.pixel_values(range(len(images))).split(64)])
     return Features(features=pooled, labels=torch.tensor(photos["label"]))
 
 

@@ -19,8 +19,8 @@ from threadpoolctl import threadpool_limits
 from benchmarks import command
 from benchmarks.device import in_rounds, ratio
 from ldae import LDAEConfig
-from ldae.data.images import ImageDataset
-from ldae.data.order import evaluation_loader, to_pixel_values
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.order import evaluation_loader
 from ldae.data.sources import load_examples
 from ldae.options import option
 from ldae.report.tables import markdown

@@ -19,23 +19,23 @@ from torch import nn
 
 import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae import launch
-from ldae.data.images import ImageDataset, decode
-from ldae.data.order import to_pixel_values
+from ldae.data.images import ImageDataset, decode, spread, to_pixel_values
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
 from ldae.features.extraction import Features, extract_features
+from ldae.features.neighbours import centred, nearest, standardised
 from ldae.files import read_json
 from ldae.mistakes import run_command
 from ldae.names import short_name
 from ldae.options import option, option_parser
 from ldae.probes.baselines import thumbnail_features
-from ldae.probes.knn import knn_predictions, standardised
+from ldae.probes.knn import knn_predictions
 from ldae.report import figures
 from ldae.report.drawing import GAP, SIDE, enlargement, image_sheet, save_image, to_images
 from ldae.report.results import save_result
 from ldae.report.tables import fill, markdown
 
-KINDS = ("raw", "centred", "standardised")
+KINDS = {"raw": lambda *features: features, "centred": centred, "standardised": standardised}
 RARE = 1e-4  # the share of pairs of different images that may be taken for copies
 PAIRS = 2_000_000  # of different images, at most, whose cosines are looked at
 
@@ -78,13 +78,8 @@ class SearchArguments:
 
 
 def normalised(kind: str, gallery: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
-    """Features (n, E) of length 1, after nothing, centring, or standardising by the gallery's mean and deviation."""
-    everything = [gallery, *others]
-    if kind == "centred":
-        everything = [features - gallery.mean(dim=0) for features in everything]
-    if kind == "standardised":
-        everything = standardised(gallery, *others)
-    return [nn.functional.normalize(features) for features in everything]
+    """Features (n, E) of length 1, after what `KINDS` says is made of them."""
+    return [nn.functional.normalize(features) for features in KINDS[kind](gallery, *others)]
 
 
 def cosines(features: torch.Tensor, seed: int) -> torch.Tensor:
@@ -112,7 +107,7 @@ def measure(
     """
     keys, asked, *altered = normalised(kind, gallery.features, queries.features, *copies.values())
     labels, number = gallery.labels, int(gallery.labels.max()) + 1
-    nearest = (asked @ keys.T).topk(10).indices
+    _, near = nearest(asked, keys, 10)
     voted = knn_predictions(Features(keys, labels), asked, number)
     clusters = KMeans(number, n_init=5, random_state=seed).fit_predict(keys.numpy())
     between = cosines(keys, seed)
@@ -125,7 +120,7 @@ def measure(
     return {
         "mean_cosine": between.mean().item(),
         "limit": limit.item(),
-        "precision_at_10": percent(labels[nearest] == queries.labels[:, None]),
+        "precision_at_10": percent(labels[near] == queries.labels[:, None]),
         "knn": percent(voted == queries.labels),
         "clusters": 100 * float(adjusted_mutual_info_score(labels.numpy(), clusters)),
         "copies": found,
@@ -148,16 +143,6 @@ def altered_pixels(
     return to_pixel_values(torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2))
 
 
-def pixels(images: ImageDataset, indices: Any) -> torch.Tensor:
-    """Images as pixel values (n, C, H, W) in [-1, 1]."""
-    return to_pixel_values(torch.stack([images[0, int(i)]["pixel_values"] for i in indices]))
-
-
-def spread(images: ImageDataset, count: int) -> list[int]:
-    """The numbers of so many images, or of all, spread evenly."""
-    return torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
-
-
 @torch.inference_mode()
 def run(options: SearchArguments):
     """Measures the encoder and the thumbnail, writes the figures, and draws what the encoder finds.
@@ -171,8 +156,8 @@ def run(options: SearchArguments):
     if (reason := why_not_probed(*examples)) is not None:
         raise ValueError(f"--data {options.data!r} cannot be searched: {reason}")
     train, validation = (ImageDataset(part, encoder.image_hw, encoder.num_channels) for part in examples)
-    kept, asked = spread(train, options.gallery), spread(validation, options.queries)
-    originals = torch.linspace(0, len(kept) - 1, min(options.copies, len(kept))).long()
+    kept, asked = spread(len(train), options.gallery), spread(len(validation), options.queries)
+    originals = torch.tensor(spread(len(kept), options.copies))
     altered = {name: altered_pixels(train, [kept[i] for i in originals], alter) for name, alter in ALTERATIONS.items()}
     result: dict[str, Any] = {
         "kind": "search",
@@ -219,16 +204,16 @@ def draw(train, validation, gallery, queries, copies, altered, originals, folder
     """Draws what is nearest to some queries and to some altered images, and the middle of some clusters, all centred."""
     keys, asked, *features = normalised("centred", gallery.features, queries.features, *copies.values())
     some = torch.linspace(20, len(asked) - 20, 8).long()
-    nearest = (asked[some] @ keys.T).topk(7).indices
-    found = torch.stack([pixels(train, gallery.indices[row]) for row in nearest])
-    same = gallery.labels[nearest] == queries.labels[some][:, None]
-    figures.neighbours(pixels(validation, queries.indices[some]), found, same, folder / "neighbours.png")
+    _, near = nearest(asked[some], keys, 7)
+    found = torch.stack([train.pixel_values(gallery.indices[row]) for row in near])
+    same = gallery.labels[near] == queries.labels[some][:, None]
+    figures.neighbours(validation.pixel_values(queries.indices[some]), found, same, folder / "neighbours.png")
 
     factor = enlargement(*found.shape[-2:], SIDE / 2)
     shown = torch.linspace(5, len(originals) - 5, 3).long()
     rows, captions = [], []
     for i in shown.tolist():
-        row, said = [pixels(train, gallery.indices[originals[i]][None])], ["original"]
+        row, said = [train.pixel_values([gallery.indices[originals[i]]])], ["original"]
         for name, x in zip(altered, features, strict=True):
             row.append(altered[name][i][None])
             said.append(f"{name}: {(x[i] @ keys[originals[i]]).item():.2f}")
@@ -238,9 +223,8 @@ def draw(train, validation, gallery, queries, copies, altered, originals, folder
     save_image(image_sheet(rows, 4 * GAP, heading=heading, captions=captions), folder / "copies.png")
 
     means = KMeans(int(gallery.labels.max()) + 1, n_init=5, random_state=seed).fit(keys.numpy())
-    centres = nn.functional.normalize(torch.from_numpy(means.cluster_centers_))
-    middle = (centres @ keys.T).topk(8).indices
-    rows = [to_images(pixels(train, gallery.indices[row]), factor) for row in middle]
+    _, middle = nearest(torch.from_numpy(means.cluster_centers_), keys, 8)
+    rows = [to_images(train.pixel_values(gallery.indices[row]), factor) for row in middle]
     save_image(
         image_sheet(rows, GAP, heading="the images nearest to the middle of each cluster"), folder / "clusters.png"
     )

@@ -75,6 +75,12 @@ def description(accelerator: Accelerator) -> str:
     return line
 
 
+def attention(accelerator: Accelerator) -> str | None:
+    """The implementation of attention that trains fastest, by transformers' name; None: its own choice, which is sdpa."""
+    slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"  # the backward pass of sdpa there
+    return "eager" if slow else None
+
+
 def chosen_by_user() -> set[str]:
     """Which of "num_cpu_threads_per_process" and "mixed_precision" the user has chosen for this process."""
     launcher, arguments = _launcher()

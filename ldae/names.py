@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,12 @@ def short_name(name: str) -> str:
     """A data set's or model's name as part of a file name: a folder's own name, or the Hub id."""
     name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
+
+
+def relative_names(names: Iterable[str], data: str | Path) -> list[str]:
+    """The names of images, each relative to the folder of the data if it lies there."""
+    prefix = f"{Path(data).expanduser()}{os.sep}"
+    return [name.removeprefix(prefix) for name in names]
 
 
 def duration(seconds: float) -> str:

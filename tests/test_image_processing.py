@@ -19,8 +19,7 @@ from transformers import (
 
 from image_processing_ldae import LDAEImageProcessor, fit, resize_short_side
 from ldae import LDAEForImageClassification, LDAEForPreTraining
-from ldae.data.images import ImageDataset, decode
-from ldae.data.order import to_pixel_values
+from ldae.data.images import ImageDataset, decode, to_pixel_values
 from ldae.data.sources import load_examples
 from ldae.features.encoders import load_encoder
 from ldae.features.extraction import extract_features

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
-from tokenizers_ldae import PatchMoments
+from moments_ldae import PatchMoments
 
 HEADS = [LDAEModel, LDAEForPreTraining, LDAEForImageClassification, LDAEBackbone]
 

@@ -33,7 +33,7 @@ def run(*command: str | Path, cwd: Path) -> tuple[int, list[str]]:
             "python -m ldae.features: error: .*/non",
         ),
         ("-m ldae.generation --model /nonexistent --output_dir x", "python -m ldae.generation: error: .*/nonexistent"),
-        ("-m ldae.hub.cards /nonexistent", "python -m ldae.hub.cards: error: .*/nonexistent"),
+        ("-m ldae.hub.cards --model /nonexistent", "python -m ldae.hub.cards: error: .*/nonexistent"),
         ("-m benchmarks.loader --output here.json", "python -m benchmarks.loader: error: here.json is there; pass "),
         (
             "-m experiments.baselines.vit_mae --data /nonexistent",

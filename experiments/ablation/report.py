@@ -18,7 +18,6 @@ from experiments.ablation.rungs import END, PIXELS, RUNGS, TABLE2, TOKENIZERS, a
 from experiments.ablation.runs import measure
 from experiments.ablation.tables import tables
 from ldae.data.images import ImageDataset
-from ldae.data.order import to_pixel_values
 from ldae.data.photos import load_photos
 from ldae.mistakes import run_command
 from ldae.report.figures import save_denoising
@@ -115,8 +114,7 @@ def _model(runs: Path, rung: str) -> LDAEForPreTraining | None:
 def _photos(config: LDAEConfig) -> torch.Tensor:
     """Some of the embedded photographs (B, C, H, W) in [-1, 1]: images that may be shown."""
     images = ImageDataset(load_photos("validation"), config.image_hw, config.num_channels)
-    chosen = [images[0, i]["pixel_values"] for i in range(0, len(images), len(images) // NUM_SHOWN)][:NUM_SHOWN]
-    return to_pixel_values(torch.stack(chosen))
+    return images.pixel_values(range(0, len(images), len(images) // NUM_SHOWN)[:NUM_SHOWN])
 
 
 def main(argv: list[str] | None = None):

@@ -373,8 +373,8 @@ def main(argv: list[str] | None = None):
         return
     if data_args.streaming:
         parser.error("rungs are probed, which --streaming cannot be: leave it out")
-    columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
-    splits = [load_examples(data_args.data, s, **columns) for s in (data_args.train_split, data_args.validation_split)]
+    names = (data_args.train_split, data_args.validation_split)
+    splits = [load_examples(data_args.data, name, **data_args.columns) for name in names]
     if (reason := why_not_probed(*splits)) is not None:
         parser.error(f"rungs are probed, which data {data_args.data!r} cannot be: {reason}")
     with Interruption("the same command goes on"):

@@ -26,7 +26,7 @@ from transformers.models.vit.modeling_vit import ViTPreTrainedModel
 from transformers.utils import ModelOutput
 
 from experiments.baselines.vit import encoder, patch_mean, vit_config
-from ldae.data.order import to_pixel_values
+from ldae.data.images import to_pixel_values
 from ldae.mistakes import run_command
 from ldae.options import parse_arguments
 from train_ldae import train

@@ -44,8 +44,7 @@ class Supervised(ViTPreTrainedModel):
 
 def build(model_args, data_args) -> Supervised:
     """A new classifier for the classes of the data, with the blocks of an l-DAE's options."""
-    columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
-    examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
+    examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **data_args.columns)
     labelled = "label" in (examples.features or {})  # `train` raises an error for other data
     return Supervised(vit_config(model_args, num_labels=count_classes(examples) if labelled else 1))
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +70,16 @@ def decode(encoded: dict[str, Any] | None, num_channels: int, within: str | None
     """
     with open_image(io.BytesIO(encoded_bytes(encoded, within))) as file:
         return as_seen(file, num_channels)
+
+
+def to_pixel_values(images: torch.Tensor) -> torch.Tensor:
+    """Scales uint8 images (B, C, H, W) to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def spread(length: int, count: int) -> list[int]:
+    """The places of `count` of so many images, or of all if they are fewer, spread evenly from the first to the last."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
 
 
 class ImageDataset(Dataset):
@@ -154,6 +164,17 @@ class ImageDataset(Dataset):
         paths = self._paths.take(np.asarray(indices)).to_pylist()
         return [path or f"image {index}" for path, index in zip(paths, indices, strict=True)]
 
+    def pixel_values(self, indices: Iterable[int] | torch.Tensor) -> torch.Tensor:
+        """Returns the crops that epoch 0 has of images, (n, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: if one of them cannot be read.
+        """
+        batch = self.__getitems__([(0, int(i)) for i in indices])
+        if batch["bad"]:
+            raise ValueError(f"unreadable image: {batch['bad'][0]}")
+        return to_pixel_values(batch["pixel_values"])
+
     def fingerprint(self) -> str:
         """Returns a digest of the number of images, the labels and the bytes of up to 64 images.
 
@@ -164,7 +185,7 @@ class ImageDataset(Dataset):
         if self.streaming:
             sample = list(self.examples.take(64))
         else:
-            sample = [self.examples[int(i)] for i in np.linspace(0, len(self) - 1, min(64, len(self)))]
+            sample = [self.examples[i] for i in spread(len(self), 64)]
             digest.update(f"{len(self)} {None if self.labels is None else self.labels.tolist()}".encode())
         for example in sample:
             with suppress(OSError, ValueError):  # whoever decodes the images names those that cannot be read

@@ -272,8 +272,3 @@ def _loader(images: ImageDataset, batch_sampler, collate_fn, num_workers: int) -
 def _finish_the_batch(worker: int):
     """Leaves Ctrl-C, which a terminal sends to workers too, to the process that waits for their batches."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def to_pixel_values(images: torch.Tensor) -> torch.Tensor:
-    """Scales uint8 images (B, C, H, W) to float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1

@@ -1,6 +1,5 @@
 """The images among which the page looks for the nearest: the embedded photographs, or those that `ldae-features` has seen."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +7,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldae.data.images import ImageDataset
-from ldae.data.order import to_pixel_values
+from ldae.data.images import ImageDataset, spread
 from ldae.data.sources import load_examples
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import extract_features
+from ldae.features.neighbours import centred, nearest
 from ldae.features.shards import ABOUT, read_pooled
 from ldae.files import read_json
+from ldae.names import relative_names
 from ldae.report.drawing import to_images
 
 EMBEDDED = 260  # of the embedded photographs' validation crops: 20 of each photograph
@@ -42,10 +42,7 @@ class Reference:
         Raises:
             ValueError: if one has become unreadable.
         """
-        batch = self.images.__getitems__([(0, int(self.indices[row])) for row in rows])
-        if batch["bad"]:
-            raise ValueError(f"unreadable image: {batch['bad'][0]}")
-        return to_pixel_values(batch["pixel_values"])
+        return self.images.pixel_values(self.indices[rows])
 
     def caption(self, row: int) -> str:
         """An image's class, where the data set has classes, or else the name of its file."""
@@ -55,24 +52,20 @@ class Reference:
         return classes[label] if classes and label >= 0 else Path(name).name
 
     def nearest(self, feature: torch.Tensor, count: int) -> list[tuple[Image.Image, str]]:
-        """The images nearest to a feature (E,) by the cosine of features without their mean, nearest first, each with a caption.
-
-        Without the mean taken away, the features of all images are alike.
-        """
-        mean = self.features.mean(dim=0)
-        cosines = torch.nn.functional.cosine_similarity(self.features - mean, (feature - mean)[None])
-        values, rows = cosines.topk(min(count, len(self.features)))
+        """The images nearest to a feature (E,) by the cosine of centred features, nearest first, each with a caption."""
+        keys, queries = centred(self.features, feature[None])
+        (cosines,), (rows,) = nearest(queries, keys, count)
         pictures = to_images(self.pixel_values(rows.tolist()))
-        captions = [f"{value:.2f} {self.caption(row)}" for row, value in zip(rows.tolist(), values, strict=True)]
+        captions = [f"{cosine:.2f} {self.caption(row)}" for row, cosine in zip(rows.tolist(), cosines, strict=True)]
         return list(zip(pictures, captions, strict=True))
 
 
 def embedded_reference(encoder: Encoder, count: int = EMBEDDED) -> Reference:
     """Embeds crops of the embedded photographs, evenly over all of them."""
     images = _images("photos", "validation", encoder)
-    indices = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
-    features = extract_features(encoder, images, batch_size=64, indices=indices.tolist())
-    return Reference(images, torch.from_numpy(indices), features.features, "crops of the embedded photographs")
+    indices = spread(len(images), count)
+    features = extract_features(encoder, images, batch_size=64, indices=indices)
+    return Reference(images, torch.tensor(indices), features.features, "crops of the embedded photographs")
 
 
 def stored_reference(folder: str, encoder: Encoder) -> Reference:
@@ -116,10 +109,9 @@ def _images(data: str, split: str, encoder: Encoder) -> ImageDataset:
 
 def _places(images: ImageDataset, names: list[str], data: str) -> torch.Tensor:
     """The places (n,) of images in a data set, which `names` names in its order, leaving out those that cannot be read."""
-    prefix = f"{Path(data).expanduser()}{os.sep}"
     places: list[int] = []
-    for index, name in enumerate(images.names(range(len(images)))):
-        if len(places) < len(names) and name.removeprefix(prefix) == names[len(places)]:
+    for index, name in enumerate(relative_names(images.names(range(len(images))), data)):
+        if len(places) < len(names) and name == names[len(places)]:
             places.append(index)
     if len(places) < len(names):
         raise ValueError(f"--features: there is no image {names[len(places)]!r} in {data!r} any more")

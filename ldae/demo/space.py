@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import metadata_save, snapshot_download
-from transformers import AutoConfig
 
 from ldae.files import remove
+from ldae.loading import load_config
 from ldae.names import short_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def write_space(folder: str | Path, model: str) -> Path:
     if not (ROOT / "app.py").is_file():
         raise FileNotFoundError("--space: app.py is not beside the package; run it from a checkout")
     requirements, front_matter = _requirements(), _front_matter(model)
-    _validate(model)
+    load_config(model)
     partial = folder.with_name(f".{folder.name}.partial")
     remove(partial)
     try:
@@ -85,16 +85,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         raise ImportError(f'--space: {package} is not installed; pip install -e ".[demo]"') from None
-
-
-def _validate(model: str):
-    source = Path(model).expanduser()
-    try:
-        kind = AutoConfig.from_pretrained(source if source.is_dir() else model).model_type
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"--model: {model!r} is neither a model's folder nor on the Hub ({error})") from error
-    if kind != "ldae":
-        raise ValueError(f"--model: {model!r} is a {kind}, and the page shows an l-DAE only")
 
 
 def _copy_model(model: str, target: Path):

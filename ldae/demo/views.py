@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from transformers import AutoConfig
 
 from image_processing_ldae import PIL_MODES
+from ldae.data.images import spread
 from ldae.demo.reference import Reference, embedded_reference, stored_reference
 from ldae.features.encoders import Encoder, evaluating, load_encoder
+from ldae.loading import load_config, load_model
 from ldae.report.drawing import enlargement, to_images
 from ldae.report.figures import filter_images
-from ldae.training.models import load_model
 from modeling_ldae import LDAEForPreTraining
 
 SIDE = 384  # pixels to which pictures are enlarged
@@ -128,8 +128,7 @@ class Views:
     @torch.no_grad()
     def _fit_colours(self):
         """Sets the mean feature of each place, three components of what is left, and the range of each."""
-        count = len(self.reference.indices)
-        rows = torch.linspace(0, count - 1, min(count, MOST_COLOURED)).round().long().tolist()
+        rows = spread(len(self.reference.indices), MOST_COLOURED)
         tokens = self._tokens(self.reference.pixel_values(rows))
         self._mean = tokens.mean(dim=0)  # (N, E): most of what a patch's feature says is where the patch lies
         centred = (tokens - self._mean).flatten(0, 1)
@@ -162,17 +161,15 @@ def load_views(model: str, features: str | None = None) -> Views:
         ValueError: if the model is no l-DAE, is damaged, or takes images of channels that no image file has; if the features are
             those of another model.
     """
+    config = load_config(model)
+    if config.num_channels not in PIL_MODES:
+        raise ValueError(f"--model: {model!r} takes images of {config.num_channels} channels, which no upload has")
     encoder = load_encoder(model)
-    if encoder.config.model_type != "ldae":
-        raise ValueError(f"--model: {model!r} is a {encoder.config.model_type}, and the page shows an l-DAE only")
-    if encoder.num_channels not in PIL_MODES:
-        raise ValueError(f"--model: {model!r} takes images of {encoder.num_channels} channels, which no upload has")
-    stored = (
-        None if features is None else stored_reference(features, encoder)
-    )  # whose digest is that of the stored dtype
+    # before the encoder is cast, which changes its digest
+    stored = None if features is None else stored_reference(features, encoder)
     denoiser = None
-    if "LDAEForPreTraining" in (AutoConfig.from_pretrained(model).architectures or []):
-        denoiser = load_model(model, dtype=torch.float32).eval()
+    if "LDAEForPreTraining" in (config.architectures or []):
+        denoiser = load_model(model, dtype=torch.float32)
         encoder = Encoder(denoiser, name=model)
     encoder = encoder.float()
     return Views(encoder, denoiser, stored or embedded_reference(encoder))

@@ -1,5 +1,7 @@
 """The README of an exported folder."""
 
+from huggingface_hub import ModelCardData
+
 from folding_ldae import PlainViT
 
 LIBRARIES = {"vitdet": "transformers"}  # where the Hub's name is another
@@ -7,15 +9,16 @@ LIBRARIES = {"vitdet": "transformers"}  # where the Hub's name is another
 
 def card(plain: PlainViT, to: str, opens: str, description: str) -> str:
     """Markdown that says what the folder holds, what it takes and how it is opened."""
-    task = "image-classification" if plain.classifies else "image-feature-extraction"
+    about = ModelCardData(
+        library_name=LIBRARIES.get(to, to),
+        pipeline_tag="image-classification" if plain.classifies else "image-feature-extraction",
+        tags=["ldae"],
+    )
     auto = "AutoModelForImageClassification" if plain.classifies else "AutoModel"
     (height, width), channels = plain.image_hw, plain.config.num_channels
     size = "any size in multiples of the patch" if to == "onnx" else f"{height}x{width} pixels"
     return f"""---
-library_name: {LIBRARIES.get(to, to)}
-pipeline_tag: {task}
-tags:
-- ldae
+{about.to_yaml()}
 ---
 
 {description}, as a plain ViT. It computes the same to rounding.

@@ -8,17 +8,16 @@ from dataclasses import MISSING, dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from folding_ldae import PlainViT, plain_vit
 from ldae.export.card import card
 from ldae.files import replace_files
+from ldae.loading import load_config, load_model
 from ldae.mistakes import run_command
 from ldae.names import short_name
 from ldae.options import option, option_parser
-from ldae.weights import validate_folder, validate_weights
 from modeling_ldae import LDAEForImageClassification, LDAEModel
 
 HOMES = {  # and the optional libraries that writing each one needs
@@ -88,24 +87,9 @@ def load(source: str) -> PreTrainedModel:
         FileNotFoundError: if there is no such l-DAE.
         ValueError: if weights are missing or not finite, or files of the folder are not those that were written.
     """
-    folder = Path(source).expanduser()
-    validate_folder(source, "--model")
-    name = str(folder) if folder.is_dir() else source
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"--model: {source!r} is neither the folder of an l-DAE nor on the Hub ({error})"
-        ) from error
-    if config.model_type != "ldae":
-        raise ValueError(f"--model: {source!r} is of type {config.model_type!r}, and no l-DAE")
-    classifies = "LDAEForImageClassification" in (config.architectures or [])
-    cls: Any = LDAEForImageClassification if classifies else LDAEModel
-    model, loaded = cls.from_pretrained(name, dtype="float32", output_loading_info=True)
-    if missing := sorted(loaded["missing_keys"]):
-        raise ValueError(f"--model: {source!r} lacks {len(missing)} of the weights, such as {missing[0]}")
-    validate_weights(model, source, "--model")
-    return model.eval()
+    classifies = "LDAEForImageClassification" in (load_config(source).architectures or [])
+    model_class = LDAEForImageClassification if classifies else LDAEModel
+    return load_model(source, model_class=model_class, dtype="float32")
 
 
 def export(plain: PlainViT, folder: Path, to: str, description: str, int8: bool = False):

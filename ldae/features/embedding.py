@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,14 +16,15 @@ from ldae.data.sources import label_fault, load_examples
 from ldae.features.encoders import Encoder, load_encoder
 from ldae.features.extraction import Features, extract_features
 from ldae.features.shards import to_table
-from ldae.options import option
+from ldae.names import relative_names
+from ldae.options import EncodingArguments, option
 
 if TYPE_CHECKING:
     import datasets
 
 
-@dataclass
-class EmbedArguments:
+@dataclass(kw_only=True)
+class EmbedArguments(EncodingArguments):
     """The options that say which images are embedded, and how."""
 
     model: str = option(MISSING, "An l-DAE folder or Hub id, or any other vision encoder that AutoModel loads.")
@@ -35,20 +34,11 @@ class EmbedArguments:
         "where it has several); or 'photos'.",
     )
     split: str = option("train", "Split whose images are taken; 'train' is all of a folder without splits.")
-    image_column: str | None = option(None, "Column of the images; by default the first that holds images.")
-    label_column: str | None = option(None, "Column of the labels; by default 'label' or the first that holds classes.")
     features: Literal["pooled", "patches", "both"] = option(
         "pooled", "pooled: the mean of the patches, (E); patches: a feature for each, (N, E); or both."
     )
     dtype: Literal["float32", "float16"] = option("float32", "Type of the features' numbers.")
-    batch_size: int = option(256, "Images in a forward pass of one process.", minimum=1)
-    num_workers: int = option(0, "Processes that read images, for each process of accelerate.", minimum=0)
     on_bad_image: Literal["skip", "error"] = option("skip", "Unreadable images are named and skipped, or stop the run.")
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
-        None,
-        "Precision, as accelerate's; by default bf16 where it is faster, unless accelerate's configuration says another.",
-    )
-    trust_remote_code: bool = option(False, "Run the code that comes with the model. Only for a model that you trust.")
 
 
 def embed(options: EmbedArguments) -> datasets.Dataset:
@@ -82,9 +72,7 @@ def load(options: EmbedArguments, accelerator: Accelerator) -> tuple[Encoder, Im
             cannot be.
     """
     with accelerator.main_process_first():  # one process downloads and prepares
-        examples = load_examples(
-            options.data, options.split, image_column=options.image_column, label_column=options.label_column
-        )
+        examples = load_examples(options.data, options.split, **options.columns)
         encoder = load_encoder(options.model, options.trust_remote_code).to(accelerator.device)
     if examples is None:
         raise ValueError(f"--split: data {options.data!r} has no validation split")
@@ -116,8 +104,7 @@ def embedded(
         on_bad_image=options.on_bad_image,
         bar=bar,
     )
-    prefix = f"{Path(options.data).expanduser()}{os.sep}"
-    names, bad = ([name.removeprefix(prefix) for name in part] for part in (features.names, features.bad))
+    names, bad = (relative_names(part, options.data) for part in (features.names, features.bad))
     return replace(features, names=names, bad=bad)
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
 from configuration_ldae import pair
+from ldae.loading import load_model
 from ldae.mistakes import reading
-from ldae.weights import validate_folder, validate_weights
 
 INCIDENTAL = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")  # of a configuration
 
@@ -223,23 +223,8 @@ def load_encoder(name: str, trust_remote_code: bool = False, name_of_option: str
         raise FileNotFoundError(f"{name_of_option}: there is no folder {name!r}")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{name_of_option}: folder {name!r} holds no model, that is no config.json")
-    validate_folder(name, name_of_option)
-    with reading(name_of_option, name):
-        try:
-            model, loaded = AutoModel.from_pretrained(
-                str(folder) if folder.is_dir() else name, trust_remote_code=trust_remote_code, output_loading_info=True
-            )
-        except OSError as error:
-            raise FileNotFoundError(
-                f"{name_of_option}: {name!r} is neither a model's folder nor on the Hub ({error})"
-            ) from error
     # a pooler on the class token is often missing; it is not used here
-    if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
-        raise ValueError(
-            f"{name_of_option}: {name!r} lacks {len(missing)} of the weights of {type(model).__name__}, "
-            f"such as {missing[0]}"
-        )
-    validate_weights(model, name, name_of_option)
+    model = load_model(name, name_of_option, AutoModel, unused=("pooler.",), trust_remote_code=trust_remote_code)
     tower = getattr(model, "vision_model", None)
     model = tower if isinstance(tower, PreTrainedModel) else model
     with reading(name_of_option, name):

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset
-from ldae.data.order import evaluation_loader, to_pixel_values
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.order import evaluation_loader
 from ldae.features.encoders import Encoder, evaluating
 from ldae.files import atomic_write, damage
 

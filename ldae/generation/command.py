@@ -22,10 +22,10 @@ from ldae.features.encoders import load_encoder
 from ldae.generation.frechet import frechet_distance
 from ldae.generation.pipeline import LDAEPipeline
 from ldae.generation.schedulers import respace
+from ldae.loading import load_model
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
 from ldae.report.results import save_result
-from ldae.training.models import load_model
 
 SHOWN = 64  # images in samples.png
 RECORDED = ("model", "data", "num_images", "batch_size", "sampler", "num_inference_steps", "guidance_scale", "seed")

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ldae.data.images import ImageDataset
-from ldae.data.order import evaluation_loader, to_pixel_values
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.order import evaluation_loader
 from ldae.features.encoders import Encoder, evaluating
 
 INCEPTION_DIM = 2048

@@ -1,11 +1,11 @@
 """Model cards. Each figure in them is read from the Hub folder's `config.json` and `results/*.json`.
 
-python -m ldae.hub.cards FOLDER [--repo_id org/name] [--data_name NAME] [--output model_cards/NAME/README.md]
+python -m ldae.hub.cards --model FOLDER [--hub_model_id org/name] [--data_name NAME] [--output model_cards/NAME/README.md]
 """
 
-import argparse
 import shutil
 from collections.abc import Iterable
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ldae.hub.counts import count_encoder
 from ldae.hub.energy import energy
 from ldae.mistakes import run_command
 from ldae.names import duration
+from ldae.options import option, option_parser
 from ldae.probes import PROTOCOLS, Result, format_figure
 from ldae.probes.baselines import TITLES
 from ldae.report.tables import markdown
@@ -87,6 +88,16 @@ CITATION = """\
 }
 ```
 """
+
+
+@dataclass
+class CardArguments:
+    model: str = option(MISSING, "The Hub folder.")
+    hub_model_id: str | None = option(None, "The model's name on the Hub; by default the folder's name.")
+    data_name: str | None = option(
+        None, "What the card calls the images of the training; by default as the results do."
+    )
+    output: str | None = option(None, "File of the card; by default README.md in the folder.")
 
 
 def write_card(
@@ -301,15 +312,11 @@ def _facts(facts: dict[str, Any]) -> str:
     return markdown([{"": name, " ": fact} for name, fact in facts.items()], left=("", " ")) + "\n"
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Writes the model card of a Hub folder from its own files.")
-    parser.add_argument("folder", type=Path, help="the Hub folder")
-    parser.add_argument("--repo_id", help="the model's name on the Hub (default: the folder's name)")
-    parser.add_argument(
-        "--data_name", help="what the card calls the images of the training (default: as the results do)"
-    )
-    parser.add_argument("--output", type=Path, help="where the card goes (default: README.md in the folder)")
-    print(write_card(**vars(parser.parse_args())))
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command line."""
+    parser = option_parser(CardArguments, description="Writes the model card of a Hub folder from its own files.")
+    (options,) = parser.parse_args_into_dataclasses(argv)
+    print(write_card(options.model, options.hub_model_id, options.output, options.data_name))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from huggingface_hub.utils import HFValidationError, filter_repo_objects, valida
 
 from code_ldae import code_files
 from ldae.hub.cards import IMAGES
-from ldae.options.hub import HubArguments
-from ldae.weights import validate_folder
+from ldae.loading import validate_folder
+from ldae.options.shared import HubArguments
 
 T = TypeVar("T")
 

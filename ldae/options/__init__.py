@@ -6,18 +6,20 @@ read that one declaration, and so does whoever asks which options define a run (
 
 from ldae.options.command import DEFAULT_RECIPE, parse_arguments, parse_keywords
 from ldae.options.declaration import Domain, domains, option, validate
-from ldae.options.hub import HubArguments
 from ldae.options.model import ModelArguments
 from ldae.options.parser import OptionParser, names_given, option_parser
 from ldae.options.recipes import read_recipe, recipe_path
+from ldae.options.shared import ColumnArguments, EncodingArguments, HubArguments
 from ldae.options.training import RUN_DEFINING, TOKENIZER_TRAINING, DataArguments, TrainArguments, run_defining
 
 __all__ = [
     "DEFAULT_RECIPE",
     "RUN_DEFINING",
     "TOKENIZER_TRAINING",
+    "ColumnArguments",
     "DataArguments",
     "Domain",
+    "EncodingArguments",
     "HubArguments",
     "ModelArguments",
     "OptionParser",

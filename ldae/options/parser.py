@@ -35,8 +35,10 @@ class OptionParser(argparse.ArgumentParser):
         self._names = {"--help", "--debug"}
         groups: dict[str | None, Any] = {None: self}
         for cls in self.types:
-            own = inspect.get_annotations(cls)  # they come before those that it inherits
-            for f in sorted(fields(cls), key=lambda f: f.name not in own):
+            declared = [
+                inspect.get_annotations(base) for base in cls.__mro__
+            ]  # what a class inherits comes after its own
+            for f in sorted(fields(cls), key=lambda f: next(i for i, names in enumerate(declared) if f.name in names)):
                 if (domain := domains(cls).get(f.name)) is not None:
                     title = f.metadata["group"] or getattr(cls, "title", None)
                     if title not in groups:

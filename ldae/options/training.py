@@ -2,69 +2,61 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ldae.options.declaration import option
-from ldae.options.hub import HUB, HubArguments
+from ldae.options.shared import HUB, ColumnArguments, HubArguments
 
-DATA, RUN, OPTIMIZATION, TOKENIZER_TRAINING = "Data", "Run", "Optimization", "Tokenizer and its training"
+RUN, OPTIMIZATION, TOKENIZER_TRAINING = "Run", "Optimization", "Tokenizer and its training"
 COMPUTE, RECORDS = "Precision and memory", "Checkpoints, logs and probes"
 
 
 @dataclass
-class DataArguments:
+class DataArguments(ColumnArguments):
     """The options that say which images a run reads, and how."""
+
+    title: ClassVar[str] = "Data"
 
     data: str = option(
         "photos",
         "'photos' (embedded), a folder of images in any nesting with or without labels, a folder of parquet files, or "
         "the name of a Hub data set (NAME:CONFIGURATION where it has several).",
-        group=DATA,
         defines_run=True,
     )
     data_name: str | None = option(
         None,
         "What the results and the card call the images; by default the folder's own name or the Hub id.",
-        group=DATA,
     )
-    train_split: str = option("train", "Split to train on.", group=DATA, defines_run=True)
+    train_split: str = option("train", "Split to train on.", defines_run=True)
     validation_split: str = option(
-        "validation", "Labelled split that the probes are measured on; val, valid and test are found too.", group=DATA
+        "validation", "Labelled split that the probes are measured on; val, valid and test are found too."
     )
     held_out: float = option(
         0.01,
         "Part of the images that is not trained on, where there is no validation split: 8 to 1,000 images, or a fifth of "
         "fewer than 40. On these, or on 1,000 images of the validation split, the loss is measured; with 0, it is not.",
-        group=DATA,
         minimum=0,
         exclusive_maximum=1,
         defines_run=True,
-    )
-    image_column: str | None = option(None, "Column of the images; by default the first that holds images.", group=DATA)
-    label_column: str | None = option(
-        None, "Column of the labels; by default 'label' or the first that holds classes.", group=DATA
     )
     streaming: bool = option(
         False,
         "Read the training split of a Hub data set, or parquet files, as they come, without preparing them on disk. A stream "
         "needs max_steps or max_minutes, and nothing is probed.",
-        group=DATA,
     )
     crop: Literal["center", "random", "random_resized"] = option(
         "center",
         "Part of an image that is trained on: the centre (the paper's default), a random window, or a random part, resized.",
-        group=DATA,
         defines_run=True,
     )
-    flip: bool = option(True, "Mirror half of the images (the paper does not say).", group=DATA, defines_run=True)
+    flip: bool = option(True, "Mirror half of the images (the paper does not say).", defines_run=True)
     on_bad_image: Literal["skip", "error"] = option(
-        "skip", "Unreadable images are counted, named and skipped, or they stop the run.", group=DATA
+        "skip", "Unreadable images are counted, named and skipped, or they stop the run."
     )
-    num_workers: int = option(0, "Processes that read images, for each training process.", group=DATA, minimum=0)
+    num_workers: int = option(0, "Processes that read images, for each training process.", minimum=0)
     pca_patches: int = option(
         1_000_000,
         "Patches that PCA is fitted to, from images in random order; 0 takes all patches of all images.",
-        group=DATA,
         minimum=0,
     )
 

@@ -16,8 +16,8 @@ from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from ldae.data.images import ImageDataset
-from ldae.data.order import StepSampler, to_pixel_values, training_loader
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.order import StepSampler, training_loader
 from ldae.features.encoders import Encoder, evaluating
 from ldae.features.extraction import shared_features
 from ldae.hub.folder import save_hub_folder

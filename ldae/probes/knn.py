@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import nn
 
-from ldae.data.order import to_pixel_values
+from ldae.data.images import spread
 from ldae.features.extraction import Features
+from ldae.features.neighbours import nearest, standardised
 from ldae.options import option
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
@@ -59,16 +59,6 @@ class Knn(Protocol):
         return {**found[0], "accuracy_standardised": found[1]["accuracy"]}
 
 
-def standardised(train: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
-    """Features (n, E), each of mean 0 and deviation 1 over the training images, and others by the same numbers.
-
-    A feature that is the same for all training images is only centred.
-    """
-    variance, mean = torch.var_mean(train, dim=0, correction=0)
-    deviation = torch.where(variance > 0, variance.sqrt(), 1)
-    return [(features - mean) / deviation for features in (train, *others)]
-
-
 @torch.no_grad()
 def knn_predictions(
     train: Features,
@@ -79,15 +69,10 @@ def knn_predictions(
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """Predicts classes (n,) of queries (n, E) by the vote of the k nearest of the training features."""
-    k = min(k, len(train))
-    keys, labels = nn.functional.normalize(train.features.to(device)), train.labels.to(device)
-    predictions = []
-    for some in nn.functional.normalize(queries.to(device)).split(256):
-        similarity, neighbours = (some @ keys.T).topk(k)
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # a common factor changes no vote
-        votes = weights.new_zeros(len(some), num_classes).scatter_add_(1, labels[neighbours], weights)
-        predictions.append(votes.argmax(dim=1).cpu())
-    return torch.cat(predictions)
+    cosines, neighbours = nearest(queries, train.features, k, device)
+    weights = ((cosines - cosines[:, :1]) / temperature).exp()  # a common factor changes no vote
+    votes = weights.new_zeros(len(queries), num_classes).scatter_add_(1, train.labels[neighbours], weights)
+    return votes.argmax(dim=1)
 
 
 @torch.no_grad()
@@ -101,13 +86,8 @@ def nearest_images(subject: Subject, count: int = 8, k: int = 6) -> tuple[torch.
     # not None on the main process
     train, validation = (cast(Features, subject.features(split)) for split in ("train", "validation"))
     train_indices, validation_indices = (cast(torch.Tensor, part.indices) for part in (train, validation))
-    some = torch.linspace(0, len(validation) - 1, min(count, len(validation))).long()
-    queries, keys = (nn.functional.normalize(x) for x in (validation.features[some], train.features))
-    neighbours = (queries @ keys.T).topk(min(k, len(train))).indices
-
-    def images(of, indices):
-        return to_pixel_values(torch.stack([of[0, int(i)]["pixel_values"] for i in indices]))
-
-    nearest = [images(subject.train, train_indices[row]) for row in neighbours]
+    some = spread(len(validation), count)
+    _, neighbours = nearest(validation.features[some], train.features, k)
+    found = torch.stack([subject.train.pixel_values(train_indices[row]) for row in neighbours])
     same_class = train.labels[neighbours] == validation.labels[some][:, None]
-    return images(subject.validation, validation_indices[some]), torch.stack(nearest), same_class
+    return subject.validation.pixel_values(validation_indices[some]), found, same_class

@@ -8,10 +8,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ldae.data.images import ImageDataset
-from ldae.data.order import evaluation_loader, to_pixel_values
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.order import evaluation_loader
 from modeling_ldae import LDAEForPreTraining
-from tokenizers_ldae import PatchMoments, PatchTokenizer, Tokenizer, patchify
+from moments_ldae import PatchMoments
+from tokenizers_ldae import PatchTokenizer, Tokenizer, patchify
 
 SCALE_PATCHES = 50_000  # that a scale is fitted to
 HELD_IMAGES = 1_000  # on which a tokenizer is measured

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
-from ldae.data.images import ImageDataset
-from ldae.data.order import evaluation_loader, to_pixel_values
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.order import evaluation_loader
 from ldae.report import figures
 from ldae.report.results import open_losses
 from ldae.seeds import mix_seed
 from modeling_ldae import LDAEForPreTraining
-from tokenizers_ldae import PatchMoments
+from moments_ldae import PatchMoments
 
 if TYPE_CHECKING:
     import datasets

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from configuration_ldae import LDAEConfig
 from ldae import tokenizers
 from ldae.data.sources import count_classes
+from ldae.loading import load_model, validate_folder, validate_weights
 from ldae.mistakes import reading
-from ldae.weights import validate_folder, validate_weights
 from modeling_ldae import LDAEForPreTraining
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def build_model(
         ValueError: for options that contradict `--init_from`'s tokenizer, or ask for weights that it has not; for damaged
             folders and weights that are not finite.
     """
-    attention = {"attn_implementation": attn_implementation}
+    attention: dict[str, Any] = {"attn_implementation": attn_implementation}
     if source := train_args.init_from:
         return load_model(source, "--init_from", config=_changed(source, model_args.overrides()), **attention)
     if train_args.class_conditional:
@@ -69,34 +69,3 @@ def _changed(source: str, given: dict[str, Any]) -> LDAEConfig:
         if asked != was:
             raise ValueError(f"--{name} {asked} contradicts --init_from, whose tokenizer has {was}; leave it out")
     return config
-
-
-def load_model(source: str, name_of_option: str = "--model", **kwargs) -> LDAEForPreTraining:
-    """An l-DAE, encoder and decoder, of a folder or Hub id.
-
-    Args:
-        kwargs: of `from_pretrained`.
-
-    Raises:
-        FileNotFoundError: if there is no such model.
-        ValueError: if weights are missing or of another shape, which transformers would replace by random ones; if they are
-            not finite, or files of the folder are not those that were written.
-    """
-    validate_folder(source, name_of_option)
-    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with reading(name_of_option, source):
-        try:
-            model, loaded = LDAEForPreTraining.from_pretrained(Path(source).expanduser(), **kwargs)
-        except OSError as error:
-            raise FileNotFoundError(
-                f"{name_of_option}: {source!r} is neither the folder of an l-DAE nor on the Hub ({error})"
-            ) from error
-    if mismatched := sorted(loaded["mismatched_keys"]):
-        name, there, needed = mismatched[0]
-        raise ValueError(f"{name_of_option}: {name} of {source!r} is {tuple(there)}, the options need {tuple(needed)}")
-    if missing := sorted(loaded["missing_keys"]):
-        raise ValueError(
-            f"{name_of_option}: {source!r} lacks {len(missing)} of the l-DAE's weights, such as {missing[0]}"
-        )
-    validate_weights(model, source, name_of_option)
-    return model

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from ldae.data.order import StepSampler, to_pixel_values, training_loader
+from ldae.data.images import to_pixel_values
+from ldae.data.order import StepSampler, training_loader
 from ldae.data.sources import hub_id
 from ldae.hub.cards import write_card
 from ldae.hub.folder import save_hub_folder

@@ -17,8 +17,8 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 
 from ldae import launch
-from ldae.data.images import ImageDataset
-from ldae.data.order import StepSampler, to_pixel_values, training_loader
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.order import StepSampler, training_loader
 from ldae.data.sources import label_fault, load_examples
 from ldae.files import LOCK, hold_folder
 from ldae.hub.push import validate_hub
@@ -108,23 +108,19 @@ class Run:
         """Loads the images and the model."""
         data_args, train_args = self.data_args, self.train_args
         set_seed(train_args.seed)
-        columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
-        examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **columns)
+        examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **data_args.columns)
         if examples is None:
             raise ValueError(
                 f"--data {data_args.data!r} has no split {data_args.train_split!r}; give another --train_split"
             )
-        self.unwrapped = (
-            build_model(self.model_args, train_args, examples, self._attention()) if model is None else model
-        )
+        attention = train_args.attn_implementation or launch.attention(self.accelerator)
+        self.unwrapped = build_model(self.model_args, train_args, examples, attention) if model is None else model
         config = self.unwrapped.config
         image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
         self.is_ldae = isinstance(self.unwrapped, LDAEForPreTraining)
         self.uses_labels = getattr(self.unwrapped, "uses_labels", False)
         if self.uses_labels and "label" not in (examples.features or {}):
-            raise ValueError(
-                "--data has no labels, which this model needs: give --label_column or a folder for each class"
-            )
+            raise ValueError("--data has no labels, which this model needs: give --label_column or a folder a class")
         validation = self._validation_split()
         held = None
         if not data_args.streaming:
@@ -152,14 +148,7 @@ class Run:
         data_args, train_args = self.data_args, self.train_args
         if data_args.streaming or not (data_args.held_out or train_args.probe or train_args.knn_steps):
             return None
-        columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
-        return load_examples(data_args.data, data_args.validation_split, **columns)
-
-    def _attention(self) -> str | None:
-        """The implementation of attention; None: transformers' own choice, which is sdpa."""
-        on_cpu, precision = self.accelerator.device.type == "cpu", self.accelerator.mixed_precision
-        slow = on_cpu and precision == "bf16"  # the backward pass of sdpa there
-        return self.train_args.attn_implementation or ("eager" if slow else None)
+        return load_examples(data_args.data, data_args.validation_split, **data_args.columns)
 
     def _length(self) -> Length:
         train_args, max_steps = self.train_args, self.train_args.max_steps

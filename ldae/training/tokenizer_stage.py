@@ -37,8 +37,7 @@ def stage(model_args, data_args, train_args):
             "--streaming reads no stream to its end, which a tokenizer's training does: give --tokenizer FOLDER"
         )
     if train_args.class_conditional:
-        columns = (data_args.image_column, data_args.label_column)
-        count_classes(load_examples(data_args.data, data_args.train_split, False, *columns))
+        count_classes(load_examples(data_args.data, data_args.train_split, **data_args.columns))
     set_seed(train_args.seed)  # the autoencoder's initial weights are drawn here
     own = replace(
         train_args,

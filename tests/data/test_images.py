@@ -115,6 +115,16 @@ def test_unreadable_files_are_named_and_left_out_or_refilled(bad_folder):
     assert (refilled["pixel_values"][:, 0] == 255).all()  # only the good ones, which are red
 
 
+def test_pixel_values_are_of_readable_images_alone(bad_folder):
+    images = ImageDataset(load_examples(str(bad_folder), "train"), (8, 8))
+    index = next(i for i in range(len(images)) if "error" not in images[0, i])
+    values = images.pixel_values([index, index])
+    assert values.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(values[1], images[0, index]["pixel_values"] / 127.5 - 1)
+    with pytest.raises(ValueError, match="unreadable image: "):
+        images.pixel_values(range(len(images)))
+
+
 def test_a_batch_without_a_readable_image(bad_folder):
     images = ImageDataset(load_examples(str(bad_folder), "train"), (16, 16))
     left = images.__getitems__([(0, i) for i in range(1, 6)])

@@ -10,7 +10,7 @@ from huggingface_hub import metadata_load
 
 from ldae.demo import space
 from ldae.demo.space import write_space
-from ldae.training.models import load_model
+from ldae.loading import load_model
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = {"gradio": "6.31.0", "ldae": "0.1.0"}

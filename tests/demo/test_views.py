@@ -239,7 +239,7 @@ def test_other_models_are_refused(tiny_model, tmp_path):
 
     size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     ViTModel(ViTConfig(image_size=8, patch_size=4, **size)).save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match="is a vit, and the page shows an l-DAE only"):
+    with pytest.raises(ValueError, match="is of type 'vit', and no l-DAE"):
         load_views(str(tmp_path / "vit"))
     tiny_model(num_channels=2).save_pretrained(tmp_path / "two")
     with pytest.raises(ValueError, match="2 channels"):

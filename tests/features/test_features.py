@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTModel
 
 from ldae import LDAEModel
-from ldae.data.images import ImageDataset
-from ldae.data.order import to_pixel_values
+from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.features import extraction
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import cached_features, extract_features, shared_features

@@ -20,8 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import ldae
 from ldae import LDAEForPreTraining, LDAEModel
-from ldae.data.images import ImageDataset
-from ldae.data.order import to_pixel_values
+from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.sources import load_examples
 from ldae.features import command, embedding
 

@@ -9,8 +9,8 @@ from PIL import Image
 from samplers import LATENT, naive_distance, pipeline, sample, seeded
 
 from ldae import LDAEForPreTraining, LDAEModel
-from ldae.data.images import ImageDataset
-from ldae.data.order import evaluation_loader, to_pixel_values
+from ldae.data.images import ImageDataset, to_pixel_values
+from ldae.data.order import evaluation_loader
 from ldae.data.sources import load_examples
 from ldae.features.encoders import Encoder
 from ldae.generation import command

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pytest
 import torch
@@ -120,12 +119,11 @@ def test_card_says_what_goes_beyond_the_paper(folder):
     assert "| Loss | in the units of the scaled latents |" in text
 
 
-def test_card_elsewhere_takes_along_what_it_shows(folder, tmp_path, monkeypatch):
+def test_card_elsewhere_takes_along_what_it_shows(folder, tmp_path):
     assert "![" not in (folder / "README.md").read_text()
     Image.new("RGB", (4, 4)).save(folder / "denoised.png")
     output = tmp_path / "model_cards/tiny/README.md"
-    monkeypatch.setattr(sys, "argv", ["cards", str(folder), "--repo_id", "me/mine", "--output", str(output)])
-    cards.main()
+    cards.main(["--model", str(folder), "--hub_model_id", "me/mine", "--output", str(output)])
     assert "](denoised.png)" in output.read_text()
     assert 'model="me/mine"' in output.read_text()
     assert (output.parent / "denoised.png").read_bytes() == (folder / "denoised.png").read_bytes()

@@ -490,7 +490,7 @@ def test_a_length_that_is_given_replaces_the_recipes(tmp_path, given):
             "--tokenizer_type patch_ae --prediction latent --tokenizer_adversarial_weight 1",
             "needs --tokenizer_type conv_vae",
         ),
-        ("--latent_dim 999", "^latent_dim must not exceed the 768 numbers of a patch, got 999$"),
+        ("--latent_dim 999", "^latent_dim must not exceed a patch's 768 numbers, got 999$"),
     ],
 )
 def test_options_that_contradict_each_other(options, message):

@@ -27,8 +27,7 @@ from transformers import (
 )
 
 from ldae import LDAEModel
-from ldae.data.images import ImageDataset
-from ldae.data.order import to_pixel_values
+from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.sources import load_examples
 from ldae.features.encoders import Encoder
 from ldae.probes import finetune

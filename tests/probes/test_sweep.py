@@ -10,8 +10,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from ldae import LDAEForPreTraining, LDAEModel
-from ldae.data.images import ImageDataset
-from ldae.data.order import to_pixel_values
+from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.features.encoders import Encoder, load_encoder
 from ldae.features.extraction import extract_features, shared_features
 from ldae.probes import Knn, LinearFast, Subject

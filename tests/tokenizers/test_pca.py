@@ -16,7 +16,8 @@ from sklearn.decomposition import PCA
 from configuration_ldae import LDAEConfig
 from ldae.data.images import ImageDataset
 from ldae.tokenizers.fitting import explained_variance, variance_held
-from tokenizers_ldae import PatchMoments, PatchTokenizer, patchify
+from moments_ldae import PatchMoments
+from tokenizers_ldae import PatchTokenizer, patchify
 
 
 def images(n: int = 40, channels: int = 3, size: tuple[int, int] = (16, 16), seed: int = 0) -> torch.Tensor:

@@ -10,7 +10,8 @@ import train_ldae
 from configuration_ldae import LDAEConfig
 from ldae import LDAEForPreTraining, tokenizers
 from ldae.tokenizers.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
-from tokenizers_ldae import PatchMoments, patchify
+from moments_ldae import PatchMoments
+from tokenizers_ldae import patchify
 
 SIZE = {"image_size": 16, "patch_size": 4, "latent_dim": 6}
 

@@ -15,7 +15,8 @@ import train_ldae
 from ldae.training import learning
 from ldae.training.learning import LinearDenoiser, effective_rank, hold_out, what_is_learned
 from ldae.training.run import CLOCKS
-from tokenizers_ldae import PatchMoments, patchify
+from moments_ldae import PatchMoments
+from tokenizers_ldae import patchify
 
 TINY = (
     "--image_size=16 --patch_size=4 --hidden_size=32 --num_hidden_layers=1 --num_attention_heads=2 --latent_dim=4 --no_flip "

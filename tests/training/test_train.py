@@ -430,9 +430,9 @@ def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
     [
         ("--latent_scaling global", "--latent_scaling global contradicts --init_from, whose tokenizer has component"),
         ("--patch_size 2 8", r"--patch_size \(2, 8\) contradicts --init_from, whose tokenizer has \(4, 4\)"),
-        ("--prediction latent", "--init_from: decoder.*is .*, the options need"),
+        ("--prediction latent", "--init_from: decoder.*is .*, the configuration needs"),
         ("--subtract_mean False", "--subtract_mean False contradicts --init_from"),
-        ("--num_hidden_layers 3", "--init_from: .* lacks .* of the l-DAE's weights, such as .*layers"),
+        ("--num_hidden_layers 3", "--init_from: .* lacks .* of the weights of LDAEForPreTraining, such as .*layers"),
         ('--autoencoder {"layers_per_block":1}', None),  # a recipe's, for tokenizers of other rungs
     ],
 )
