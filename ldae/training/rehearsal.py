@@ -12,8 +12,9 @@ import psutil
 import torch
 
 from ldae.names import duration, short_name
+from ldae.optimization import ENDLESS
 from ldae.training import tokenizer_stage
-from ldae.training.run import ENDLESS, Run
+from ldae.training.run import Run
 
 WARMUP, STEPS = 2, 8
 TrainStep = Callable[[Run, Iterable[dict[str, Any]]], None]

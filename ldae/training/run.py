@@ -23,7 +23,7 @@ from ldae.data.sources import label_fault, load_examples
 from ldae.files import LOCK, hold_folder
 from ldae.hub.push import validate_hub
 from ldae.interruption import Interruption
-from ldae.optimization import Length, compile_blocks, parameter_groups
+from ldae.optimization import ENDLESS, Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING
 from ldae.seeds import mix_seed
 from ldae.tokenizers.fitting import explained_variance, fit_to_images
@@ -37,7 +37,6 @@ from modeling_ldae import LDAEForPreTraining
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ENDLESS = 1 << 40  # steps, where the clock ends a run
 CLOCKS = {"wall": time.monotonic, "processor": time.process_time}
 
 
