@@ -205,6 +205,8 @@ class Run:
         if self.is_ldae and self.train_args.init_from is None:
             data_args, model = self.data_args, self.unwrapped.to(self.accelerator.device)
             bad_images = fit_to_images(model, self.images, data_args.pca_patches, data_args.num_workers)
+            for name in sorted(bad_images):
+                self.accelerator.print(f"Skipping {name}")
             if model.ldae.tokenizer.orthonormal and model.config.latent_dim < model.config.patch_dim:
                 held = f"{explained_variance(model.ldae.tokenizer):.1%} of the patches' variance"
                 self.accelerator.print(f"The {model.config.latent_dim} components of the latent space hold {held}.")
