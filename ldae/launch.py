@@ -15,7 +15,6 @@ from accelerate.commands.config.config_args import default_config_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import broadcast_object_list, get_int_from_env, parse_flag_from_env
-from transformers.utils.logging import disable_progress_bar
 
 from ldae.hardware import bf16_is_faster
 from ldae.mistakes import program
@@ -58,7 +57,6 @@ def start(mixed_precision: str | None = None, cpu: bool = False, **kwargs: Any) 
         mixed_precision = broadcast_object_list(["bf16" if bf16_is_faster(state.device) else "no"])[0]
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, **kwargs)
     accelerator.print(description(accelerator))
-    disable_progress_bar()  # transformers' own, of weights that are read or written in a moment
     return accelerator
 
 
