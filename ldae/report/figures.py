@@ -222,6 +222,7 @@ def learning_curve(
     rank.set_ylim(0, 1.1 * max(1, *(p["effective_rank"] for p in held_out)))
     for axes in (losses, rank):
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)  # also of a run of one step
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     return save_figure(figure, path)
 
