@@ -229,6 +229,9 @@ def run(options: ProbeArguments, protocols: list[Protocol]) -> Path:
     if options.sweep and sweep_path.exists() and not options.overwrite:
         raise FileExistsError(f"{sweep_path} holds an earlier sweep; choose another --output_dir or pass --overwrite")
 
+    names = ", ".join(protocol.name for protocol in protocols)
+    beside = " beside what has learned nothing" if options.baseline else ""
+    accelerator.print(f"Measuring the encoder{beside} by {names}, which may take minutes.")
     result = probe(
         subject, protocols, options.baseline, data, earlier,
         on_protocol=lambda result: save_result(path, result, True, options.data),  # a run that is stopped loses nothing

@@ -1,11 +1,26 @@
 """Install with `pip install -e .`; tools are configured in pyproject.toml."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 ONNX = ["onnx>=1.19", "onnxscript>=0.6", "onnxruntime>=1.23"]
+
+
+class BuildWithRecipes(build_py):
+    """Puts the recipes into the package, but for an editable install, which finds those of the checkout."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            folder = Path(self.build_lib, "ldae/recipes")
+            folder.mkdir(exist_ok=True)
+            for recipe in (ROOT / "recipes").glob("*.yaml"):
+                shutil.copy(recipe, folder)
+
 
 setup(
     name="ldae",
@@ -16,9 +31,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
-    packages=[*find_packages(include=["ldae", "ldae.*"]), "ldae.recipes"],
-    package_dir={"ldae.recipes": "recipes"},
-    package_data={"ldae.recipes": ["*.yaml"]},
+    packages=find_packages(include=["ldae", "ldae.*"]),
+    # An editable install then names the checkout on Python's path. The finder that setuptools writes otherwise comes too late
+    # for a script beside a checkout that is called ldae: the script would import that folder, as an empty package.
+    package_dir={"": "."},
+    cmdclass={"build_py": BuildWithRecipes},
     py_modules=sorted(path.stem for path in ROOT.glob("*_ldae.py")),
     entry_points={
         "console_scripts": [

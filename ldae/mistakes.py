@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
+from transformers.utils.logging import disable_progress_bar
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"ldae", "experiments", "benchmarks", "app.py"}
@@ -30,6 +31,7 @@ def run_command(main: Callable[[], Any]) -> None:
     """
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    disable_progress_bar()  # transformers' own, of weights that it reads or writes in a moment
     try:
         main()
     except MISTAKES as error:

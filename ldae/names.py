@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
     for unit, name, least in ((86400, "days", 2), (3600, "hours", 1.5), (60, "minutes", 2)):
         if seconds >= least * unit:
             return f"{seconds / unit:.3g} {name}"
-    return f"{seconds:.2g} seconds"
+    return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.2g} seconds"
 
 
 def without_local_folders(content: Any, root: Path, data: str = "") -> Any:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+ENDLESS = 1 << 40  # steps, where the clock ends a run
+
 
 @dataclass
 class Length:

@@ -39,12 +39,19 @@ def project_files():
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """The source distribution, built from a copy of the project's files."""
-    tree, folder = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("sdist")
+def tree(tmp_path_factory):
+    """A copy of the project's files, in a folder that is called as the package is."""
+    folder = tmp_path_factory.mktemp("tree") / "ldae"
     for name in project_files():
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / name).write_bytes((ROOT / name).read_bytes())
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tree, tmp_path_factory):
+    """The source distribution."""
+    folder = tmp_path_factory.mktemp("sdist")
     build = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
     run(sys.executable, "-c", build, cwd=tree)
     (path,) = folder.glob("*.tar.gz")
@@ -60,20 +67,27 @@ def unpacked(source, tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def environment(source, tmp_path_factory):
-    """A fresh environment with the wheel, built from the source distribution. Other packages are those of this one."""
-    folder, wheels = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("wheels")
-    offline = ["--no-index", "--no-deps", "--quiet"]
-    run(sys.executable, "-m", "pip", "wheel", *offline, "--no-build-isolation", "-w", wheels, source, cwd=folder)
-    venv.create(folder, with_pip=True)
+OFFLINE = ("--no-index", "--no-deps", "--no-build-isolation", "--quiet")
+
+
+def installed(folder, *what):
+    """Makes a fresh environment in a folder and installs `what` there. Other packages, pip too, are those of this one."""
+    venv.create(folder)
     python = folder / "bin/python"
-    run(python, "-m", "pip", "install", *offline, *wheels.iterdir(), cwd=folder)
     # Only these folders are added, and nothing that their .pth files say: an editable install of ldae is not seen.
     places = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
     (Path(site) / "outer.pth").write_text("\n".join(places))
+    run(python, "-m", "pip", "install", *OFFLINE, *what, cwd=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def environment(source, tmp_path_factory):
+    """A fresh environment with the wheel, built from the source distribution."""
+    folder, wheels = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("wheels")
+    run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "-w", wheels, source, cwd=folder)
+    return installed(folder, *wheels.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +123,13 @@ def test_modules_and_recipes_are_those_of_the_wheel(environment, elsewhere):
     shipped = run(environment / "bin/python", "-c", code, cwd=elsewhere).splitlines()
     assert all(Path(file).is_relative_to(environment) for file in shipped)
     assert [Path(file).read_bytes() for file in shipped] == [path.read_bytes() for path in recipes]
+
+
+def test_an_editable_install_serves_scripts_beside_the_checkout(tree, tmp_path):
+    python = installed(tmp_path, "-e", tree) / "bin/python"
+    code = "import ldae; from ldae.options import recipe_path; print(ldae.__file__, recipe_path('photos'), sep=chr(10))"
+    files = run(python, "-c", code, cwd=tree.parent).splitlines()
+    assert files == [str(tree / "ldae/__init__.py"), str(tree / "recipes/photos.yaml")]
 
 
 def test_training_is_that_of_the_checkout(trained, environment, tmp_path):

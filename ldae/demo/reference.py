@@ -97,7 +97,9 @@ def stored_reference(folder: str, encoder: Encoder) -> Reference:
     images = _images(written["data"], written["split"], encoder)
     if images.fingerprint() != written["fingerprint"]:
         raise ValueError(f"--features: the images of {written['data']!r} have changed since; run ldae-features again")
-    return Reference(images, _places(images, names, written["data"]), features, f"images of {written['data']}")
+    data = Path(written["data"])  # who visits the page need not know where a folder lies
+    name = data.name if data.is_absolute() else written["data"]
+    return Reference(images, _places(images, names, written["data"]), features, f"images of {name}")
 
 
 def _images(data: str, split: str, encoder: Encoder) -> ImageDataset:

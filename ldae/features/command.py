@@ -127,9 +127,10 @@ def _finish(folder: Path, identity: dict[str, Any], shards: list[Path], num_new:
         raise ValueError(
             f"--data: none of the {identity['num_images']} images can be read, the first is {unreadable[0]}"
         )
+    files = f"{len(shards)} file{'s' * (len(shards) != 1)}"
     kept = f", {len(shards) - num_new} of which were there" if num_new < len(shards) else ""
     rate = f", {speed:.0f} images/s" if num_new else ""
-    print(f"Features of {sum(read)} images in {len(shards)} shards{kept}: {folder}{rate}")
+    print(f"Features of {sum(read)} images in {files}{kept}: {folder}{rate}")
 
 
 def command() -> None:

@@ -46,6 +46,11 @@ BASELINE = """\
 {architecture} of transformers, trained like an l-DAE to be compared with it.
 """
 
+PLACE = """\
+In place of `{model_id}`, give the path of this folder, or the name that it has on the Hub.
+
+"""
+
 USE = """\
 ```python
 from PIL import Image
@@ -135,7 +140,7 @@ def write_card(
         if is_ldae
         else BASELINE.format(architecture=config["architectures"][0]),
         "": "\n".join(f"![{IMAGES[name]}]({name})\n\n*{IMAGES[name]}.*\n" for name in images),
-        "## Use": is_ldae and _use(model_id, config),
+        "## Use": is_ldae and (PLACE.format(model_id=model_id) if repo_id is None else "") + _use(model_id, config),
         "## Results": _results(probes),
         "## Model": is_ldae and _model(AutoConfig.from_pretrained(folder)),
         "## Training": training and _training(training),

@@ -207,6 +207,8 @@ def learning_curve(
         held_out: the entries of held_out.jsonl, with "step", "loss", "effective_rank" and "largest_rank".
         references: the losses of the "mean" and of the best "linear" denoiser, dashed.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, (losses, rank) = panels(2, 9, 3.6)
     parts = np.array_split(np.array([(entry["step"], entry["loss"]) for entry in trained]).reshape(-1, 2), 500)
     line = np.array([part.mean(axis=0) for part in parts if len(part)]).reshape(-1, 2)
@@ -222,6 +224,7 @@ def learning_curve(
     rank.set_ylim(0, 1.1 * max(1, *(p["effective_rank"] for p in held_out)))
     for axes in (losses, rank):
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # also of a run of one step
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     return save_figure(figure, path)
 

@@ -68,7 +68,7 @@ def fit_to_images(
 
     def batches():
         loader, readable = evaluation_loader(images, 64, num_workers, share), False
-        for batch in tqdm(loader, "PCA of patches", disable=not state.is_main_process):
+        for batch in tqdm(loader, "PCA of patches", leave=False, disable=not state.is_main_process):
             bad.extend(batch["bad"])
             if batch["pixel_values"] is not None:
                 readable = True

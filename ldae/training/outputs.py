@@ -1,5 +1,6 @@
 """What a run leaves in its folder beside its checkpoints: images while it trains; at its end weights, results and a card."""
 
+import shlex
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ def finish(run: Run):
         _draw(run, model)
         save_result(output_dir / "results" / "train.json", _result(run, model), replaces, data_args.data)
     if run.probes.splits and train_args.probe:
+        beside = " beside what has learned nothing" if train_args.baseline else ""
+        run.accelerator.print(f"Measuring the encoder{beside}, which may take minutes; --no_probe leaves it out.")
         probed = run.probes.measure(model, train_args.baseline, name)
     if is_main_process:
         if probed is not None:
@@ -70,11 +73,14 @@ def finish(run: Run):
         images_seen, seconds = run.state["step"] * run.images_per_step, run.state["seconds"]
         clock = " of the processor" if train_args.clock == "processor" else ""
         print(f"Trained on {images_seen:,} images in {duration(seconds)}{clock}: {images_seen / seconds:,.0f} images/s")
-        print(f"Checkpoint: {output_dir}")
+        print(f"Model: {output_dir}, with all that was measured in its README.md")
         if run.is_ldae:
-            print(f"clean | noisy | denoised: {output_dir / 'denoised.png'}")
+            print(f"What it denoises: {output_dir / 'denoised.png'}")
         if run.curve is not None and (learned := run.curve.result()) is not None:
             print(f"{what_is_learned(learned)} Curve: {output_dir / 'loss.png'}")
+        if run.is_ldae:
+            given = f"--model {shlex.quote(str(output_dir))} --data {shlex.quote(str(data_args.data))}"
+            print(f"Features of the images: ldae-features {given} --output_dir features")
         if train_args.push_to_hub:
             print(push(output_dir, train_args))
     run.accelerator.wait_for_everyone()  # whoever reads the folder next finds it whole

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ldae.optimization import Length
+from ldae.optimization import ENDLESS, Length
 from ldae.report.results import open_losses
 from ldae.training.checkpoints import Checkpoints
 
@@ -66,7 +66,8 @@ class Recorder:
         self.images_per_step, self.logging_steps = images_per_step, logging_steps
         self.losses = open_losses(losses, state["step"]) if accelerator.is_main_process else None
         hidden = not accelerator.is_main_process
-        self.bar = tqdm(initial=state["step"], total=length.max_steps, desc="training", disable=hidden)
+        total = None if length.max_steps >= ENDLESS else length.max_steps  # by the clock it is known after a step
+        self.bar = tqdm(initial=state["step"], total=total, desc="training", disable=hidden)
         self.waiting: deque[Step] = deque()
         self.interrupted = False
         self.lag = 1 if accelerator.device.type == "cuda" else 0
@@ -142,7 +143,10 @@ class Recorder:
             self.checkpoints.stop(step.number, what, gather_object(own))
         state, loss = self.state, mean.item()
         state["seconds"] = seconds.item()
-        state["loss"] = loss if state["loss"] is None else 0.98 * state["loss"] + 0.02 * loss
+        kept = min(
+            0.98, step.number / (10 + step.number)
+        )  # less at first, so that short runs do not show how they began
+        state["loss"] = loss if state["loss"] is None else kept * state["loss"] + (1 - kept) * loss
         images = (step.number - self.first_step) * self.images_per_step
         speed = images / max(state["seconds"] - self.first_second, 1e-9)
         entry = {

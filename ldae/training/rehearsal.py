@@ -12,8 +12,9 @@ import psutil
 import torch
 
 from ldae.names import duration, short_name
+from ldae.optimization import ENDLESS
 from ldae.training import tokenizer_stage
-from ldae.training.run import ENDLESS, Run
+from ldae.training.run import Run
 
 WARMUP, STEPS = 2, 8
 TrainStep = Callable[[Run, Iterable[dict[str, Any]]], None]
@@ -79,7 +80,8 @@ def _length(run: Run, preparation: float, seconds: float) -> str:
     steps = min(length.max_steps, max(1, round((total - preparation) / seconds)))
     epochs = "" if run.images.streaming else f", {steps * run.images_per_step / len(run.images):.3g} epochs"
     clock = " of the processor" if length.max_minutes is not None and run.train_args.clock == "processor" else ""
-    return f"{duration(total)}{clock}, {duration(preparation)} of them until the first step: {steps:,} steps{epochs}"
+    number = f"{steps:,} step{'s' * (steps != 1)}"
+    return f"{duration(total)}{clock}, {duration(preparation)} of them until the first step: {number}{epochs}"
 
 
 def _memory(device: torch.device) -> str:

@@ -23,7 +23,7 @@ from ldae.data.sources import label_fault, load_examples
 from ldae.files import LOCK, hold_folder
 from ldae.hub.push import validate_hub
 from ldae.interruption import Interruption
-from ldae.optimization import Length, compile_blocks, parameter_groups
+from ldae.optimization import ENDLESS, Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING
 from ldae.seeds import mix_seed
 from ldae.tokenizers.fitting import explained_variance, fit_to_images
@@ -37,7 +37,6 @@ from modeling_ldae import LDAEForPreTraining
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ENDLESS = 1 << 40  # steps, where the clock ends a run
 CLOCKS = {"wall": time.monotonic, "processor": time.process_time}
 
 
@@ -195,6 +194,8 @@ class Run:
         if self.is_ldae and self.train_args.init_from is None:
             data_args, model = self.data_args, self.unwrapped.to(self.accelerator.device)
             bad_images = fit_to_images(model, self.images, data_args.pca_patches, data_args.num_workers)
+            for name in sorted(bad_images):
+                self.accelerator.print(f"Skipping {name}")
             if model.ldae.tokenizer.orthonormal and model.config.latent_dim < model.config.patch_dim:
                 held = f"{explained_variance(model.ldae.tokenizer):.1%} of the patches' variance"
                 self.accelerator.print(f"The {model.config.latent_dim} components of the latent space hold {held}.")

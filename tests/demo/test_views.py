@@ -186,6 +186,7 @@ def test_the_images_of_ldae_features_are_searched(data, tiny_model, tmp_path, mo
     arguments = ["--model", str(model), "--data", str(data), "--output_dir", str(features)]
     command.main([*arguments, "--format", format, "--shard_size", "3"])
     views = load_views(str(model), str(features))
+    assert views.reference.title == f"images of {data.name}"  # and not where the folder lies
     assert views.reference.indices.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]  # without the one that cannot be read
     with torch.no_grad():
         wanted = views.encoder.pool(views.reference.pixel_values(list(range(8))))

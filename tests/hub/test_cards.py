@@ -120,12 +120,15 @@ def test_card_says_what_goes_beyond_the_paper(folder):
 
 
 def test_card_elsewhere_takes_along_what_it_shows(folder, tmp_path):
-    assert "![" not in (folder / "README.md").read_text()
+    text, place = (folder / "README.md").read_text(), f"In place of `{folder.name}`, give the path of this folder"
+    assert "![" not in text
+    assert place in write_card(folder).read_text()
     Image.new("RGB", (4, 4)).save(folder / "denoised.png")
     output = tmp_path / "model_cards/tiny/README.md"
     cards.main(["--model", str(folder), "--hub_model_id", "me/mine", "--output", str(output)])
     assert "](denoised.png)" in output.read_text()
     assert 'model="me/mine"' in output.read_text()
+    assert "In place of" not in output.read_text()
     assert (output.parent / "denoised.png").read_bytes() == (folder / "denoised.png").read_bytes()
     assert (output.parent / "results/probe.json").read_bytes() == (folder / "results/probe.json").read_bytes()
     assert read_all(output.parent).keys() == {"README.md", "denoised.png", "results/probe.json", "results/train.json"}

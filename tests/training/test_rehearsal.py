@@ -65,7 +65,7 @@ def test_another_runs_folder_and_an_untrained_tokenizer_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.21, "0.21 seconds"), (119, "1.2e+02 seconds"), (150, "2.5 minutes"), (5400, "1.5 hours"), (864000, "10 days")],
+    [(0.21, "0.21 seconds"), (119, "119 seconds"), (150, "2.5 minutes"), (5400, "1.5 hours"), (864000, "10 days")],
 )
 def test_duration(seconds, words):
     assert duration(seconds) == words

@@ -727,7 +727,9 @@ def test_unreadable_images_are_named_and_skipped_or_refused(folder, tmp_path, ca
     bad = json.loads((output / "results/train.json").read_text())["data"]["bad_images"]
     assert len(bad) == 1
     assert "broken.png" in bad[0]
-    assert "Unreadable images, skipped: 1;" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.count(f"Skipping {data}/a/broken.png: ") == 1
+    assert "Unreadable images, skipped: 1;" in out
     with pytest.raises(ValueError, match=r"on_bad_image error.*broken\.png"):
         train(data, tmp_path / "strict", "--on_bad_image", "error")
 
