@@ -1,7 +1,7 @@
 """Whether a run learns, without labels: its loss on images that are held out, beside what needs no network.
 
 Two closed-form predictions stand beside the loss, on the same images and the same noise. `mean`: every patch is the mean patch.
-`linear`: the best linear map of each noisy patch alone (the Wiener filter). Who is below the second has learned what patches say
+`linear`: the best linear map of each noisy patch alone (the Wiener filter), or the mean for those that the encoder does not see. Who is below the second has learned what patches say
 of each other.
 """
 
@@ -243,8 +243,12 @@ class LearningCurve:
             noise, timesteps = drawn["noise"], drawn["timesteps"]
             latents = model.ldae.tokenizer.encode(pixel_values)
             target = model.target(pixel_values, latents, noise)
-            predicted = denoiser(model.noise_schedule.add_noise(latents, noise, timesteps), timesteps)
-            for name, prediction in (("linear", predicted), ("mean", denoiser.target_mean.expand_as(predicted))):
+            linear = denoiser(model.noise_schedule.add_noise(latents, noise, timesteps), timesteps)
+            mean = denoiser.target_mean.expand_as(linear)
+            if "keep" in drawn:  # of the other patches the network sees nothing either
+                seen = torch.zeros(linear.shape[:2], dtype=torch.bool).scatter(1, drawn["keep"].cpu(), True)
+                linear = torch.where(seen[..., None], linear, mean)
+            for name, prediction in (("linear", linear), ("mean", mean)):
                 loss = model.loss(target, prediction.float().to(target.device), timesteps)
                 sums[name] += loss.item() * len(pixel_values)
             count += len(pixel_values)

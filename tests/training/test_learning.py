@@ -175,6 +175,19 @@ def test_a_short_run_spends_little_time_on_being_measured(folder, tmp_path, monk
     assert [point["step"] for point in points(output)] == [0, 10, 20]
 
 
+def test_the_linear_denoiser_sees_no_more_patches_than_the_network(folder, tmp_path):
+    def references(share: float) -> tuple[float, float]:
+        output = train(folder, tmp_path / f"{share}", "--keep_ratio", str(share), "--max_steps=1")
+        held = json.loads((output / "results/train.json").read_text())["held_out"]
+        return held["loss_of_mean"], held["loss_of_linear"]
+
+    mean, linear = references(1)
+    for share in (0.5, 0.25):  # about that share of what patches tell
+        found, partly = references(share)
+        assert found == pytest.approx(mean)
+        assert (mean - partly) / (mean - linear) == pytest.approx(share, abs=0.1)
+
+
 def test_a_run_without_labels_shows_whether_it_learns(folder, tmp_path, capsys, monkeypatch):
     """What is held out is not trained on; the untrained network, whose output is zero, loses what the mean patch does."""
     monkeypatch.setattr(learning, "FEWEST_BETWEEN", 1)
