@@ -49,7 +49,7 @@ class InputArguments:
     """Try inputs that are wrong."""
 
     count: int = option(3000, "Inputs, shared between all kinds.", minimum=10)
-    kinds: list[str] = option([], "Only these kinds; by default all.")
+    kinds: list[str] = option([], "Only these kinds, beside those that the JSON file has; by default all.")
     seed: int = option(0, "Seed of the inputs.")
     output: str | None = option(None, "JSON file to write.")
     overwrite: bool = option(False, "Replace a JSON file that is there.")
@@ -244,7 +244,7 @@ KINDS: dict[str, tuple[str, Callable[[Kinds], Trial], float]] = {  # the part of
 
 def measure(given: InputArguments) -> Iterator[dict]:
     """Makes trials of each kind until its part of the inputs is tried."""
-    found: dict[str, dict] = {}
+    found = command.earlier(given.output, "kinds") if given.kinds else {}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         write_images(root / "data")

@@ -36,7 +36,7 @@ class KillArguments:
     """Kill runs at random moments."""
 
     kills: int = option(60, "Kills of each stage.", minimum=1)
-    stages: list[str] = option([], "Only these stages; by default all.")
+    stages: list[str] = option([], "Only these stages, beside those that the JSON file has; by default all.")
     seed: int = option(0, "Seed of the moments.")
     output: str | None = option(None, "JSON file to write.")
     overwrite: bool = option(False, "Replace a JSON file that is there.")
@@ -181,7 +181,7 @@ def push(root: Path, hub: HubStandIn) -> Stage:
 
 def kill(stage: Stage, root: Path, whole: Path, duration: float, expected: Any, moments: random.Random) -> dict:
     """Makes one run, killed up to `MOST` times; counts the kills, and says what is wrong with its end, if anything."""
-    folder = root / "killed" / whole.name  # which results name
+    folder = root / "killed" / "runs" / whole.name  # results name the last folders
     shutil.rmtree(folder, ignore_errors=True)
     if stage.prepared:
         shutil.copytree(whole, folder)
@@ -207,7 +207,7 @@ def kill(stage: Stage, root: Path, whole: Path, duration: float, expected: Any, 
 
 def measure(given: KillArguments) -> Iterator[dict]:
     """Makes runs of each stage until enough of them were killed."""
-    found: dict[str, dict] = {}
+    found = command.earlier(given.output, "stages") if given.stages else {}
     with ExitStack() as open_:
         root = Path(open_.enter_context(tempfile.TemporaryDirectory()))
         write_images(root / "data")
@@ -222,7 +222,7 @@ def measure(given: KillArguments) -> Iterator[dict]:
         for name, stage in stages(root, hub).items():
             if given.stages and name not in given.stages:
                 continue
-            whole = root / "alone" / f"run-{len(found)}"
+            whole = root / "alone" / "runs" / name.replace(" ", "-")
             warm_up(stage.module, stage.argv(whole))
             shutil.rmtree(whole, ignore_errors=True)
             stage.reset()
