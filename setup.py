@@ -42,12 +42,12 @@ setup(
         "safetensors>=0.8",
         "torchmetrics>=1.9",
         # little is asked of these
-        "filelock>=3.16",
+        "filelock>=4.0",
         "numpy>=2.0",  # pyarrow needs it, which datasets needs
         "pandas>=2.2.2",
         "pillow>=11",
         "matplotlib>=3.9",
-        "tensorboard>=2.16.2",
+        "tensorboard>=2.18",
         "tqdm>=4.66.3",
         "psutil>=5.9.4",
         "pyyaml>=6.0",
@@ -65,7 +65,7 @@ setup(
             "ruff>=0.14",
             "mypy>=2.4",
             "types-PyYAML>=6.0",
-            "timm>=1.0.26",
+            "timm>=1.0.31",
             "lightly>=1.6",
             *ONNX,
             "faiss-cpu>=1.9",
@@ -74,7 +74,7 @@ setup(
             "ipykernel>=6.29",
         ],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6"],
-        "timm": ["timm>=1.0.26"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
+        "timm": ["timm>=1.0.31"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
         "onnx": ONNX,  # ldae-export --to onnx
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
         "demo": ["gradio>=6.31", "pillow<13"],  # app.py; no Gradio takes Pillow 13 yet
