@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
+    classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.13")],
     packages=[*find_packages(include=["ldae", "ldae.*"]), "ldae.recipes"],
     package_dir={"ldae.recipes": "recipes"},
     package_data={"ldae.recipes": ["*.yaml"]},
@@ -29,7 +29,7 @@ setup(
             "ldae-export = ldae.export.command:command",
         ]
     },
-    # The tests pass with the lowest of these versions, all at once: tests/versions.py tries it, CONTRIBUTING.md has the table.
+    # tests/versions.py tries the lowest of these versions, all at once; CONTRIBUTING.md says which tests passed.
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
