@@ -30,7 +30,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
+    classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.13")],
     packages=find_packages(include=["ldae", "ldae.*"]),
     # An editable install then names the checkout on Python's path. The finder that setuptools writes otherwise comes too late
     # for a script beside a checkout that is called ldae: the script would import that folder, as an empty package.
@@ -46,7 +46,7 @@ setup(
             "ldae-export = ldae.export.command:command",
         ]
     },
-    # The tests pass with the lowest of these versions, all at once: tests/versions.py tries it, CONTRIBUTING.md has the table.
+    # tests/versions.py tries the lowest of these versions, all at once; CONTRIBUTING.md says which tests passed.
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -59,12 +59,12 @@ setup(
         "safetensors>=0.8",
         "torchmetrics>=1.9",
         # little is asked of these
-        "filelock>=3.16",
+        "filelock>=4.0",
         "numpy>=2.0",  # pyarrow needs it, which datasets needs
         "pandas>=2.2.2",
         "pillow>=11",
         "matplotlib>=3.9",
-        "tensorboard>=2.16.2",
+        "tensorboard>=2.18",
         "tqdm>=4.66.3",
         "psutil>=5.9.4",
         "pyyaml>=6.0",
@@ -82,7 +82,7 @@ setup(
             "ruff>=0.14",
             "mypy>=2.4",
             "types-PyYAML>=6.0",
-            "timm>=1.0.26",
+            "timm>=1.0.31",
             "lightly>=1.6",
             *ONNX,
             "faiss-cpu>=1.9",
@@ -91,7 +91,7 @@ setup(
             "ipykernel>=6.29",
         ],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6"],
-        "timm": ["timm>=1.0.26"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
+        "timm": ["timm>=1.0.31"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
         "onnx": ONNX,  # ldae-export --to onnx
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
         "demo": ["gradio>=6.31", "pillow<13"],  # app.py; no Gradio takes Pillow 13 yet

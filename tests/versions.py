@@ -1,6 +1,6 @@
 """Runs the tests with the lowest versions that setup.py allows together, or with the newest, and keeps which passed.
 
-`python tests/versions.py lowest [--python 3.12] [-- pytest arguments]` makes an environment with uv, runs the fast tests in it,
+`python tests/versions.py lowest [--python 3.12] [pytest arguments]` makes an environment with uv, runs the fast tests in it,
 puts the outcome into versions.json beside this file, and makes the table in CONTRIBUTING.md from that file.
 `python tests/versions.py table` only makes the table.
 """
@@ -36,7 +36,9 @@ print(json.dumps({"python": platform.python_version(), "packages": {name: found[
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("which", choices=["lowest", "newest", "table"])
     parser.add_argument(
         "--python", default=sys.executable, help="an interpreter, by its path or version; default: this one"
@@ -45,14 +47,13 @@ def main():
         "--venv", type=Path, help="a folder to make the environment in, or to go on with; default: a new one"
     )
     parser.add_argument("--extras", default="test,docs,demo,trackio,fid", help="of setup.py; default: %(default)s")
-    parser.add_argument("pytest", nargs="*", help="after --: arguments for pytest, such as some of the tests")
-    given = parser.parse_args()
+    given, arguments = parser.parse_known_args()  # the others are pytest's
     status = 0
     if given.which != "table":
         with tempfile.TemporaryDirectory() as folder:
             venv = given.venv or Path(folder) / "venv"
             install(given.which, given.python, given.extras, venv)
-            run, status = run_tests(given.which, venv, given.pytest)
+            run, status = run_tests(given.which, venv, arguments)
         if status > 1:  # stopped, or not begun
             return status
         keep(run)

@@ -1,6 +1,7 @@
 """The options that configure the model, made from the fields, the annotations and the docstring of LDAEConfig."""
 
 import dataclasses
+import inspect
 import re
 from typing import Any, Literal, get_args
 
@@ -34,9 +35,9 @@ class _ModelOptions:
 
 def _model_arguments() -> type:
     """A dataclass of the options that configure the model: `model_size` and every documented field of LDAEConfig."""
-    documented = r"^        (\w+) \(.*?(?:defaults to (.*))?\):\n((?:            .*\n)+)"
+    documented = r"^    (\w+) \(.*?(?:defaults to (.*))?\):\n((?:        .*(?:\n|\Z))+)"
     texts = {}
-    for name, default, text in re.findall(documented, LDAEConfig.__doc__ or "", re.MULTILINE):
+    for name, default, text in re.findall(documented, inspect.getdoc(LDAEConfig) or "", re.MULTILINE):
         default = "that of model_size" if name in SIZES["tiny"] else default
         text = f"{text} (default: {default})" if default else text
         texts[name] = " ".join(text.split()).replace("`", "")

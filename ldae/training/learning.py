@@ -1,8 +1,8 @@
 """Whether a run learns, without labels: its loss on images that are held out, beside what needs no network.
 
 Two closed-form predictions stand beside the loss, on the same images and the same noise. `mean`: every patch is the mean patch.
-`linear`: the best linear map of each noisy patch alone (the Wiener filter), and the mean of those that the encoder does not see. Who
-is below the second has learned what patches say of each other.
+`linear`: the best linear map of each noisy patch alone (the Wiener filter), and the mean of those that the encoder does not see.
+Who is below the second has learned what patches say of each other.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ def test_photos_share_no_pixel_between_the_splits(monkeypatch):
         """Replaces the validation region of every photograph, or all but it."""
         original = Image.open
 
-        def altered(source):
+        def altered(source, **options):
             if isinstance(source, io.BytesIO):  # a crop
-                return original(source)
+                return original(source, **options)
             array = np.array(original(source).convert("RGB"))
             edge = array.shape[1] * 2 // 3
             part = array[:, edge:] if validation else array[:, :edge]

@@ -1,6 +1,7 @@
 """Options: one declaration, which the command line, recipes and Python read."""
 
 import dataclasses
+import inspect
 import json
 import math
 import subprocess
@@ -22,6 +23,7 @@ from ldae.options import (
     ModelArguments,
     TrainArguments,
     domains,
+    model,
     names_given,
     option,
     option_parser,
@@ -232,6 +234,12 @@ def test_every_field_of_the_configuration_is_an_option():
     assert (known["sigma_max"].type, known["layer_norm_eps"].type, known["qkv_bias"].type) == (float, float, bool)
     assert known["latent_scaling"].choices == ("none", "global", "component")
     assert not any(known[name].many for name in fields - {"image_size", "patch_size"})
+
+
+def test_options_are_found_in_a_docstring_without_indentation(monkeypatch):
+    """Python 3.13 takes the indentation off docstrings, and Python 3.11 leaves it."""
+    monkeypatch.setattr(LDAEConfig, "__doc__", inspect.cleandoc(LDAEConfig.__doc__))
+    assert set(domains(model._model_arguments())) == set(domains(ModelArguments))
 
 
 def test_options_that_define_the_run():
