@@ -154,6 +154,8 @@ def understood(command: list[str]):
             PARSERS[name](argv)
         elif name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
             assert (ROOT / f"{name}.py").is_file()
+        elif "/" in name:  # tests/versions.py, which hands on what it does not know
+            assert (ROOT / f"{name}.py").is_file()
         elif name.startswith("experiments.baselines."):
             PARSERS["train_ldae"](argv)
         elif argv and "--" in argv and name == "experiments.ablation.run":
