@@ -26,7 +26,8 @@ from tests.stress import command
 from tests.stress.material import MODEL, RUN, write_images, write_parquet
 from tests.stress.processes import run, warm_up
 
-UNLIKE = {"seconds", "date", "commit", "images_per_second", "arguments", "hardware"}  # differ between two equal runs
+# what differs between two equal runs in two folders
+UNLIKE = {"seconds", "date", "commit", "images_per_second", "arguments", "hardware", "model"}
 LONG = 900  # seconds, after which what is not killed hangs
 MOST = 5  # kills of one run, which then may end
 
@@ -181,7 +182,7 @@ def push(root: Path, hub: HubStandIn) -> Stage:
 
 def kill(stage: Stage, root: Path, whole: Path, duration: float, expected: Any, moments: random.Random) -> dict:
     """Makes one run, killed up to `MOST` times; counts the kills, and says what is wrong with its end, if anything."""
-    folder = root / "killed" / "runs" / whole.name  # results name the last folders
+    folder = root / "killed"
     shutil.rmtree(folder, ignore_errors=True)
     if stage.prepared:
         shutil.copytree(whole, folder)
@@ -222,7 +223,7 @@ def measure(given: KillArguments) -> Iterator[dict]:
         for name, stage in stages(root, hub).items():
             if given.stages and name not in given.stages:
                 continue
-            whole = root / "alone" / "runs" / name.replace(" ", "-")
+            whole = root / f"alone-{len(found)}"
             warm_up(stage.module, stage.argv(whole))
             shutil.rmtree(whole, ignore_errors=True)
             stage.reset()
