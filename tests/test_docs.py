@@ -152,9 +152,8 @@ def understood(command: list[str]):
         name, argv = (argv[1], argv[2:]) if argv[0] == "-m" else (argv[0].removesuffix(".py"), argv[1:])
         if name in PARSERS:
             PARSERS[name](argv)
-        elif name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
-            assert (ROOT / f"{name}.py").is_file()
-        elif "/" in name:  # tests/versions.py, which hands on what it does not know
+        elif "/" in name or (name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None):
+            # tests/versions.py, which hands on what it does not know; or a script that needs an extra
             assert (ROOT / f"{name}.py").is_file()
         elif name.startswith("experiments.baselines."):
             PARSERS["train_ldae"](argv)
