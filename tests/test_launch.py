@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,3 +136,11 @@ def test_accumulation_of_the_environment(monkeypatch, variable, steps, refused):
             launch.start("no", cpu=True, **kwargs)
     else:
         launch.start("no", cpu=True, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"), [("cpu", "bf16", "eager"), ("cpu", "no", None), ("cuda", "bf16", None)]
+)
+def test_attention_is_written_out_in_bf16_on_a_cpu(device, precision, expected):
+    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision=precision)
+    assert launch.attention(accelerator) == expected

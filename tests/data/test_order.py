@@ -12,12 +12,11 @@ from image_files import encoded, examples, noise, parquet, save
 from PIL import Image
 from torchvision.transforms import v2
 
-from ldae.data.images import ImageDataset
+from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.order import (
     DeviceLoader,
     StepSampler,
     fill_cache,
-    to_pixel_values,
     training_loader,
 )
 from ldae.data.sources import load_examples

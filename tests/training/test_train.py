@@ -776,23 +776,6 @@ def test_bad_options_are_refused_before_any_work(folder, tmp_path, monkeypatch, 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("device", "precision", "asked", "expected"),
-    [
-        ("cpu", "bf16", None, "eager"),
-        ("cpu", "no", None, None),
-        ("cuda", "bf16", None, None),
-        ("cpu", "bf16", "sdpa", "sdpa"),
-    ],
-)
-def test_attention_is_written_out_in_bf16_on_a_cpu(device, precision, asked, expected):
-    run = SimpleNamespace(
-        accelerator=SimpleNamespace(device=torch.device(device), mixed_precision=precision),
-        train_args=SimpleNamespace(attn_implementation=asked),
-    )
-    assert Run._attention(run) == expected
-
-
 def test_the_clock_of_a_run_is_the_one_that_was_asked_for(folder, tmp_path, monkeypatch):
     ticks = itertools.count()  # a second for every look: one as the run starts, and one a step
     monkeypatch.setitem(CLOCKS, "processor", lambda: float(next(ticks)))
