@@ -35,6 +35,15 @@ class PlainViT(NamedTuple):
     weights: dict[str, torch.Tensor]
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """What the configurations of transformers' ViTs call by the same names."""
+        same = (
+            "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps", "qkv_bias",
+        )  # fmt: skip
+        sizes = {"image_size": list(self.image_hw), "patch_size": list(self.config.patch_hw)}
+        return {**sizes, **{name: getattr(self.config, name) for name in same}}
+
+    @property
     def classifies(self) -> bool:
         """Whether it has a classifier."""
         return "head.weight" in self.weights
@@ -162,19 +171,8 @@ def as_ijepa(plain: PlainViT) -> PreTrainedModel:
             "transformers' I-JEPA ends in a LayerNorm, which final_layernorm=False has not; timm's ViT fits"
         )
     labels = {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
-    ijepa_config = IJepaConfig(
-        image_size=list(plain.image_hw),
-        patch_size=list(config.patch_hw),
-        num_channels=config.num_channels,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        hidden_act=config.hidden_act,
-        layer_norm_eps=config.layer_norm_eps,
-        qkv_bias=config.qkv_bias,
-        **(labels if plain.classifies else {}),
-    )
+    labels = labels if plain.classifies else {}
+    ijepa_config = IJepaConfig(**plain.fields, intermediate_size=config.intermediate_size, **labels)
     model = (IJepaForImageClassification if plain.classifies else IJepaModel)(ijepa_config)
     weights = renamed(_with_split_qkv(plain.weights), IJEPA_NAMES)
     if not plain.classifies:

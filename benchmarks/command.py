@@ -2,24 +2,36 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ldae.mistakes import run_command
-from ldae.options import option_parser
+from ldae.options import option, option_parser
 from ldae.report.results import environment, save_result
 from ldae.report.tables import fill
 
 README = Path(__file__).with_name("README.md")
-OWN = ("output", "overwrite", "table")  # options that say nothing of what is measured
+
+
+@dataclass(kw_only=True)
+class FileArguments:
+    """The options of every command, which say nothing of what is measured."""
+
+    output: str | None = option(None, "JSON file to write.")
+    overwrite: bool = option(False, "Replace a JSON file that is there.")
+    table: str | None = option(None, "Only put this JSON file's table, and its plot if it has one, into the page.")
+
+
+OWN = tuple(field.name for field in fields(FileArguments))
 
 
 def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str], page: Path = README):
     """The command line of a benchmark.
 
     Args:
-        options: a dataclass with the fields of `OWN` among others.
+        options: a dataclass that adds its own to `FileArguments`.
         measure: options -> the result to save, as often as it grows: what is stopped has saved what it measured.
         table: a result with its environment -> markdown. `--table NAME.json` puts it between the lines `<!-- NAME -->` of
             the page.

@@ -35,17 +35,14 @@ ONNX, INT8 = "folded: onnxruntime", "folded: onnxruntime, int8"
 Pool = Callable[[torch.Tensor], torch.Tensor]  # images (B, C, H, W) -> pooled features (B, E)
 
 
-@dataclass
-class ExportSpeedArguments:
+@dataclass(kw_only=True)
+class ExportSpeedArguments(command.FileArguments):
     """Time the forward pass of an encoder and of its folded forms."""
 
     model: str = option("model_cards/ldae-vit-small-tiny-imagenet64", "An l-DAE folder or Hub id.")
     batch_sizes: list[int] = option([1, 32], "Images in a forward pass.")
     rounds: int = option(7, "Timed rounds of each contender.")
     threads: int = option(1, "CPU threads.")
-    output: str | None = option(None, "JSON file to write.")
-    overwrite: bool = option(False, "Replace a JSON file that is there.")
-    table: str | None = option(None, "Only put this JSON file's table into README.md.")
 
 
 def contenders(model: str, threads: int) -> dict[str, Pool]:

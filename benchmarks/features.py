@@ -26,8 +26,8 @@ CEILING, DECODED, FILES, PIPELINE = (
 )  # fmt: skip
 
 
-@dataclass
-class FeatureSpeedArguments:
+@dataclass(kw_only=True)
+class FeatureSpeedArguments(command.FileArguments):
     """Time the extraction of pooled features."""
 
     model: str = option("runs/ldae-tiny-photos", "An l-DAE folder or Hub id.")
@@ -36,9 +36,6 @@ class FeatureSpeedArguments:
     batch_size: int = option(64, "Images in a forward pass.")
     rounds: int = option(7, "Timed rounds of each contender.")
     threads: int = option(1, "CPU threads.")
-    output: str | None = option(None, "JSON file to write.")
-    overwrite: bool = option(False, "Replace a JSON file that is there.")
-    table: str | None = option(None, "Only put this JSON file's table into README.md.")
 
 
 def contenders(arguments: FeatureSpeedArguments) -> dict[str, Callable]:

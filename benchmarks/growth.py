@@ -37,16 +37,13 @@ BASE = {
 }  # fmt: skip
 
 
-@dataclass
-class GrowthArguments:
+@dataclass(kw_only=True)
+class GrowthArguments(command.FileArguments):
     """Time l-DAE's training step at several sizes."""
 
     batch_size: int = option(32, "Images in a step of one process.", minimum=1)
     steps: int = option(7, "Timed steps of each size.", minimum=2)
     mixed_precision: str = option("auto", "bf16 autocast, or auto: where it is faster.", choices=("auto", "no", "bf16"))
-    output: str | None = option(None, "JSON file to write.")
-    overwrite: bool = option(False, "Replace a JSON file that is there.")
-    table: str | None = option(None, "Only put this JSON file's table and plot into README.md.")
 
 
 def sizes() -> dict[str, dict[float, dict[str, Any]]]:

@@ -25,8 +25,8 @@ CROPS = ("center", "random", "random_resized")
 FIRST = "first pass: decoding, center crop and flip"
 
 
-@dataclass
-class LoaderSpeedArguments:
+@dataclass(kw_only=True)
+class LoaderSpeedArguments(command.FileArguments):
     """Time the loading of training batches."""
 
     data: str = option("photos", "'photos', a folder, parquet files or a Hub data set; its training split is read.")
@@ -36,9 +36,6 @@ class LoaderSpeedArguments:
     num_workers: int = option(0, "Processes that load images; with 0, this process does.")
     rounds: int = option(5, "Timed rounds.")
     device: Literal["cpu", "cuda"] = option("cpu", "Where batches of cached images are cut.")
-    output: str | None = option(None, "JSON file to write.")
-    overwrite: bool = option(False, "Replace a JSON file that is there.")
-    table: str | None = option(None, "Only put this JSON file's table into README.md.")
 
 
 def contenders(arguments: LoaderSpeedArguments) -> dict[str, Callable[[], Iterable]]:

@@ -29,8 +29,8 @@ from tokenizers_ldae import patchify
 OURS = "ldae"
 
 
-@dataclass
-class PCASpeedArguments:
+@dataclass(kw_only=True)
+class PCASpeedArguments(command.FileArguments):
     """Time the fit of PCA to patches."""
 
     data: str = option("photos", "'photos', a folder, parquet files or a Hub data set; its training split is read.")
@@ -40,9 +40,6 @@ class PCASpeedArguments:
     batch_size: int = option(64, "Images in a batch of the tokenizer's.")
     rounds: int = option(5, "Timed rounds of each contender.")
     threads: int = option(1, "CPU threads.")
-    output: str | None = option(None, "JSON file to write.")
-    overwrite: bool = option(False, "Replace a JSON file that is there.")
-    table: str | None = option(None, "Only put this JSON file's table into README.md.")
 
 
 def contenders(images: torch.Tensor, patches: np.ndarray, config: LDAEConfig, batch_size: int) -> dict[str, Callable]:

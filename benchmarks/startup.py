@@ -29,14 +29,11 @@ COMMANDS = {
 }
 
 
-@dataclass
-class StartupArguments:
+@dataclass(kw_only=True)
+class StartupArguments(command.FileArguments):
     """Time imports and commands as whole processes."""
 
     rounds: int = option(5, "Timed rounds, after one that is not counted.", minimum=1)
-    output: str | None = option(None, "JSON file to write.")
-    overwrite: bool = option(False, "Replace a JSON file that is there.")
-    table: str | None = option(None, "Only put this JSON file's table into README.md.")
 
 
 def measure(arguments: StartupArguments) -> Iterator[dict]:

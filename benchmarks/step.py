@@ -27,8 +27,8 @@ from ldae.options import option
 LOWER_BOUND = "matrix products alone"
 
 
-@dataclass
-class StepArguments:
+@dataclass(kw_only=True)
+class StepArguments(command.FileArguments):
     """Time a training step of l-DAE beside ViTMAE's and DiT's."""
 
     model_size: str = option("tiny", "Named size: tiny, small, base, half-large, large.")
@@ -44,9 +44,6 @@ class StepArguments:
     threads: int = option(1, "CPU threads.")
     mixed_precision: Literal["auto", "no", "bf16"] = option("auto", "bf16 autocast, or auto: where it is faster.")
     device: str = option("cpu", "cpu or cuda.")
-    output: str | None = option(None, "JSON file to write.")
-    overwrite: bool = option(False, "Replace a JSON file that is there.")
-    table: str | None = option(None, "Only put this JSON file's table into README.md, between its markers.")
 
 
 @dataclass(frozen=True)

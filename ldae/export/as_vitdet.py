@@ -39,17 +39,9 @@ def as_vitdet(plain: PlainViT, cls: type = VitDetModel) -> Any:
             f"got {config.intermediate_size}"
         )
     vitdet_config = VitDetConfig(
-        image_size=list(plain.image_hw),
+        **plain.fields,
         pretrain_image_size=list(plain.image_hw),
-        patch_size=list(config.patch_hw),
-        num_channels=config.num_channels,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
         mlp_ratio=config.intermediate_size // config.hidden_size,
-        hidden_act=config.hidden_act,
-        layer_norm_eps=config.layer_norm_eps,
-        qkv_bias=config.qkv_bias,
     )
     encoder = {name: value for name, value in plain.weights.items() if not name.startswith(("norm.", "head."))}
     encoder["pos_embed"] = torch.nn.functional.pad(encoder["pos_embed"], (0, 0, 1, 0))  # of a class token, not used

@@ -57,11 +57,10 @@ def build_model(
 def _changed(source: str, given: dict[str, Any]) -> LDAEConfig:
     """The configuration of a folder or Hub id with other options, none of which changes its fitted tokenizer."""
     folder = Path(source).expanduser()
+    parts = given.pop("autoencoder", {})
     with reading("--init_from", source):
-        there = LDAEConfig.from_pretrained(folder)
-    names, parts = there.tokenizer_class.defined_by, given.pop("autoencoder", {})
-    with reading("--init_from", source):
-        config = LDAEConfig.from_pretrained(folder, **given)
+        there, config = LDAEConfig.from_pretrained(folder), LDAEConfig.from_pretrained(folder, **given)
+    names = there.tokenizer_class.defined_by
     pairs = {name.replace("_hw", "_size"): (getattr(config, name), getattr(there, name)) for name in names}
     if "autoencoder_config" in names:
         pairs |= {f"autoencoder: {name}": (value, there.autoencoder_config.get(name)) for name, value in parts.items()}

@@ -143,9 +143,8 @@ class Recorder:
             self.checkpoints.stop(step.number, what, gather_object(own))
         state, loss = self.state, mean.item()
         state["seconds"] = seconds.item()
-        kept = min(
-            0.98, step.number / (10 + step.number)
-        )  # less at first, so that short runs do not show how they began
+        # less at first, so that the mean of a short run does not tell how it began
+        kept = min(0.98, step.number / (10 + step.number))
         state["loss"] = loss if state["loss"] is None else kept * state["loss"] + (1 - kept) * loss
         images = (step.number - self.first_step) * self.images_per_step
         speed = images / max(state["seconds"] - self.first_second, 1e-9)

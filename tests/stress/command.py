@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks.command
+from benchmarks.command import FileArguments
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 run = partial(benchmarks.command.run, page=PAGE)
+__all__ = ["FileArguments", "earlier", "run"]
 
 
 def earlier(output: str | None, part: str) -> dict[str, Any]:

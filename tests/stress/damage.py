@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldae.options import option
 from ldae.report.tables import markdown
 from tests.stress import command
 from tests.stress.kills import features, results, trained
@@ -17,13 +16,9 @@ from tests.stress.material import MODEL, RUN, write_images
 from tests.stress.processes import Outcome, run, warm_up
 
 
-@dataclass
-class DamageArguments:
+@dataclass(kw_only=True)
+class DamageArguments(command.FileArguments):
     """Damage files."""
-
-    output: str | None = option(None, "JSON file to write.")
-    overwrite: bool = option(False, "Replace a JSON file that is there.")
-    table: str | None = option(None, "Only put this JSON file's table into docs/reliability.md.")
 
 
 def flip(path: Path, at: float):

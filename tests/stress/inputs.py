@@ -44,16 +44,13 @@ LEFT_ALONE = {  # what would reach for the network, other folders, or run for ho
 WRONG = ("traceback", "hang", "crash", "unclear", "silent")
 
 
-@dataclass
-class InputArguments:
+@dataclass(kw_only=True)
+class InputArguments(command.FileArguments):
     """Try inputs that are wrong."""
 
     count: int = option(3000, "Inputs, shared between all kinds.", minimum=10)
     kinds: list[str] = option([], "Only these kinds, beside those that the JSON file has; by default all.")
     seed: int = option(0, "Seed of the inputs.")
-    output: str | None = option(None, "JSON file to write.")
-    overwrite: bool = option(False, "Replace a JSON file that is there.")
-    table: str | None = option(None, "Only put this JSON file's table into docs/reliability.md.")
 
 
 @dataclass

@@ -32,16 +32,13 @@ LONG = 900  # seconds, after which what is not killed hangs
 MOST = 5  # kills of one run, which then may end
 
 
-@dataclass
-class KillArguments:
+@dataclass(kw_only=True)
+class KillArguments(command.FileArguments):
     """Kill runs at random moments."""
 
     kills: int = option(60, "Kills of each stage.", minimum=1)
     stages: list[str] = option([], "Only these stages, beside those that the JSON file has; by default all.")
     seed: int = option(0, "Seed of the moments.")
-    output: str | None = option(None, "JSON file to write.")
-    overwrite: bool = option(False, "Replace a JSON file that is there.")
-    table: str | None = option(None, "Only put this JSON file's table into docs/reliability.md.")
 
 
 @dataclass
@@ -54,7 +51,7 @@ class Stage:
         result: of a folder: what must be the same.
         prepared: whether the folder is one in which the stage has ended already.
         reset: before each run.
-        whole: after each kill: whether nothing is half-written for others to see.
+        whole: after each kill, given the result: whether nothing is half-written for others to see.
         part: of the kills of other stages, for one that takes long.
     """
 
@@ -63,7 +60,7 @@ class Stage:
     result: Callable[[Path], Any]
     prepared: bool = False
     reset: Callable[[], object] = lambda: None
-    whole: Callable[[], bool] = lambda: True
+    whole: Callable[[Any], bool] = lambda expected: True
     part: float = 1
 
 
@@ -166,9 +163,8 @@ def push(root: Path, hub: HubStandIn) -> Stage:
     def reset():
         hub.repositories[name] = copy.deepcopy(before)
 
-    def whole() -> bool:
-        # the card of a model is the only file that upload and folder may differ in, so commits are counted
-        return len(hub.repositories[name].commits) - len(before.commits) in (0, 1)
+    def whole(expected: dict[str, bytes]) -> bool:
+        return files() in (before.files, expected)
 
     def argv(folder: Path) -> list[str]:
         if not before.commits:
@@ -193,7 +189,7 @@ def kill(stage: Stage, root: Path, whole: Path, duration: float, expected: Any, 
         if outcome.kind != "killed":
             break
         kills += 1
-        halves += not stage.whole()
+        halves += not stage.whole(expected)
     else:
         outcome = run(stage.module, stage.argv(folder), limit=LONG)
     fault = None
