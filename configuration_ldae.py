@@ -230,10 +230,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     def _validate_sizes(self):
         """Raises a ValueError for fields that are too large together."""
         E, blocks = self.hidden_size, self.num_hidden_layers + self.decoder_num_hidden_layers
-        tokens, of_block = (
-            math.prod(self.grid_hw),
-            E * (4 * E + 2 * self.intermediate_size + 6 * self.conditioning_size),
-        )
+        tokens = math.prod(self.grid_hw)
+        of_block = E * (4 * E + 2 * self.intermediate_size + 6 * self.conditioning_size)
         for fields, what, number, limit in (
             ("patch_size and num_channels", "numbers in a patch", self.patch_dim, MAX_PATCH_DIM),
             ("image_size, patch_size and hidden_size", "numbers of positions", tokens * E, MAX_POSITIONS),

@@ -35,9 +35,8 @@ class OptionParser(argparse.ArgumentParser):
         self._names = {"--help", "--debug"}
         groups: dict[str | None, Any] = {None: self}
         for cls in self.types:
-            declared = [
-                inspect.get_annotations(base) for base in cls.__mro__
-            ]  # what a class inherits comes after its own
+            # what a class inherits comes after its own
+            declared = [inspect.get_annotations(base) for base in cls.__mro__]
             for f in sorted(fields(cls), key=lambda f: next(i for i, names in enumerate(declared) if f.name in names)):
                 if (domain := domains(cls).get(f.name)) is not None:
                     title = f.metadata["group"] or getattr(cls, "title", None)
@@ -82,7 +81,9 @@ class OptionParser(argparse.ArgumentParser):
         values = {}
         for name, value in arguments.items():
             if (domain := self.domains.get(name)) is None:
-                raise TypeError(f"unknown option {name!r}; {closest(name, self.domains) or 'help() lists the options'}")
+                raise TypeError(
+                    f"unknown option {name!r}; {closest(name, self.domains) or '--help of the command lists the options'}"
+                )
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
             value = [value] if domain.many and not isinstance(value, (list, tuple)) and value is not None else value
             if not domain.holds(value):
