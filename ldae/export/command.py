@@ -68,7 +68,7 @@ def parse_arguments(argv: list[str] | None = None) -> ExportArguments:
         raise ValueError(f"--to must be one of {', '.join(HOMES)}, got {options.to!r}")
     for library in HOMES[options.to]:
         if find_spec(library) is None:
-            raise ImportError(f"--to {options.to} needs {library}: pip install 'ldae[{options.to}]'")
+            raise ImportError(f"--to {options.to} needs {library}: in a checkout, pip install -e '.[{options.to}]'")
     if options.to == "onnx" and options.image_size is not None:
         raise ValueError("--image_size says nothing to --to onnx, whose graph takes images of any size; leave it out")
     if options.to != "onnx" and options.int8:

@@ -81,9 +81,8 @@ class OptionParser(argparse.ArgumentParser):
         values = {}
         for name, value in arguments.items():
             if (domain := self.domains.get(name)) is None:
-                raise TypeError(
-                    f"unknown option {name!r}; {closest(name, self.domains) or '--help of the command lists the options'}"
-                )
+                hint = closest(name, self.domains) or "--help of the command lists the options"
+                raise TypeError(f"unknown option {name!r}; {hint}")
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
             value = [value] if domain.many and not isinstance(value, (list, tuple)) and value is not None else value
             if not domain.holds(value):
