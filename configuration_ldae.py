@@ -123,10 +123,11 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         residual_weight (`float`, defaults to 0.1):
             Weight in the loss of the components of the image outside the latent space (equation 4), where the image
             is predicted.
-        loss_units (`str`, defaults to `"image"`):
+        loss_units (`str`, *optional*, defaults to `"latent"` where each component is scaled, and else to `"image"`):
             Units of the error where the image is predicted. `"image"`: those of the pixels, as equation 4 reads. `"latent"`:
             those of the scaled latents, in which the noise is added; with `latent_scaling="component"` the network then
-            predicts the principal components of a patch, each divided by its deviation, the residual ones too.
+            predicts the principal components of a patch, each divided by its deviation, the residual ones too. It needs
+            a tokenizer with orthonormal rows, and so PCA or pixels.
         keep_ratio (`float`, defaults to 1.0):
             Share of the tokens that the encoder sees in training, a random subset of each image's; the decoder fills in the
             others from a mask token. 1 is the paper; below 1 a step is cheaper. Inference always sees all tokens.
@@ -175,7 +176,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     input_space: Literal["image", "latent"] = "image"
     prediction: Literal["image", "projected_image", "latent", "noise"] = "image"
     residual_weight: float | int = 0.1
-    loss_units: Literal["image", "latent"] = "image"
+    loss_units: Literal["image", "latent"] | None = None
     keep_ratio: float | int = 1.0
     mask_block: int = 1
     num_classes: int = 0
@@ -197,6 +198,10 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             self.decoder_num_hidden_layers = self.num_hidden_layers
         if self.conditioning_size is None:
             self.conditioning_size = self.hidden_size // 4
+        if self.loss_units is None:
+            tokenizer = TOKENIZERS.get(self.tokenizer_type)  # a wrong name is refused below
+            has_components = not self.predicts_image or (tokenizer is not None and tokenizer.orthonormal)
+            self.loss_units = "latent" if self.latent_scaling == "component" and has_components else "image"
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         kwargs.pop("stage_names", None)
         self.set_output_features_output_indices(

@@ -30,6 +30,25 @@ def test_defaults_are_vit_b_and_the_paper():
 
 
 @pytest.mark.parametrize(
+    ("units", "fields"),
+    [
+        ("latent", {}),  # the noise's units, where these are not the pixels'
+        ("latent", {"tokenizer_type": "pixels", "latent_dim": 768}),
+        ("image", {"latent_scaling": "global"}),
+        ("image", {"latent_scaling": "none"}),
+        ("image", {"loss_units": "image"}),
+        ("image", {"tokenizer_type": "patch_ae", "prediction": "projected_image"}),  # has no components
+        ("latent", {"tokenizer_type": "patch_ae", "prediction": "noise"}),
+    ],
+)
+def test_noise_and_loss_have_the_same_units(units, fields, tmp_path):
+    config = LDAEConfig(**fields)
+    assert config.loss_units == units
+    config.save_pretrained(tmp_path)
+    assert LDAEConfig.from_pretrained(tmp_path).loss_units == units
+
+
+@pytest.mark.parametrize(
     ("size", "width", "blocks", "heads"),
     [
         ("tiny", 192, 6, 3),

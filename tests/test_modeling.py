@@ -192,7 +192,7 @@ def naive_loss(model, images, noise, timesteps, classes=None, keep=None):
 @pytest.mark.parametrize("subtract_mean", [True, False])
 @pytest.mark.parametrize("latent_scaling", ["none", "global", "component"])
 def test_loss_is_the_papers(tiny_model, images, latent_scaling, subtract_mean):
-    model = tiny_model(latent_scaling=latent_scaling, subtract_mean=subtract_mean)
+    model = tiny_model(latent_scaling=latent_scaling, subtract_mean=subtract_mean, loss_units="image")
     x, drawn = images(model.config), draw(model)
     assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=2e-5, atol=0)
 
@@ -212,7 +212,7 @@ def test_the_loss_in_the_units_of_the_latents(tiny_model, images, latent_scaling
     model = tiny_model(latent_scaling=latent_scaling, prediction=prediction, loss_units="latent")
     x, drawn = images(model.config), draw(model)
     assert_close(model(x, **drawn).loss.double(), naive_loss(model, x, **drawn), rtol=5e-5, atol=0)
-    in_image_units = tiny_model(latent_scaling=latent_scaling, prediction=prediction)
+    in_image_units = tiny_model(latent_scaling=latent_scaling, prediction=prediction, loss_units="image")
     same = torch.allclose(in_image_units(x, **drawn).loss, model(x, **drawn).loss)
     assert same == (latent_scaling == "none")
 
@@ -231,7 +231,7 @@ def test_a_component_without_variance_has_a_finite_loss(tiny_config, images):
 
 
 @pytest.mark.parametrize("fields", [
-    {}, {"loss_units": "latent"}, {"input_space": "latent", "prediction": "noise", "noise_schedule": "ddpm"},
+    {}, {"loss_units": "image"}, {"input_space": "latent", "prediction": "noise", "noise_schedule": "ddpm"},
     {"tokenizer_type": "conv_vae", "input_space": "latent", "prediction": "latent"},
 ])  # fmt: skip
 @pytest.mark.parametrize("keep_ratio", [0.25, 0.5, 0.9])
@@ -362,7 +362,7 @@ def test_denoise_is_what_the_model_does_in_evaluation(tiny_model, images):
 
 
 def test_loss_weights_every_component_of_pixels_alike(tiny_model, images):
-    model = tiny_model(tokenizer_type="pixels", latent_dim=48, residual_weight=0)
+    model = tiny_model(tokenizer_type="pixels", latent_dim=48, residual_weight=0, loss_units="image")
     x, drawn = images(model.config), draw(model)
     output = model(x, **drawn)
     weight = 1 / (1 + (math.sqrt(2) * drawn["timesteps"] / 999) ** 2)

@@ -259,8 +259,9 @@ def _model(config: PreTrainedConfig) -> str:
         tokens, block = (height // p) * (width // q), config.mask_block**2
         kept = block * max(1, round(config.keep_ratio * tokens / block))
         facts["Tokens"] = f"the encoder sees {kept} of {tokens} in training, and all in use"
-    if config.loss_units != "image":
-        facts["Loss"] = "in the units of the scaled latents"
+    if config.predicts_image:
+        latent = config.loss_units == "latent"
+        facts["Loss"] = f"in the units of the {'scaled latents' if latent else 'pixels (equation 4)'}"
     return _facts(facts)
 
 

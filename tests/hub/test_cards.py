@@ -110,13 +110,15 @@ def test_card_of_a_streamed_training(folder):
     assert "94,690 images in 1,480 steps |" in text
 
 
-def test_card_says_what_goes_beyond_the_paper(folder):
-    assert not re.search(r"^\| (Tokens|Loss) \|", (folder / "README.md").read_text(), re.MULTILINE)
+def test_card_says_which_tokens_are_seen_and_in_which_units_the_loss_is(folder):
+    text = (folder / "README.md").read_text()
+    assert "| Loss | in the units of the scaled latents |" in text
+    assert "| Tokens |" not in text
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "keep_ratio": 0.25, "loss_units": "latent"}))
+    (folder / "config.json").write_text(json.dumps({**config, "keep_ratio": 0.25, "loss_units": "image"}))
     text = write_card(folder).read_text()
     assert "| Tokens | the encoder sees 4 of 16 in training, and all in use |" in text
-    assert "| Loss | in the units of the scaled latents |" in text
+    assert "| Loss | in the units of the pixels (equation 4) |" in text
 
 
 def test_card_elsewhere_takes_along_what_it_shows(folder, tmp_path):

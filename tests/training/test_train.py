@@ -310,7 +310,7 @@ def test_two_processes_killed_and_resumed(folder, files, tmp_path, streaming):
 
 def test_golden_losses(folder, tmp_path):
     """A refactor reproduces the curve; to write it anew after a meant change, remove the file and run this test twice."""
-    train(folder, tmp_path / "run", "--max_steps", "12")
+    train(folder, tmp_path / "run", "--max_steps", "12", "--loss_units", "image")
     now = {"losses": losses(tmp_path / "run"), "made_on": {k: environment()[k] for k in ("versions", "hardware")}}
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(now, indent=1) + "\n")
