@@ -1,16 +1,17 @@
 """What the runs of each rung gave over their seeds, with the standard error, and the settings that they had."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, variance
+from statistics import mean
 from typing import Any
 
 import numpy as np
 
 from configuration_ldae import LDAEConfig
 from experiments.ablation.rungs import RUNGS, options, rung_of
+from experiments.errors import pooled_variance
 from ldae.options import RUN_DEFINING
 from ldae.probes import unpack
 from ldae.report.results import load_study
@@ -165,12 +166,6 @@ def _describe(generation: dict[str, Any]) -> str:
     text = "{metric}, {num_fake:,} generated and {num_real:,} real images, {sampler}, {num_inference_steps} steps"
     text += ", guidance {guidance_scale:g}" if generation.get("guidance_scale", 1) != 1 else ""
     return text.format(**generation)
-
-
-def pooled_variance(groups: Iterable[list[float]]) -> float | None:
-    """The variance within groups of values, pooled over all that have several; None where none has."""
-    repeated = [(len(values) - 1, variance(values)) for values in groups if len(values) > 1]
-    return sum(n * v for n, v in repeated) / sum(n for n, _ in repeated) if repeated else None
 
 
 def _setting_of(run: Run) -> dict[str, Any]:

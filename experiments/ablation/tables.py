@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from experiments.ablation.rungs import END, RUNGS, TABLE2, TOKENIZERS, Rung, at_dimension, branches, main_path
-from experiments.ablation.runs import PROTOCOL, Measured, Run, load_runs, measure, pooled_variance
+from experiments.ablation.runs import PROTOCOL, Measured, Run, load_runs, measure
 from experiments.ablation.verdicts import VERDICTS, compare, verdict
+from experiments.errors import pooled_variance
 from ldae.probes import format_figure
 from ldae.report.tables import MISSING, markdown
 

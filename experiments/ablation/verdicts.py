@@ -2,10 +2,9 @@
 
 import math
 
-import numpy as np
-
 from experiments.ablation.rungs import RUNGS, Rung, options
 from experiments.ablation.runs import TOKENIZER_TRAINING, Measured
+from experiments.errors import paired_error
 
 NO_CHANGE = 0.5  # points of accuracy: what changes less in the paper, which has one seed, is taken for no change
 VERDICTS = ("agrees", "none seen", "undecided", "does not", "one seed", "not comparable", "not run")
@@ -40,15 +39,6 @@ def _changes(rung: Rung) -> set[str]:
     after, before = (options(r) for r in (rung, RUNGS[rung.before]))
     changed = {name for name in after.keys() | before.keys() if after.get(name) != before.get(name)}
     return changed | {TOKENIZER_TRAINING} if "tokenizer_type" in changed else changed
-
-
-def paired_error(after: np.ndarray, before: np.ndarray) -> float:
-    """The standard error of a difference in accuracy on the same images, in points; McNemar's for two single runs.
-
-    Args:
-        after, before: for each image, whether it is classified rightly, or the part of the seeds that do so (n,).
-    """
-    return 100 * float(np.std(after - before)) / math.sqrt(len(after))
 
 
 def verdict(rung: Rung, figures: dict[str, Measured]) -> str:

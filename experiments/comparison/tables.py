@@ -50,7 +50,7 @@ def comparison(study: str | Path, protocols: Sequence[str] = tuple(PROTOCOLS)) -
     trained = []
     for run in whole:
         training, probe = run["train"], run["probe"]
-        name = _name(training["config"])
+        name = method_name(training["config"])
         trained.append(row(name, training["seconds"] / 60, f"{training['epochs']:.1f}", probe["protocols"]))
         if any(name in probe["floor"] for name in protocols):
             name = _untrained_name(training["config"])
@@ -81,7 +81,7 @@ def details(study: str | Path) -> str:
     return markdown(rows, left=("protocol", "what was done"))
 
 
-def _name(config: dict[str, Any]) -> str:
+def method_name(config: dict[str, Any]) -> str:
     if config["model_type"] != "ldae":
         (architecture,) = config["architectures"]
         return BASELINES.get(architecture, architecture)
@@ -90,7 +90,9 @@ def _name(config: dict[str, Any]) -> str:
     name = f"l-DAE, d = {config['latent_dim']:>2}, {SCALINGS[config['latent_scaling']]}"
     if config.get("keep_ratio", 1) < 1:
         name += f", {config['keep_ratio']:.0%} of the tokens".replace("%", " %")
-    return name + (", loss in latent units" if config.get("loss_units", "image") == "latent" else "")
+    name += ", loss in latent units" if config.get("loss_units", "image") == "latent" else ""
+    noiseless = config.get("noise_schedule") == "single_sigma" and config["sigma_single"] == 0
+    return name + (", no noise" if noiseless else "")
 
 
 def _untrained_name(config: dict[str, Any]) -> str:

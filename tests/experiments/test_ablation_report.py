@@ -270,15 +270,6 @@ def test_a_change_has_the_error_of_paired_predictions(tmp_path):
     )
 
 
-def test_the_paired_error_of_two_runs_is_mcnemars():
-    after, before = (np.random.default_rng(seed).random(500) < part for seed, part in ((0, 0.6), (1, 0.5)))
-    gained = sum(a and not b for a, b in zip(after, before, strict=True))
-    lost = sum(b and not a for a, b in zip(after, before, strict=True))
-    expected = (gained + lost - (gained - lost) ** 2 / 500) ** 0.5 / 500
-    assert verdicts.paired_error(after.astype(float), before.astype(float)) == pytest.approx(100 * expected)
-    assert verdicts.paired_error(after.astype(float), after.astype(float)) == 0
-
-
 def test_predictions_of_some_seeds_alone_are_not_paired(tmp_path):
     made(tmp_path, "l-dae", 0.0, 0.0)
     with_predictions(tmp_path, "l-dae-seed0", range(10))

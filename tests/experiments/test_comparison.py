@@ -70,7 +70,6 @@ def test_the_command_fills_the_marker_of_the_studys_name(tmp_path):
     [
         ("docs/comparison.md", "imagenette64", "--protocols knn linear linear-fast attentive finetune"),
         ("docs/probes.md", "probes64", "--details"),
-        ("docs/comparison.md", "tiny-imagenet64", "--protocols knn linear-fast"),
         ("docs/defaults.md", "latents64", ""),
     ],
 )

@@ -1,0 +1,136 @@
+"""Methods over seeds, each beside one of them on the same images.
+
+python -m experiments.comparison.paired experiments/results/tiny-imagenet64.jsonl --reference mae [--write docs/comparison.md]
+
+The study is a .jsonl of results, or a folder of runs, which are called METHOD-seedN. Runs that were measured on several data
+sets have columns for each.
+"""
+
+import argparse
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from experiments.comparison.tables import method_name
+from experiments.errors import paired_error, pooled_variance
+from ldae.mistakes import run_command
+from ldae.probes import PROTOCOLS, unpack
+from ldae.report.results import load_study
+from ldae.report.tables import MISSING, fill, markdown
+
+Measure = tuple[str, str]  # a data set and a protocol
+
+
+@dataclass
+class Method:
+    """What the runs of a method gave.
+
+    Args:
+        config: of its model.
+        images_seen: in training, by each seed.
+        accuracies: in %, by each seed.
+        right: for each validation image, whether a seed classifies it rightly (n,), by each seed.
+    """
+
+    config: dict[str, Any]
+    images_seen: list[int] = field(default_factory=list)
+    accuracies: dict[Measure, list[float]] = field(default_factory=lambda: defaultdict(list))
+    right: dict[Measure, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+
+
+def methods(study: str | Path) -> dict[str, Method]:
+    """The methods of a study that were trained, by the name of their runs without the seed."""
+    rows, found = load_study(study), {}
+    for row in rows:
+        if row.kind == "train" and (match := re.fullmatch(r"(.+)-seed\d+", row.run)):
+            method = found.setdefault(match[1], Method(row.result["config"]))
+            method.images_seen.append(row.result["images_seen"])
+    for row in rows:
+        name = re.sub(r"-seed\d+$", "", row.run)
+        if row.kind != "probe" or name not in found:
+            continue
+        data = row.result["data"]
+        labels = unpack(data["labels"])
+        for protocol, figures in row.result["protocols"].items():
+            found[name].accuracies[data["name"], protocol].append(figures["accuracy"])
+            found[name].right[data["name"], protocol].append(unpack(figures["predictions"]) == labels)
+    return found
+
+
+def difference(method: Method, reference: Method, measure: Measure, between: float | None) -> tuple[float, float]:
+    """A method's accuracy less that of another, and the standard error, in points.
+
+    The error has two parts: the paired one of the validation images, which both share, and that of the seeds.
+
+    Args:
+        between: the variance between seeds; None where it is not known, which leaves that part out.
+    """
+    after, before = (each.accuracies[measure] for each in (method, reference))
+    images = paired_error(*(np.mean(each.right[measure], axis=0) for each in (method, reference)))
+    seeds = (between or 0.0) * (1 / len(after) + 1 / len(before))
+    return mean(after) - mean(before), math.hypot(images, math.sqrt(seeds))
+
+
+def table(study: str | Path, reference: str, protocols: Sequence[str] = ("knn", "linear-fast")) -> str:
+    """A Markdown table of a study's methods: accuracies, with their difference from the reference and its standard error.
+
+    Raises:
+        ValueError: if the reference is no method of the study.
+    """
+    found = methods(study)
+    if reference not in found:
+        raise ValueError(f"--reference must be one of {', '.join(found) or 'none'}, got {reference!r}")
+    measures = [
+        (data, name)
+        for data in dict.fromkeys(data for data, _ in found[reference].accuracies)
+        for name in protocols
+        if (data, name) in found[reference].accuracies
+    ]
+    between = {each: pooled_variance(method.accuracies.get(each, []) for method in found.values()) for each in measures}
+
+    def cell(method: Method, each: Measure) -> str | None:
+        if each not in method.accuracies:
+            return MISSING
+        text = f"{mean(method.accuracies[each]):.1f}"
+        if method is not found[reference]:
+            text += " ({:+.1f} ± {:.1f})".format(*difference(method, found[reference], each, between[each]))
+        return text
+
+    def row(name: str) -> dict[str, Any]:
+        method = found[name]
+        columns = {f"{PROTOCOLS[each[1]].title}, {each[0]}": cell(method, each) for each in measures}
+        seen = round(mean(method.images_seen) / 1000)
+        return {"method": method_name(method.config), "run": f"`{name}`", "seeds": len(method.images_seen),
+                "images seen, thousands": seen, **columns}  # fmt: skip
+
+    others = sorted(name for name in found if name != reference and found[name].accuracies)
+    return markdown([row(name) for name in (reference, *others)], left=("method", "run"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("experiments.comparison.paired", description=__doc__.split("\n")[0])
+    parser.add_argument("study", type=Path, help="a .jsonl of results, or a folder of runs; its name is the marker's")
+    parser.add_argument("--reference", required=True, metavar="METHOD", help="the method that the others stand beside")
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=["knn", "linear-fast"], help="its columns")
+    parser.add_argument("--write", type=Path, help="the file whose markers are filled; otherwise the table is printed")
+    return parser
+
+
+def main(argv: Iterable[str] | None = None):
+    options = _parser().parse_args(None if argv is None else list(argv))
+    text = table(options.study, options.reference, options.protocols)
+    if options.write:
+        fill(options.write, options.study.stem, text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    run_command(main)

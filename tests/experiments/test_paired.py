@@ -1,0 +1,83 @@
+"""Methods beside one of them: means over seeds, and differences with the error of the same images and of the seeds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.comparison.paired import main, table
+from experiments.errors import paired_error, pooled_variance
+from ldae.probes import pack
+from ldae.report.results import save_result
+
+ROOT = Path(__file__).parents[2]
+MAE = {"model_type": "vit_mae", "architectures": ["ViTMAEBaseline"]}
+LDAE = {"model_type": "ldae", "tokenizer_type": "pca", "latent_dim": 16, "latent_scaling": "global"}
+LABELS = np.arange(8) % 3
+
+
+def run(folder, config, right, data="tiny", images_seen=2000):
+    """A run that classifies these of eight images rightly."""
+    predictions = np.where(np.isin(np.arange(8), list(right)), LABELS, (LABELS + 1) % 3)
+    train = {"kind": "train", "config": config, "images_seen": images_seen}
+    save_result(folder / "results/train.json", train, overwrite=True)
+    figures = {"accuracy": 100 * len(right) / 8, "predictions": pack(predictions)}
+    probe = {"kind": "probe", "data": {"name": data, "labels": pack(LABELS)}, "protocols": {"knn": figures}}
+    save_result(folder / f"results/probe-{data}.json", probe)
+
+
+def test_the_paired_error_of_two_runs_is_mcnemars():
+    after, before = (np.random.default_rng(seed).random(500) < part for seed, part in ((0, 0.6), (1, 0.5)))
+    gained = sum(a and not b for a, b in zip(after, before, strict=True))
+    lost = sum(b and not a for a, b in zip(after, before, strict=True))
+    expected = (gained + lost - (gained - lost) ** 2 / 500) ** 0.5 / 500
+    assert paired_error(after.astype(float), before.astype(float)) == pytest.approx(100 * expected)
+    assert paired_error(after.astype(float), after.astype(float)) == 0
+
+
+def test_the_variance_between_seeds_is_pooled_over_methods():
+    assert pooled_variance([[1.0, 3.0], [5.0], [2.0, 2.0, 5.0]]) == pytest.approx((2.0 + 6.0) / 3)
+    assert pooled_variance([[1.0], []]) is None
+
+
+def test_one_seed_has_the_error_of_its_images_alone(tmp_path):
+    run(tmp_path / "mae-seed0", MAE, [0, 1, 2, 3])
+    run(tmp_path / "ours-seed0", LDAE, [0, 1, 2, 4, 5, 6], images_seen=1500)
+    # right for ours and wrong for mae: 4, 5, 6; the other way: 3
+    error = 100 * (3 + 1 - (3 - 1) ** 2 / 8) ** 0.5 / 8
+    assert table(tmp_path, "mae").splitlines()[2:] == [
+        "| ViTMAE (transformers), 75 % masked | `mae` | 1 | 2 | 50.0 |",
+        f"| l-DAE, d = 16, one global factor | `ours` | 1 | 2 | 75.0 (+25.0 ± {error:.1f}) |",
+    ]
+
+
+def test_seeds_are_averaged_and_their_variance_is_part_of_the_error(tmp_path):
+    for seed, right in enumerate(([0, 1, 2, 3], [0, 1], [0, 1, 2])):
+        run(tmp_path / f"mae-seed{seed}", MAE, right)
+    run(tmp_path / "ours-seed0", LDAE, [0, 1, 2, 4, 5, 6])
+    each = [1 - 1, 1 - 1, 1 - 2 / 3, 0 - 1 / 3, 1, 1, 1, 0]  # by image, ours less the mean of mae's seeds
+    images = np.var(each) / 8
+    seeds = np.var([50.0, 25.0, 37.5], ddof=1) * (1 / 3 + 1)
+    line = table(tmp_path, "mae").splitlines()[3]
+    assert line.endswith(f"| 75.0 (+37.5 ± {(1e4 * images + seeds) ** 0.5:.1f}) |")
+
+
+def test_each_data_set_has_columns_and_what_is_missing_a_dash(tmp_path):
+    for data in ("tiny", "imagenette"):
+        run(tmp_path / "mae-seed0", MAE, [0, 1], data)
+    run(tmp_path / "ours-seed0", LDAE, [0, 1, 2], "imagenette")
+    run(tmp_path / "unprobed-seed0", LDAE, [0])
+    (tmp_path / "unprobed-seed0/results/probe-tiny.json").unlink()
+    lines = table(tmp_path, "mae").splitlines()
+    assert lines[0].endswith("| k-NN, imagenette | k-NN, tiny |")
+    assert lines[3].endswith("| – |")
+    assert len(lines) == 4
+    with pytest.raises(ValueError, match="--reference must be one of mae, ours, unprobed, got 'dino'"):
+        table(tmp_path, "dino")
+
+
+def test_the_document_holds_what_the_results_say(tmp_path):
+    copy, document = tmp_path / "copy.md", ROOT / "docs/comparison.md"
+    copy.write_text(document.read_text())
+    main([str(ROOT / "experiments/results/tiny-imagenet64.jsonl"), "--reference", "mae", "--write", str(copy)])
+    assert copy.read_text() == document.read_text()
