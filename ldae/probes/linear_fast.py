@@ -32,7 +32,7 @@ class LinearFast(Protocol):
     )
     linear_fast_iterations: int = option(
         1000,
-        "linear-fast: L-BFGS iterations at most; pooled features are ill-conditioned, stopped early it reads low.",
+        "linear-fast: L-BFGS iterations at most; tens suffice, and stopped early it reads low.",
         minimum=1,
     )
 
@@ -53,10 +53,10 @@ class LinearFast(Protocol):
         normalise = batch_norm(features)
         features, num_classes = normalise(features), subject.num_classes
         held_out = held_out_mask(len(train), subject.seed).to(subject.device)
-        accuracies, weights = {}, None
-        for l2 in sorted(self.linear_fast_l2, reverse=True):  # each starts where the stronger one ended
+        accuracies = {}
+        for l2 in sorted(self.linear_fast_l2, reverse=True):
             weights = logistic_regression(
-                features[~held_out], labels[~held_out], num_classes, l2, self.linear_fast_iterations, weights
+                features[~held_out], labels[~held_out], num_classes, l2, self.linear_fast_iterations
             )
             accuracies[l2] = 100 * float((predict(features[held_out], weights) == labels[held_out]).float().mean())
         l2 = max(accuracies, key=accuracies.__getitem__)  # the first, and so strongest, of equals
@@ -73,19 +73,17 @@ def batch_norm(features: torch.Tensor):
 
 
 def logistic_regression(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
-    l2: float,
-    iterations: int = 1000,
-    start: torch.Tensor | None = None,
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int, l2: float, iterations: int = 1000
 ) -> torch.Tensor:
-    """Fits weights (E + 1, num_classes), the bias last, to features (n, E) and labels (n,)."""
-    if start is None:
-        start = features.new_zeros(features.shape[1] + 1, num_classes)
-    weights = start.clone().requires_grad_()
+    """Fits weights (E + 1, num_classes), the bias last, to features (n, E) and labels (n,).
+
+    Pooled features are ill-conditioned, so L-BFGS works in coordinates in which the loss curves about alike in all directions.
+    """
+    basis = _conditioning(features, num_classes, l2)
+    features, scale = features @ basis, num_classes**0.5  # of the bias
+    solution = features.new_zeros(features.shape[1] + 1, num_classes, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weights],
+        [solution],
         max_iter=iterations,
         max_eval=2 * iterations,
         tolerance_grad=1e-6,
@@ -96,14 +94,23 @@ def logistic_regression(
 
     def closure():
         optimizer.zero_grad()
-        logits = torch.addmm(weights[-1], features, weights[:-1])
-        loss = nn.functional.cross_entropy(logits, labels) + l2 / 2 * weights[:-1].square().sum()
+        logits = torch.addmm(scale * solution[-1], features, solution[:-1])
+        loss = nn.functional.cross_entropy(logits, labels) + l2 / 2 * (basis @ solution[:-1]).square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return weights.detach()
+    return torch.cat([basis @ solution[:-1], scale * solution[-1:]]).detach()
+
+
+def _conditioning(features: torch.Tensor, num_classes: int, l2: float) -> torch.Tensor:
+    """L^-T (E, E) of L L^T = X^T X / (n K) + l2, which is the Hessian of the loss where all K classes are as likely."""
+    hessian = (features.T @ features / (len(features) * num_classes)).cpu().double()
+    floor = 1e-7 * hessian.diagonal().mean() + 1e-12  # features may be constant, and l2 0
+    hessian.diagonal().add_(l2 + floor)
+    identity = torch.eye(len(hessian), dtype=hessian.dtype)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(hessian).T, identity, upper=True).to(features)
 
 
 def predict(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

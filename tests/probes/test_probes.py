@@ -171,6 +171,21 @@ def test_knn_also_votes_on_standardised_features():
 # --------------------------------------------------------------------------------------------------------- linear-fast
 
 
+def test_forty_iterations_suffice_for_ill_conditioned_features():
+    """Pooled features of a transformer have variances that differ by a factor of a million along their principal axes."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 5, 600)
+    axes = rng.normal(size=(5, 24))[classes] + rng.normal(size=(600, 24))
+    mixed = torch.tensor(axes * np.logspace(0, -3, 24) @ rng.normal(size=(24, 24)))
+    features = (mixed - mixed.mean(0)) / mixed.std(0)
+    baseline = LogisticRegression(C=1 / (1e-5 * 600), tol=1e-10, max_iter=20000).fit(features, classes)
+    weights = logistic_regression(features.float(), torch.tensor(classes), 5, 1e-5, iterations=40)
+    chances = (features @ weights[:-1].double() + weights[-1].double()).log_softmax(1)
+    expected = torch.tensor(baseline.predict_log_proba(features))
+    loss, best = (-float(each[torch.arange(600), classes].mean()) for each in (chances, expected))
+    assert loss == pytest.approx(best, rel=1e-2)
+
+
 def test_linear_equals_scikit_learn_on_standardised_features():
     train, validation = blobs(600, 1), blobs(500, 2)
     result = measure(LinearFast(), train, validation)
