@@ -8,7 +8,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 import train_ldae
@@ -32,11 +31,6 @@ def folder(tmp_path_factory) -> Path:
         coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
         coarse.resize((20, 16), Image.Resampling.BICUBIC).save(root / f"{i:02d}.png")
     return root
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    AcceleratorState._reset_state(True)
 
 
 def train(folder: Path, output: Path, *options: str) -> Path:
