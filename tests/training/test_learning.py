@@ -12,8 +12,8 @@ from PIL import Image
 
 import train_ldae
 from ldae.training import learning
+from ldae.training.clock import CLOCKS
 from ldae.training.learning import LinearDenoiser, effective_rank, hold_out, what_is_learned
-from ldae.training.run import CLOCKS
 from moments_ldae import PatchMoments
 from tokenizers_ldae import patchify
 

@@ -8,8 +8,8 @@ from tiny_runs import losses, same_run, stop_at, train
 
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
-from ldae.training import run as run_module
 from ldae.training.checkpoints import Checkpoints
+from ldae.training.clock import CLOCKS
 from ldae.training.run import Run
 
 
@@ -39,7 +39,7 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(folder, files, tmp_pat
 def test_checkpoints_are_written_by_minutes_too(folder, tmp_path, monkeypatch):
     """Steps of half a minute, and a checkpoint each minute."""
     saved, real, seconds = [], Run.save_checkpoint, iter(range(0, 10000, 30))
-    monkeypatch.setitem(run_module.CLOCKS, "wall", lambda: next(seconds))
+    monkeypatch.setitem(CLOCKS, "wall", lambda: next(seconds))
     monkeypatch.setattr(Run, "save_checkpoint", lambda run: (real(run), saved.append(run.state["step"])))
     train(folder, tmp_path / "run", "--checkpointing_steps", "0", "--checkpointing_minutes", "1")
     assert saved == [2, 4, 6]

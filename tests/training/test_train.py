@@ -18,7 +18,8 @@ from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
 from ldae.report.results import environment
 from ldae.training import probing
-from ldae.training.run import CLOCKS, Run
+from ldae.training.clock import CLOCKS
+from ldae.training.run import Run
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
