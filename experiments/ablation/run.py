@@ -7,14 +7,12 @@ python -m experiments.ablation.run recipes/ablation64.yaml --output_dir runs/abl
 A rung that is done is not run again, and one that was stopped goes on. Options after `--` are train_ldae.py's, for all rungs.
 """
 
-import os
 import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from queue import Queue
 from statistics import mean
 from typing import Any
 
@@ -167,13 +165,10 @@ class Ablation:
             (self._train_rung, self.jobs()),
             (self._measure, self.measurements()),
         )
-        slots: Queue[int] = Queue()
-        for slot in range(self.workers):
-            slots.put(slot)
-        failed, processes = [], Processes()
+        failed, processes = [], Processes(self.workers)
         with tqdm(total=sum(len(jobs) for _, jobs in stages), desc="runs") as bar:
             for work, jobs in stages:
-                failed += self._run_stage(lambda *job, work=work: work(processes, slots, *job), processes, jobs, bar)
+                failed += self._run_stage(lambda *job, work=work: work(processes, *job), processes, jobs, bar)
         return [name for name in failed if name]
 
     def _run_stage(
@@ -198,32 +193,26 @@ class Ablation:
                     bar.update()
         return [future.result() for future in started]
 
-    def _train_tokenizer(
-        self, processes: Processes, slots: Queue[int], folder: Path, rung: Rung, seed: int
-    ) -> str | None:
-        return self._execute(processes, slots, folder, self.command(folder, rung, seed, "--tokenizer_only"))
+    def _train_tokenizer(self, processes: Processes, folder: Path, rung: Rung, seed: int) -> str | None:
+        return self._execute(processes, folder, self.command(folder, rung, seed, "--tokenizer_only"))
 
-    def _train_rung(self, processes: Processes, slots: Queue[int], folder: Path, rung: Rung, seed: int) -> str | None:
+    def _train_rung(self, processes: Processes, folder: Path, rung: Rung, seed: int) -> str | None:
         tokenizer = self.tokenizer(rung, seed)
         if isinstance(tokenizer, Path) and not _trained(tokenizer):
             return f"{folder.name} (its tokenizer failed)"
         given = [] if tokenizer is None else ["--tokenizer", tokenizer]
-        return self._execute(processes, slots, folder, self.command(folder, rung, seed, *given))
+        return self._execute(processes, folder, self.command(folder, rung, seed, *given))
 
-    def _measure(self, processes: Processes, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
+    def _measure(self, processes: Processes, folder: Path, command: list[str]) -> str | None:
         if not finished(folder):  # its run has failed, and is named
             return None
-        return self._execute(processes, slots, folder, command)
+        return self._execute(processes, folder, command)
 
-    def _execute(self, processes: Processes, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
-        """Runs a command with a free worker's share of the machine, its output in the run's log; its name if it fails."""
-        slot = slots.get()
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            status = processes.run(command, Path(f"{folder}.log"), _environment(slot, self.workers))
-            return None if status == 0 else str(folder.relative_to(self.output_dir))
-        finally:
-            slots.put(slot)
+    def _execute(self, processes: Processes, folder: Path, command: list[str]) -> str | None:
+        """Runs a command, its output in the run's log; its name if it fails."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        status = processes.run(command, Path(f"{folder}.log"))
+        return None if status == 0 else str(folder.relative_to(self.output_dir))
 
     def plan(self) -> str:
         """What would be run, as lines of text, each with its change; the cost from all runs below `output_dir` that are done."""
@@ -268,16 +257,6 @@ def finished(folder: Path) -> bool:
 
 def _trained(folder: Path) -> bool:
     return (folder / "results" / "train.json").is_file()
-
-
-def _environment(slot: int, workers: int) -> dict[str, str]:
-    """A share of the cores, and a GPU of its own where there are several."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // workers))}
-    if (count := torch.cuda.device_count()) > 1:
-        devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % count]
-    return environment
 
 
 def _seconds(result: dict[str, Any]) -> float:

@@ -14,7 +14,7 @@ from ablation_stand_in import TINY, made, make_ablation
 from PIL import Image
 
 import probe_ldae
-from experiments.ablation import report, run, rungs
+from experiments.ablation import processes, report, run, rungs
 from experiments.ablation.processes import Processes
 from experiments.ablation.tables import tables
 from ldae import LDAEForPreTraining
@@ -216,19 +216,19 @@ def test_runs_end_with_the_ablation(recipe, tmp_path, number, status):
 
 
 def test_nothing_is_started_once_processes_have_ended(tmp_path):
-    processes = Processes()
-    with pytest.raises(KeyboardInterrupt), processes:
+    ended = Processes()
+    with pytest.raises(KeyboardInterrupt), ended:
         raise KeyboardInterrupt
-    assert processes.run(["touch", str(tmp_path / "file")], tmp_path / "log", {}) == -signal.SIGTERM
+    assert ended.run(["touch", str(tmp_path / "file")], tmp_path / "log") == -signal.SIGTERM
     assert not (tmp_path / "file").exists()
 
 
 def test_every_worker_has_a_gpu_of_those_that_may_be_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert [run._environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["2", "3", "2"]
+    assert [processes._environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["2", "3", "2"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert [run._environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
+    assert [processes._environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
 
 
 @pytest.mark.parametrize(
