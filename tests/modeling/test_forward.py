@@ -1,14 +1,12 @@
-"""The encoder and its heads against timm and by hand; shapes; what is refused or warned of."""
+"""The encoder and its heads by hand; shapes; what is refused or warned of. `tests/export` compares it with plain ViTs."""
 
 import re
-from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_method import draw
-from timm.models.vision_transformer import VisionTransformer
 from torch.testing import assert_close
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
@@ -24,48 +22,6 @@ def test_interpolation_at_the_native_size_changes_nothing(tiny_model, images):
     x = images(model.config)
     native, resized = model(x), model(x, interpolate_pos_encoding=True)
     assert torch.equal(native.last_hidden_state, resized.last_hidden_state)
-
-
-@pytest.mark.parametrize("final_layernorm", [True, False])
-def test_at_a_fixed_t_the_encoder_is_a_plain_vit(tiny_model, images, final_layernorm):
-    model = tiny_model(LDAEModel, final_layernorm=final_layernorm)
-    config, tokenizer = model.config, model.tokenizer
-    vit = VisionTransformer(
-        config.image_hw, config.patch_hw, num_classes=0, global_pool="avg", class_token=False, fc_norm=False,
-        embed_dim=16, depth=2, num_heads=2, final_norm=final_layernorm,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-    )  # fmt: skip
-    with torch.no_grad():
-        project, embedding = tokenizer.U @ tokenizer.V, model.embeddings.projection
-        weights = {
-            "patch_embed.proj.weight": (embedding.weight @ project).view(16, 3, *config.patch_hw),
-            "patch_embed.proj.bias": embedding.bias + embedding.weight @ (tokenizer.mean - project @ tokenizer.mean),
-            "pos_embed": model.embeddings.position_embeddings,
-        }
-        conditioning = torch.nn.functional.silu(model.timestep_embedding(torch.tensor([10])))
-        for i, layer in enumerate(model.layers):
-            shift1, scale1, gate1, shift2, scale2, gate2 = layer.modulation(conditioning)[0].split(16)
-            weights |= {
-                f"blocks.{i}.norm1.weight": 1 + scale1,
-                f"blocks.{i}.norm1.bias": shift1,
-                f"blocks.{i}.attn.qkv.weight": layer.attention.qkv.weight,
-                f"blocks.{i}.attn.qkv.bias": layer.attention.qkv.bias,
-                f"blocks.{i}.attn.proj.weight": gate1[:, None] * layer.attention.projection.weight,
-                f"blocks.{i}.attn.proj.bias": gate1 * layer.attention.projection.bias,
-                f"blocks.{i}.norm2.weight": 1 + scale2,
-                f"blocks.{i}.norm2.bias": shift2,
-                f"blocks.{i}.mlp.fc1.weight": layer.mlp.fc1.weight,
-                f"blocks.{i}.mlp.fc1.bias": layer.mlp.fc1.bias,
-                f"blocks.{i}.mlp.fc2.weight": gate2[:, None] * layer.mlp.fc2.weight,
-                f"blocks.{i}.mlp.fc2.bias": gate2 * layer.mlp.fc2.bias,
-            }
-        if final_layernorm:
-            weights |= {"norm.weight": model.layernorm.weight, "norm.bias": model.layernorm.bias}
-        vit.load_state_dict(weights)
-        x = images(config)
-        output = model(x)
-        assert_close(vit.forward_features(x), output.last_hidden_state, atol=1e-5, rtol=1e-5)
-        assert_close(vit(x), output.pooler_output, atol=1e-5, rtol=1e-5)
 
 
 def test_encoder_sees_the_latent_subspace_only(tiny_model, images):
