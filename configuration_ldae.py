@@ -286,6 +286,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"tokenizer_type must be one of {', '.join(TOKENIZERS)}, got {self.tokenizer_type!r}")
         self._validate_autoencoder()
         self.tokenizer_class.validate(self)
+        self._validate_loss_units()
         self._validate_dropping()
         for name in ("sigma_max", "sigma_single", "residual_weight", "initializer_range"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
@@ -307,6 +308,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"mask_block must divide the grid of patches, {self.grid_hw[0]} x {self.grid_hw[1]}, got {self.mask_block}"
             )
+
+    def _validate_loss_units(self):
         if self.loss_units == "latent" and self.predicts_image and not self.tokenizer_class.orthonormal:
             raise ValueError(
                 f"loss_units='latent' divides the components of an image's error, which tokenizer_type="

@@ -61,9 +61,18 @@ class NoiseSchedule(Float32Module):
         for name, table in self.tables()._asdict().items():
             self.register_buffer(name, table.float(), persistent=False)
 
+    def initialize(self):
+        """Sets what transformers asks `_init_weights` for: the tables."""
+        for name, table in self.tables()._asdict().items():
+            init.copy_(getattr(self, name), table.float())
+
     def tables(self) -> NoiseTables:
         """gamma, sigma and lambda, each (T,), in float64."""
         return noise_tables(self.config)
+
+    def at(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """gamma_t and sigma_t, each (B, 1, 1), of timesteps (B,)."""
+        return self.gamma[timesteps][:, None, None], self.sigma[timesteps][:, None, None]
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """z_t of latents (B, N, d) with standard normal noise (B, N, d) at timesteps (B,) or (1,), in [0, T).
@@ -72,7 +81,7 @@ class NoiseSchedule(Float32Module):
             ValueError: for a timestep out of range.
         """
         check_range("timesteps", timesteps, 0, len(self.gamma))
-        gamma, sigma = self.gamma[timesteps][:, None, None], self.sigma[timesteps][:, None, None]
+        gamma, sigma = self.at(timesteps)
         return gamma * latents + sigma * noise
 
 
@@ -111,8 +120,14 @@ class LDAEEmbeddings(nn.Module):
         super().__init__()
         self.config = config
         self.projection = nn.Linear(config.input_dim, config.hidden_size)
-        positions = sincos_positions(config.grid_hw, config.grid_hw, config.hidden_size)
-        self.register_buffer("position_embeddings", positions[None], persistent=False)
+        self.register_buffer("position_embeddings", self._positions(config.grid_hw), persistent=False)
+
+    def initialize(self):
+        """Sets what transformers asks `_init_weights` for: the positions."""
+        init.copy_(self.position_embeddings, self._positions(self.config.grid_hw))
+
+    def _positions(self, grid_hw: tuple[int, int]) -> torch.Tensor:
+        return sincos_positions(grid_hw, self.config.grid_hw, self.config.hidden_size)[None]
 
     def validate(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool):
         """Raises a ValueError for images whose channels or size do not fit, before any work."""
@@ -135,7 +150,7 @@ class LDAEEmbeddings(nn.Module):
         grid = tuple(size // patch for size, patch in zip(image_hw, self.config.patch_hw, strict=True))
         if not torch.compiler.is_exporting() and grid == self.config.grid_hw:
             return self.position_embeddings
-        return sincos_positions(grid, self.config.grid_hw, self.config.hidden_size).to(self.position_embeddings)[None]
+        return self._positions(grid).to(self.position_embeddings)
 
     def forward(
         self, inputs: torch.Tensor, image_hw: tuple[int, int], keep: torch.Tensor | None = None
@@ -317,17 +332,8 @@ class LDAEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, LDAEEmbeddings):
-            grid = self.config.grid_hw
-            init.copy_(module.position_embeddings, sincos_positions(grid, grid, self.config.hidden_size)[None])
-        elif isinstance(module, LDAEDecoder):
-            if hasattr(module, "mask_token"):
-                init.normal_(module.mask_token, std=self.config.initializer_range)
-        elif isinstance(module, Tokenizer):
+        elif isinstance(module, (Tokenizer, NoiseSchedule, LDAEEmbeddings, LDAEDecoder)):
             module.initialize()
-        elif isinstance(module, NoiseSchedule):
-            for name, table in module.tables()._asdict().items():
-                init.copy_(getattr(module, name), table.float())
 
 
 class LDAEModel(LDAEPreTrainedModel):
@@ -450,6 +456,11 @@ class LDAEDecoder(nn.Module):
         self.modulation = ZeroLinear(config.conditioning_size, 2 * config.hidden_size)
         self.norm = AdaLayerNorm(config)
         self.head = ZeroLinear(config.hidden_size, config.output_dim)
+
+    def initialize(self):
+        """Sets what transformers asks `_init_weights` for: the mask token."""
+        if hasattr(self, "mask_token"):
+            init.normal_(self.mask_token, std=self.config.initializer_range)
 
     def forward(
         self,
@@ -635,9 +646,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         if self.config.predicts_image:
             return unpatchify(prediction, self.config.patch_hw, image_hw)
         if self.config.prediction == "noise":
-            gamma, sigma = (
-                table[timesteps][:, None, None] for table in (self.noise_schedule.gamma, self.noise_schedule.sigma)
-            )
+            gamma, sigma = self.noise_schedule.at(timesteps)
             gamma = torch.where(gamma > 0, gamma, 1)  # gamma = 0 holds no image
             prediction = (noisy_latents - sigma * prediction) / gamma
         return self.ldae.tokenizer.decode(prediction, image_hw)
@@ -721,11 +730,10 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         self.ldae.embeddings.validate(pixel_values, interpolate_pos_encoding)
         if self.training and not torch.compiler.is_compiling():
             self._warn_if_not_fitted()
-        image_hw, given = pixel_values.shape[-2:], {"noise": noise, "timesteps": timesteps, "drop_class": drop_class}
-        if self.training:
-            given["keep"] = keep
+        image_hw = pixel_values.shape[-2:]
+        given = {"noise": noise, "timesteps": timesteps, "drop_class": drop_class, "keep": keep}
         drawn = self._draw_missing(given, len(pixel_values), image_hw, generator)
-        noise, timesteps, keep = drawn["noise"], drawn["timesteps"], drawn.get("keep", keep)
+        noise, timesteps, keep = drawn["noise"], drawn["timesteps"], drawn["keep"]
         classes = self._classes(labels, drawn["drop_class"])
 
         latents = self.ldae.tokenizer.encode(pixel_values)  # z_0: (B, N, d)
@@ -745,16 +753,12 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         )
 
     def _draw_missing(self, given: dict, batch_size: int, image_hw: tuple[int, int], generator) -> dict:
-        """Returns what is given, with drawn values in place of None where `sample_noise` has them."""
-        needed = {"noise", "timesteps"}
-        if self.uses_labels:
-            needed.add("drop_class")
-        if self.config.keep_ratio < 1:
-            needed.add("keep")
-        if all(value is not None for name, value in given.items() if name in needed):
-            return given
-        drawn = self.sample_noise(batch_size, image_hw, generator)
-        return {name: drawn.get(name) if value is None else value for name, value in given.items()}
+        """Returns what is given, with drawn values in place of None where they are needed; inference drops no tokens."""
+        needed = ["noise", "timesteps"]
+        needed += ["drop_class"] * self.uses_labels + ["keep"] * (self.training and self.config.keep_ratio < 1)
+        missing = [name for name in needed if given[name] is None]
+        drawn = self.sample_noise(batch_size, image_hw, generator) if missing else {}
+        return {**given, **{name: drawn[name] for name in missing}}
 
     def _classes(self, labels: torch.Tensor | None, drop_class: torch.Tensor | None) -> torch.Tensor | None:
         """Classes (B,) with `num_classes` in place of what is left out or unknown (-1)."""

@@ -12,9 +12,10 @@ from ldae.mistakes import run_command
 from ldae.optimization import learning_rate
 from ldae.options import parse_arguments
 from ldae.training import tokenizer_stage
+from ldae.training.folder import validate
 from ldae.training.outputs import finish, look
 from ldae.training.rehearsal import rehearse
-from ldae.training.run import Run, validate
+from ldae.training.run import Run
 
 
 def train_step(run: Run, batches: Iterable[dict[str, Any]]):

@@ -28,11 +28,11 @@ def peak_flops(device: torch.device) -> float | None:
     return next((flops for start, flops in PEAK_FLOPS.items() if name.startswith(start)), None)
 
 
-def measured_flops(device: torch.device, dtype: torch.dtype, repeats: int = 20) -> float:
-    """FLOP/s of one large matrix product of random numbers, the median of `repeats`."""
+def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of one large matrix product of random numbers, the median of 20."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / statistics.median(durations(lambda: a @ b, device, repeats, warmup=3))
+    return 2 * side**3 / statistics.median(durations(lambda: a @ b, device, 20, warmup=3))
 
 
 def durations(call: Callable[[], object], device: torch.device, repeats: int, warmup: int = 0) -> list[float]:

@@ -20,6 +20,7 @@ from ldae.data.sources import load_examples
 from ldae.features.encoders import load_encoder
 from ldae.features.extraction import extract_features
 from ldae.options import option
+from ldae.report.tables import markdown
 
 CEILING, DECODED, FILES, PIPELINE = (
     "the encoder alone", "ldae.features, images decoded", "ldae.features, from files", "pipeline of transformers",
@@ -78,17 +79,19 @@ def measure(arguments: FeatureSpeedArguments) -> Iterator[dict]:
 def table(result: dict) -> str:
     """A result as markdown."""
     arguments, seconds = result["arguments"], result["seconds"]
-    lines = [
+    head = (
         f"{result['hardware']['processor']}, {arguments['threads']} CPU thread(s), batches of {arguments['batch_size']}, "
-        f"{arguments['rounds']} rounds of {arguments['num_images']} images; {result['date'][:10]}.",
-        "",
-        "| | images a second | of the encoder alone |",
-        "|---|---:|---:|",
+        f"{arguments['rounds']} rounds of {arguments['num_images']} images; {result['date'][:10]}."
+    )
+    rows = [
+        {
+            "": name,
+            "images a second": f"{arguments['num_images'] / statistics.median(times):.0f}",
+            "of the encoder alone": f"{ratio(seconds[CEILING], times):.2f}",
+        }
+        for name, times in seconds.items()
     ]
-    for name, times in seconds.items():
-        speed = arguments["num_images"] / statistics.median(times)
-        lines.append(f"| {name} | {speed:.0f} | {ratio(seconds[CEILING], times):.2f} |")
-    return "\n".join(lines)
+    return f"{head}\n\n{markdown(rows)}"
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from benchmarks.step import Task, peak_memory, wants_bf16
 from ldae import LDAEConfig
 from ldae.options import option
 from ldae.report.drawing import BLUE, INK, LINE, panels, save_figure
+from ldae.report.tables import markdown
 
 FIGURE = Path(__file__).with_name("growth.png")
 BASE = {
@@ -116,30 +117,31 @@ def table(result: dict) -> str:
     draw(result, FIGURE)
     arguments = result["arguments"]
     blocks = f"{BASE['num_hidden_layers']} + {BASE['decoder_num_hidden_layers']} blocks of width {BASE['hidden_size']}"
-    lines = [
+    head = (
         f"{result['hardware']['processor']}, 1 thread, {result['precision']}, batches of {arguments['batch_size']}. Where "
-        f"nothing else is said: {blocks}, 64 tokens, all kept. {result['date'][:10]}.",
-        "",
-        "| | values | ms a step | peak MiB | exponent of time | of operations | of memory |",
-        "|---|---|---|---|---:|---:|---:|",
-    ]
-    for quantity, rows in result["quantities"].items():
-        values = [row["value"] for row in rows]
-        columns = {
-            "values": [f"{value:g}" for value in values],
-            "time": [f"{1000 * statistics.median(row['seconds']):,.0f}" for row in rows],
-            "memory": [f"{row['peak_memory'] / 2**20:,.0f}" for row in rows],
-        }
-        costs = (
-            [statistics.median(row["seconds"]) for row in rows],
-            *([row[k] for row in rows] for k in ("flops", "peak_memory")),
+        f"nothing else is said: {blocks}, 64 tokens, all kept. {result['date'][:10]}."
+    )
+    rows = []
+    for quantity, sizes in result["quantities"].items():
+        values = [size["value"] for size in sizes]
+        times, flops, memory = (
+            [statistics.median(size["seconds"]) for size in sizes],
+            *([size[key] for size in sizes] for key in ("flops", "peak_memory")),
         )
-        exponents = " | ".join(f"{p:.2f}".replace("nan", "–") for p in (exponent(values, cost) for cost in costs))
-        lines.append(f"| {quantity} | {' | '.join(', '.join(column) for column in columns.values())} | {exponents} |")
+        costs = {"exponent of time": times, "of operations": flops, "of memory": memory}
+        rows.append({
+            "": quantity,
+            "values": ", ".join(f"{value:g}" for value in values),
+            "ms a step": ", ".join(f"{1000 * time:,.0f}" for time in times),
+            "peak MiB": ", ".join(f"{peak / 2**20:,.0f}" for peak in memory),
+            **{title: f"{exponent(values, cost):.2f}".replace("nan", "–") for title, cost in costs.items()},
+        })  # fmt: skip
     one, two = (result["processes"][n] for n in ("1", "2"))
-    lines += ["", f"Two processes, each with a batch of its own, take {two / one:.2f} times as long for a step as one: together "
-              f"they see {2 * one / two:.2f} times as many images a second."]  # fmt: skip
-    return "\n".join(lines)
+    foot = (
+        f"Two processes, each with a batch of its own, take {two / one:.2f} times as long for a step as one: together they see "
+        f"{2 * one / two:.2f} times as many images a second."
+    )
+    return f"{head}\n\n{markdown(rows, left=('', 'values', 'ms a step', 'peak MiB'))}\n\n{foot}"
 
 
 def draw(result: dict, path: Path) -> Path:

@@ -20,6 +20,7 @@ from ldae.data.images import ImageDataset
 from ldae.data.order import DeviceLoader, StepSampler, fill_cache, training_loader
 from ldae.data.sources import load_examples
 from ldae.options import option
+from ldae.report.tables import markdown
 
 CROPS = ("center", "random", "random_resized")
 FIRST = "first pass: decoding, center crop and flip"
@@ -90,16 +91,12 @@ def table(result: dict) -> str:
     where = result["hardware"]["processor"]
     if arguments["device"] == "cuda":
         where = f"{', '.join(result['hardware']['gpus'])}; {where}"
-    lines = [
+    head = (
         f"{where}; {arguments['num_workers'] or 1} process(es), {arguments['image_size']} px, batches of "
-        f"{arguments['batch_size']}, {arguments['rounds']} rounds of {images} images; {result['date'][:10]}.",
-        "",
-        "| | images a second |",
-        "|---|---:|",
-    ]
-    return "\n".join(
-        lines + [f"| {name} | {images / statistics.median(times):,.0f} |" for name, times in result["seconds"].items()]
+        f"{arguments['batch_size']}, {arguments['rounds']} rounds of {images} images; {result['date'][:10]}."
     )
+    speeds = {name: f"{images / statistics.median(times):,.0f}" for name, times in result["seconds"].items()}
+    return f"{head}\n\n{markdown([{'': name, 'images a second': speed} for name, speed in speeds.items()])}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from benchmarks import command
 from ldae.options import option
+from ldae.report.tables import markdown
 
 PEER = "import of transformers' ViT and its image processor"
 COMMANDS = {
@@ -61,17 +62,17 @@ def seconds_of(words: list[str]) -> list[float]:
 def table(result: dict) -> str:
     """A result as markdown."""
     seconds = result["seconds"]
-    lines = [
-        f"{result['hardware']['processor']}, medians of {result['arguments']['rounds']} rounds; {result['date'][:10]}.",
-        "",
-        "| | processor seconds | of the import of ViT | seconds by the clock |",
-        "|---|---:|---:|---:|",
-    ]
+    head = (
+        f"{result['hardware']['processor']}, medians of {result['arguments']['rounds']} rounds; {result['date'][:10]}."
+    )
+    rows = []
     for name, taken in seconds.items():
         processor, clock = (statistics.median(values) for values in zip(*taken, strict=True))
         part = statistics.median(a[0] / b[0] for a, b in zip(taken, seconds[PEER], strict=True))
-        lines.append(f"| {name} | {processor:.1f} | {part:.2f} | {clock:.1f} |")
-    return "\n".join(lines)
+        rows.append({
+            "": name, "processor seconds": processor, "of the import of ViT": f"{part:.2f}", "seconds by the clock": clock,
+        })  # fmt: skip
+    return f"{head}\n\n{markdown(rows)}"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from benchmarks.device import MatrixProducts, durations, in_rounds, measured_flo
 from ldae import LDAEConfig
 from ldae.hardware import bf16_is_faster
 from ldae.options import option
+from ldae.report.tables import markdown
 
 LOWER_BOUND = "matrix products alone"
 
@@ -189,10 +190,8 @@ def table(result: dict) -> str:
             columns[title] = lambda it, rate=rate: f"{it['flops'] / it['median'] / rate:.0%}" if it["flops"] else ""
     for name in ours:
         columns[f"{name} / it"] = lambda it, name=name: f"{ratio(found[name]['seconds'], it['seconds']):.2f}"
-    lines = [conditions(result), "", "| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    for name, it in found.items():
-        lines.append("| " + " | ".join([name, *(cell(it) for cell in columns.values())]) + " |")
-    return "\n".join(lines)
+    rows = [{"": name, **{title: cell(it) for title, cell in columns.items()}} for name, it in found.items()]
+    return f"{conditions(result)}\n\n{markdown(rows)}"
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 python -m experiments.resized frgfm/imagenette:320px runs/imagenette-64 --size 64
 """
 
-import argparse
 import shutil
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import datasets
@@ -14,6 +14,14 @@ from tqdm import tqdm
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
 from ldae.mistakes import run_command
+from ldae.options import option, option_parser
+
+
+@dataclass
+class ResizeArguments:
+    source: str = option(MISSING, "Folder or Hub id, as train_ldae.py's --data.", positional=True)
+    target: str = option(MISSING, "Folder of the new data set.", positional=True)
+    size: int = option(MISSING, "Side of the images in pixels.", minimum=1)
 
 
 def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("train", "validation")):
@@ -51,12 +59,8 @@ def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("tra
 
 
 def main():
-    parser = argparse.ArgumentParser("experiments.resized", description=__doc__.split("\n")[0])
-    parser.add_argument("source", help="folder or Hub id, as train_ldae.py's --data")
-    parser.add_argument("target", type=Path, help="folder of the new data set")
-    parser.add_argument("--size", type=int, required=True, help="side in pixels")
-    options = parser.parse_args()
-    resize(options.source, options.target, options.size)
+    (options,) = option_parser(ResizeArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses()
+    resize(options.source, Path(options.target), options.size)
 
 
 if __name__ == "__main__":

@@ -184,17 +184,8 @@ def run(options: SearchArguments):
             kind: measure(gallery, queries, copies, originals, kind, options.seed) for kind in KINDS
         }
         if options.draw and title == "l-DAE":
-            draw(
-                train,
-                validation,
-                gallery,
-                queries,
-                copies,
-                altered,
-                originals,
-                Path(options.output).parent,
-                options.seed,
-            )
+            folder = Path(options.output).parent
+            draw(train, validation, gallery, queries, copies, altered, originals, folder, options.seed)
     if options.output:
         save_result(options.output, result, overwrite=True)
     print(table([result]))

@@ -6,9 +6,9 @@ python -m experiments.segmentation model_cards/ldae-vit-small-tiny-imagenet64 --
 docs/dense.md shows what comes out, beside the same network from random weights and a threshold on brightness.
 """
 
-import argparse
 import importlib.util
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from transformers import AutoConfig, UperNetConfig, UperNetForSemanticSegmentati
 
 from ldae import LDAEBackbone
 from ldae.mistakes import run_command
+from ldae.options import option, option_parser
 from ldae.report.drawing import image_columns, save_image
 from ldae.report.results import environment
 from ldae.report.tables import fill, markdown
@@ -29,6 +30,18 @@ ENLARGED = 2  # a nucleus is then some five patches of 8 pixels wide
 COLUMN = 640  # the image's columns before it are trained on, those from it on are measured
 BATCH, LEARNING_RATE, WIDTH = 8, 3e-4, 64
 RESULTS = Path(__file__).parent / "results" / "segmentation.jsonl"
+
+
+@dataclass
+class SegmentationArguments:
+    model: str | None = option(
+        None, "An l-DAE's folder or Hub id; without it only the table is made anew.", positional=True
+    )
+    seeds: list[int] = option([0], "Seeds of the networks and of what they see.")
+    steps: int = option(100, "Steps of each training.", minimum=1)
+    results: str = option(str(RESULTS), "A .jsonl, written anew.")
+    write: str | None = option(None, "Document whose table is filled.")
+    figure: str | None = option(None, "PNG of what the first seed finds.")
 
 
 def nuclei() -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +176,7 @@ def table(results: Path) -> str:
     )
 
 
-def run(model: str, seeds: list[int], steps: int, results: Path, figure: Path | None):
+def run(model: str, seeds: list[int], steps: int, results: Path, figure: str | None):
     """Measures the threshold, and the network from random and from pre-trained weights with each seed, into `results`."""
     size = AutoConfig.from_pretrained(model).image_hw[0]
     expected = tiles(nuclei()[1][:, COLUMN:], size)
@@ -184,23 +197,17 @@ def run(model: str, seeds: list[int], steps: int, results: Path, figure: Path | 
             note("random weights", seed, fine_tune(model, False, seed, steps))
             note("pre-trained", seed, fine_tune(model, True, seed, steps))
     if figure is not None:
-        draw(drawn, size, figure)
+        draw(drawn, size, Path(figure))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", nargs="?", help="an l-DAE's folder or Hub id; without it only the table is made anew")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="a .jsonl, written anew")
-    parser.add_argument("--write", type=Path, help="a document whose table is filled")
-    parser.add_argument("--figure", type=Path, help="a PNG of what the first seed finds")
-    options = parser.parse_args()
+    (options,) = option_parser(SegmentationArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses()
+    results = Path(options.results)
     if options.model is not None:
-        run(options.model, options.seeds, options.steps, options.results, options.figure)
-    text = table(options.results)
+        run(options.model, options.seeds, options.steps, results, options.figure)
+    text = table(results)
     if options.write is not None:
-        fill(options.write, "segmentation", text)
+        fill(Path(options.write), "segmentation", text)
     print(text)
 
 

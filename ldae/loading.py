@@ -12,17 +12,17 @@ from ldae.mistakes import reading
 from modeling_ldae import LDAEForPreTraining
 
 
-def load_config(source: str | Path, name_of_option: str = "--model") -> PreTrainedConfig:
+def load_config(source: str | Path) -> PreTrainedConfig:
     """The configuration of an l-DAE's folder or Hub id.
 
     Raises:
         FileNotFoundError: if there is no such model.
         ValueError: if it is no l-DAE.
     """
-    with reading(name_of_option, source):
-        config = _from_pretrained(AutoConfig, source, name_of_option)
+    with reading("--model", source):
+        config = _from_pretrained(AutoConfig, source, "--model")
     if config.model_type != "ldae":
-        raise ValueError(f"{name_of_option}: {str(source)!r} is of type {config.model_type!r}, and no l-DAE")
+        raise ValueError(f"--model: {str(source)!r} is of type {config.model_type!r}, and no l-DAE")
     return config
 
 

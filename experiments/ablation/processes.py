@@ -1,11 +1,16 @@
 """The processes of an ablation's runs, which end when it ends, however it ends."""
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from queue import Queue
 from threading import Lock
+from typing import IO
+
+import torch
 
 LINUX = sys.platform == "linux"
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None) if LINUX else None, 1
@@ -15,9 +20,15 @@ class Processes:
     """A context from which no process lives on: an exception ends all with SIGTERM, at which a run writes a checkpoint.
 
     A process is also sent SIGTERM when this one is killed, on Linux.
+
+    Args:
+        workers: how many run at a time; each has its share of the machine.
     """
 
-    def __init__(self):
+    def __init__(self, workers: int = 1):
+        self._workers, self._slots = workers, Queue[int]()
+        for slot in range(workers):
+            self._slots.put(slot)
         self._running: set[subprocess.Popen] = set()
         self._lock, self._ended = Lock(), False
 
@@ -32,27 +43,44 @@ class Processes:
             for process in self._running:
                 process.terminate()
 
-    def run(self, command: list[str], log: Path, environment: dict[str, str]) -> int:
-        """Runs a command to its end, its output appended to a log; returns its status."""
-        with log.open("a") as file:
+    def run(self, command: list[str], log: Path) -> int:
+        """Runs a command to its end, once a worker is free, its output appended to a log; returns its status."""
+        slot = self._slots.get()
+        try:
+            with log.open("a") as file:
+                return self._run(command, file, _environment(slot, self._workers))
+        finally:
+            self._slots.put(slot)
+
+    def _run(self, command: list[str], output: IO[str], environment: dict[str, str]) -> int:
+        with self._lock:
+            if self._ended:
+                return -signal.SIGTERM
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                process_group=0 if sys.platform != "win32" else None,  # Ctrl-C reaches the ablation alone
+                preexec_fn=_end_with_parent if LINUX else None,
+            )
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
             with self._lock:
-                if self._ended:
-                    return -signal.SIGTERM
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    process_group=0 if sys.platform != "win32" else None,  # Ctrl-C reaches the ablation alone
-                    preexec_fn=_end_with_parent if LINUX else None,
-                )
-                self._running.add(process)
-            try:
-                return process.wait()
-            finally:
-                with self._lock:
-                    self._running.remove(process)
+                self._running.remove(process)
+
+
+def _environment(slot: int, workers: int) -> dict[str, str]:
+    """A share of the cores, and a GPU of its own where there are several."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // workers))}
+    if (count := torch.cuda.device_count()) > 1:
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % count]
+    return environment
 
 
 def _end_with_parent():

@@ -6,8 +6,8 @@ A study is a .jsonl of results, or a folder of runs. --write docs/ablation.md pu
 the weights of runs are drawn from --runs.
 """
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from experiments.ablation.tables import tables
 from ldae.data.images import ImageDataset
 from ldae.data.photos import load_photos
 from ldae.mistakes import run_command
+from ldae.options import option, option_parser
 from ldae.report.figures import save_denoising
 from ldae.report.tables import fill
 from modeling_ldae import LDAEForPreTraining
@@ -27,6 +28,17 @@ from modeling_ldae import LDAEForPreTraining
 NUM_SHOWN = 6  # images in drawings of noise
 FILTERS = ("patch-pca", "patch-ae", "patch-vae")  # whose tokenizers' filters are drawn
 PIXEL_NOISE = "classical-dae"  # whose noise is drawn beside that of the last rung
+
+
+@dataclass
+class ReportArguments:
+    study: str = option(MISSING, "A .jsonl of results, or a folder of runs.", positional=True)
+    also: list[str] = option([], "Other ablations, on other images, for the claims that this one has not run.")
+    write: str | None = option(
+        None,
+        "The .md file whose markers are filled, the figures in a folder of its name; by default the tables are printed.",
+    )
+    runs: str | None = option(None, "Folder of the runs with weights, for figures of what models see.")
 
 
 def write(study: str | Path, path: Path, also: Sequence[str | Path] = (), runs: str | Path | None = None) -> list[Path]:
@@ -118,24 +130,10 @@ def _photos(config: LDAEConfig) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser("experiments.ablation.report", description=__doc__.split("\n")[0])
-    parser.add_argument("study", type=Path, help="a .jsonl of results, or a folder of runs")
-    parser.add_argument(
-        "--also",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="STUDY",
-        help="other ablations, on other images, for the claims that this one has not run",
-    )
-    parser.add_argument(
-        "--write", type=Path, help="the .md file whose markers are filled; the figures go to a folder of its name. By "
-        "default the tables are printed"
-    )  # fmt: skip
-    parser.add_argument("--runs", type=Path, help="folder of the runs with weights, for figures of what models see")
-    options = parser.parse_args(argv)
+    parser = option_parser(ReportArguments, description=__doc__.split("\n")[0])
+    (options,) = parser.parse_args_into_dataclasses(argv)
     if options.write:
-        print(*write(options.study, options.write, options.also, options.runs), sep="\n")
+        print(*write(options.study, Path(options.write), options.also, options.runs), sep="\n")
     else:
         print(*tables(options.study, options.also).values(), sep="\n\n")
 

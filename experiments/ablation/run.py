@@ -7,15 +7,12 @@ python -m experiments.ablation.run recipes/ablation64.yaml --output_dir runs/abl
 A rung that is done is not run again, and one that was stopped goes on. Options after `--` are train_ldae.py's, for all rungs.
 """
 
-import argparse
-import os
 import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from queue import Queue
 from statistics import mean
 from typing import Any
 
@@ -39,26 +36,48 @@ from experiments.ablation.tables import tables
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.interruption import Interruption
 from ldae.mistakes import run_command
-from ldae.options import DataArguments, names_given, parse_arguments
+from ldae.options import DataArguments, names_given, option, option_parser, parse_arguments
 from ldae.probes.baselines import TITLES
 from ldae.report.results import load_study
 
 # The options of train_ldae.py that the ablation gives itself, beside those that rungs change.
 OWN = {
-    "num_classes",
-    "output_dir",
-    "seed",
-    "resume",
-    "overwrite",
-    "tokenizer",
-    "tokenizer_only",
-    "init_from",
-    "probe",
-    "no_probe",
-}
+    "num_classes", "output_dir", "seed", "resume", "overwrite", "tokenizer", "tokenizer_only", "init_from", "probe", "no_probe",
+}  # fmt: skip
 
 Job = tuple[Path, Rung, int]  # folder, rung and seed
 Command = tuple[Path, list[str]]  # the folder that it writes to, and the command line
+
+
+@dataclass
+class AblationArguments:
+    recipe: str = option(MISSING, "Recipe of train_ldae.py: the options that all rungs share.", positional=True)
+    output_dir: str = option("runs/ablation", "Holds a folder for each run.")
+    rungs: list[str] = option(
+        [], f"all, or some of {', '.join(RUNGS)}; by default those from DiT to l-DAE, without side branches."
+    )
+    seeds: list[int] = option([0, 1], "Seeds with which each rung is run.", minimum=0)
+    workers: int | None = option(None, "Runs at a time; by default one for each GPU, or one.", minimum=1)
+    dry_run: bool = option(False, "Only say what would be run, and what it costs, once some of it is done.")
+    without_lpips: bool = option(
+        False, "Train the first two rungs' tokenizer without LPIPS, where its weights cannot be had."
+    )
+    autoencoder: str | None = option(
+        None,
+        "Folder or Hub id of a trained AutoencoderKL with LPIPS and GAN, such as Stable Diffusion's, for the first two rungs' "
+        "tokenizer.",
+    )
+    generate: int = option(
+        0,
+        "Images that each rung with an FID in the paper (there of 50,000) generates, to measure their distance to the training "
+        "images; 0: none.",
+        minimum=0,
+    )
+    encoder: str | None = option(
+        None,
+        "Encoder on whose features --generate measures, such as a run of the ablation; by default Inception, for the FID.",
+    )
+    sweep: bool = option(False, "Also measure l-dae by timestep and block, with the first seed.")
 
 
 @dataclass(frozen=True)
@@ -146,13 +165,10 @@ class Ablation:
             (self._train_rung, self.jobs()),
             (self._measure, self.measurements()),
         )
-        slots: Queue[int] = Queue()
-        for slot in range(self.workers):
-            slots.put(slot)
-        failed, processes = [], Processes()
+        failed, processes = [], Processes(self.workers)
         with tqdm(total=sum(len(jobs) for _, jobs in stages), desc="runs") as bar:
             for work, jobs in stages:
-                failed += self._run_stage(lambda *job, work=work: work(processes, slots, *job), processes, jobs, bar)
+                failed += self._run_stage(lambda *job, work=work: work(processes, *job), processes, jobs, bar)
         return [name for name in failed if name]
 
     def _run_stage(
@@ -177,32 +193,26 @@ class Ablation:
                     bar.update()
         return [future.result() for future in started]
 
-    def _train_tokenizer(
-        self, processes: Processes, slots: Queue[int], folder: Path, rung: Rung, seed: int
-    ) -> str | None:
-        return self._execute(processes, slots, folder, self.command(folder, rung, seed, "--tokenizer_only"))
+    def _train_tokenizer(self, processes: Processes, folder: Path, rung: Rung, seed: int) -> str | None:
+        return self._execute(processes, folder, self.command(folder, rung, seed, "--tokenizer_only"))
 
-    def _train_rung(self, processes: Processes, slots: Queue[int], folder: Path, rung: Rung, seed: int) -> str | None:
+    def _train_rung(self, processes: Processes, folder: Path, rung: Rung, seed: int) -> str | None:
         tokenizer = self.tokenizer(rung, seed)
         if isinstance(tokenizer, Path) and not _trained(tokenizer):
             return f"{folder.name} (its tokenizer failed)"
         given = [] if tokenizer is None else ["--tokenizer", tokenizer]
-        return self._execute(processes, slots, folder, self.command(folder, rung, seed, *given))
+        return self._execute(processes, folder, self.command(folder, rung, seed, *given))
 
-    def _measure(self, processes: Processes, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
+    def _measure(self, processes: Processes, folder: Path, command: list[str]) -> str | None:
         if not finished(folder):  # its run has failed, and is named
             return None
-        return self._execute(processes, slots, folder, command)
+        return self._execute(processes, folder, command)
 
-    def _execute(self, processes: Processes, slots: Queue[int], folder: Path, command: list[str]) -> str | None:
-        """Runs a command with a free worker's share of the machine, its output in the run's log; its name if it fails."""
-        slot = slots.get()
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            status = processes.run(command, Path(f"{folder}.log"), _environment(slot, self.workers))
-            return None if status == 0 else str(folder.relative_to(self.output_dir))
-        finally:
-            slots.put(slot)
+    def _execute(self, processes: Processes, folder: Path, command: list[str]) -> str | None:
+        """Runs a command, its output in the run's log; its name if it fails."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        status = processes.run(command, Path(f"{folder}.log"))
+        return None if status == 0 else str(folder.relative_to(self.output_dir))
 
     def plan(self) -> str:
         """What would be run, as lines of text, each with its change; the cost from all runs below `output_dir` that are done."""
@@ -249,16 +259,6 @@ def _trained(folder: Path) -> bool:
     return (folder / "results" / "train.json").is_file()
 
 
-def _environment(slot: int, workers: int) -> dict[str, str]:
-    """A share of the cores, and a GPU of its own where there are several."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // workers))}
-    if (count := torch.cuda.device_count()) > 1:
-        devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % count]
-    return environment
-
-
 def _seconds(result: dict[str, Any]) -> float:
     """How long a training, or the protocols of a probe with its baselines, took."""
     if result["kind"] == "probe":
@@ -267,98 +267,40 @@ def _seconds(result: dict[str, Any]) -> float:
     return result["seconds"] if result["kind"] == "train" else 0.0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "experiments.ablation.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipe", help="of train_ldae.py: the options that all rungs share")
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        default=Path("runs/ablation"),
-        help="holds a folder for each run (default: runs/ablation)",
-    )
-    parser.add_argument(
-        "--rungs",
-        nargs="+",
-        choices=[*RUNGS, "all"],
-        metavar="RUNG",
-        help=f"all, or some of {', '.join(RUNGS)}; by default those from DiT to l-DAE, without side branches",
-    )
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1], help="with which each rung is run (default: 0 1)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=max(1, torch.cuda.device_count()),
-        help="runs at a time (default: one for each GPU, or one)",
-    )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="only say what would be run, and what it costs, once some of it is done"
-    )
-    parser.add_argument(
-        "--without_lpips",
-        action="store_true",
-        help="train the first two rungs' tokenizer without LPIPS, where its weights cannot be had",
-    )
-    parser.add_argument(
-        "--autoencoder",
-        metavar="FOLDER_OR_ID",
-        help="a trained AutoencoderKL with LPIPS and GAN, such as Stable Diffusion's, for the first two rungs' tokenizer",
-    )
-    parser.add_argument(
-        "--generate",
-        type=int,
-        default=0,
-        metavar="N",
-        help="also generate N images by each rung that has an FID in the paper (there 50,000), and measure their distance "
-        "to the training images",
-    )
-    parser.add_argument(
-        "--encoder",
-        metavar="FOLDER_OR_ID",
-        help="the encoder on whose features --generate measures, such as a run of the ablation (default: Inception, for the FID)",
-    )
-    parser.add_argument(
-        "--sweep", action="store_true", help="also measure l-dae by timestep and block, with the first seed"
-    )
-    return parser
-
-
-def _validate(parser: argparse.ArgumentParser, given: argparse.Namespace, extra: list[str]):
-    """Ends the command with a message where options contradict each other."""
-    if given.workers < 1:
-        parser.error(f"--workers must be at least 1, got {given.workers}")
-    if given.generate < 0 or given.generate == 1:
-        parser.error(f"--generate must be 0 or at least 2, got {given.generate}")
+def _validate(given: AblationArguments, extra: list[str]):
+    """Raises a ValueError for options that contradict each other."""
+    if unknown := [name for name in given.rungs if name not in (*RUNGS, "all")]:
+        raise ValueError(f"--rungs: {unknown[0]!r} is none of all, {', '.join(RUNGS)}")
+    if given.generate == 1:
+        raise ValueError("--generate must be 0 or at least 2, got 1")
     if given.encoder and not given.generate:
-        parser.error("--encoder is the one that --generate measures with: give both, or neither")
+        raise ValueError("--encoder is the one that --generate measures with: give both, or neither")
     if given.autoencoder and given.without_lpips:
-        parser.error("--autoencoder is trained already, --without_lpips is for training one: give one of the two")
+        raise ValueError("--autoencoder is trained already, --without_lpips is for training one: give one of the two")
     own = OWN.union(*(rung.change for rung in RUNGS.values()))
     if decided := own & names_given(extra):
-        parser.error(f"rungs, or the ablation itself, decide {', '.join(sorted(decided))}: leave them out after --")
+        raise ValueError(f"rungs, or the ablation itself, decide {', '.join(sorted(decided))}: leave them out after --")
 
 
 def main(argv: list[str] | None = None):
     argv = list(sys.argv[1:] if argv is None else argv)
-    extra = argv[argv.index("--") + 1 :] if "--" in argv else []
-    parser = _parser()
-    given = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
-    _validate(parser, given, extra)
-    rungs = main_path()
-    if given.rungs is not None:
-        rungs = list(RUNGS.values()) if "all" in given.rungs else [RUNGS[name] for name in dict.fromkeys(given.rungs)]
+    end = argv.index("--") if "--" in argv else len(argv)
+    parser, extra = option_parser(AblationArguments, description=__doc__.split("\n")[0]), argv[end + 1 :]
+    (given,) = parser.parse_args_into_dataclasses(argv[:end])
+    _validate(given, extra)
+    rungs = [RUNGS[name] for name in dict.fromkeys(given.rungs) if name != "all"] or main_path()
+    if "all" in given.rungs:
+        rungs = list(RUNGS.values())
     model_args, data_args, _ = parse_arguments([given.recipe, *extra])
     if model_args.num_classes:
-        parser.error("rungs decide whether there are classes: leave num_classes out of the recipe")
+        raise ValueError("rungs decide whether there are classes: leave num_classes out of the recipe")
+    output_dir = Path(given.output_dir)
     ablation = Ablation(
         recipe=given.recipe,
-        output_dir=given.output_dir,
+        output_dir=output_dir,
         rungs=rungs,
         seeds=list(dict.fromkeys(given.seeds)),
-        workers=given.workers,
+        workers=given.workers or max(1, torch.cuda.device_count()),
         config=model_args.config(),
         data=data_args,
         extra=extra,
@@ -372,17 +314,17 @@ def main(argv: list[str] | None = None):
     if given.dry_run:
         return
     if data_args.streaming:
-        parser.error("rungs are probed, which --streaming cannot be: leave it out")
+        raise ValueError("rungs are probed, which --streaming cannot be: leave it out")
     names = (data_args.train_split, data_args.validation_split)
     splits = [load_examples(data_args.data, name, **data_args.columns) for name in names]
     if (reason := why_not_probed(*splits)) is not None:
-        parser.error(f"rungs are probed, which data {data_args.data!r} cannot be: {reason}")
+        raise ValueError(f"rungs are probed, which data {data_args.data!r} cannot be: {reason}")
     with Interruption("the same command goes on"):
         failed = ablation.run()
-    if any(finished(path) for path in given.output_dir.glob("*-seed*")):
-        print(*tables(given.output_dir).values(), sep="\n\n")
+    if any(finished(path) for path in output_dir.glob("*-seed*")):
+        print(*tables(output_dir).values(), sep="\n\n")
     if failed:
-        sys.exit(f"failed: {', '.join(failed)}; their logs in {given.output_dir} say why")
+        sys.exit(f"failed: {', '.join(failed)}; their logs in {output_dir} say why")
 
 
 if __name__ == "__main__":

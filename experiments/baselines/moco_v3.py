@@ -67,7 +67,7 @@ def two_views(pixel_values: torch.Tensor, seeds: torch.Tensor) -> list[torch.Ten
     return views
 
 
-def contrastive_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float = TEMPERATURE) -> torch.Tensor:
+def contrastive_loss(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """`ctr` of the paper's algorithm 1, of queries and keys (B, D): row i of both is the same image.
 
     The negatives are all other keys of all processes.
@@ -76,7 +76,7 @@ def contrastive_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: flo
     if dist.world_size() > 1:
         keys = torch.cat(dist.gather(keys.contiguous()))
     own = torch.arange(len(queries), device=queries.device) + dist.rank() * len(queries)
-    return 2 * temperature * nn.functional.cross_entropy(queries @ keys.T / temperature, own)
+    return 2 * TEMPERATURE * nn.functional.cross_entropy(queries @ keys.T / TEMPERATURE, own)
 
 
 @dataclass

@@ -6,11 +6,11 @@ The study is a .jsonl of results, or a folder of runs, which are called METHOD-s
 sets have columns for each.
 """
 
-import argparse
+import dataclasses
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -21,11 +21,22 @@ import numpy as np
 from experiments.comparison.tables import method_name
 from experiments.errors import paired_error, pooled_variance
 from ldae.mistakes import run_command
+from ldae.options import option, option_parser
 from ldae.probes import PROTOCOLS, unpack
 from ldae.report.results import load_study
 from ldae.report.tables import MISSING, fill, markdown
 
 Measure = tuple[str, str]  # a data set and a protocol
+
+
+@dataclass
+class PairedArguments:
+    study: str = option(
+        dataclasses.MISSING, "A .jsonl of results, or a folder of runs; its name is the marker's.", positional=True
+    )
+    reference: str = option(dataclasses.MISSING, "The method that the others stand beside.")
+    protocols: list[str] = option(["knn", "linear-fast"], "The table's columns.", choices=tuple(PROTOCOLS))
+    write: str | None = option(None, "File whose markers are filled; by default the table is printed.")
 
 
 @dataclass
@@ -114,20 +125,12 @@ def table(study: str | Path, reference: str, protocols: Sequence[str] = ("knn", 
     return markdown([row(name) for name in (reference, *others)], left=("method", "run"))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("experiments.comparison.paired", description=__doc__.split("\n")[0])
-    parser.add_argument("study", type=Path, help="a .jsonl of results, or a folder of runs; its name is the marker's")
-    parser.add_argument("--reference", required=True, metavar="METHOD", help="the method that the others stand beside")
-    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=["knn", "linear-fast"], help="its columns")
-    parser.add_argument("--write", type=Path, help="the file whose markers are filled; otherwise the table is printed")
-    return parser
-
-
-def main(argv: Iterable[str] | None = None):
-    options = _parser().parse_args(None if argv is None else list(argv))
+def main(argv: list[str] | None = None):
+    parser = option_parser(PairedArguments, description=__doc__.split("\n")[0])
+    (options,) = parser.parse_args_into_dataclasses(argv)
     text = table(options.study, options.reference, options.protocols)
     if options.write:
-        fill(options.write, options.study.stem, text)
+        fill(Path(options.write), Path(options.study).stem, text)
     else:
         print(text)
 

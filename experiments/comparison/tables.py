@@ -5,14 +5,15 @@ python -m experiments.comparison.tables experiments/results/imagenette64.jsonl [
 The study is a .jsonl of results, or a folder of runs. --details gives a row to each protocol of each run instead.
 """
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ldae.mistakes import run_command
+from ldae.options import option, option_parser
 from ldae.probes import PROTOCOLS, Result, format_figure
 from ldae.report.results import load_study
 from ldae.report.tables import fill, markdown
@@ -23,6 +24,14 @@ BASELINES = {  # by the class in experiments/baselines; another stands in tables
     "MoCoV3": "MoCo v3 (lightly's parts)",
     "Supervised": "supervised ViT",
 }
+
+
+@dataclass
+class TableArguments:
+    study: str = option(MISSING, "A .jsonl of results, or a folder of runs; its name is the marker's.", positional=True)
+    protocols: list[str] = option(list(PROTOCOLS), "The table's columns.", choices=tuple(PROTOCOLS))
+    write: str | None = option(None, "File whose markers are filled; by default the table is printed.")
+    details: bool = option(False, "A row for each protocol of each run instead.")
 
 
 def comparison(study: str | Path, protocols: Sequence[str] = tuple(PROTOCOLS)) -> str:
@@ -104,15 +113,11 @@ def _untrained_name(config: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser("experiments.comparison.tables", description=__doc__.split("\n")[0])
-    parser.add_argument("study", type=Path, help="a .jsonl of results, or a folder of runs; its name is the marker's")
-    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="its columns")
-    parser.add_argument("--write", type=Path, help="the file whose markers are filled; otherwise the table is printed")
-    parser.add_argument("--details", action="store_true", help="a row for each protocol of each run instead")
-    options = parser.parse_args(argv)
+    parser = option_parser(TableArguments, description=__doc__.split("\n")[0])
+    (options,) = parser.parse_args_into_dataclasses(argv)
     table = details(options.study) if options.details else comparison(options.study, options.protocols)
     if options.write:
-        fill(options.write, options.study.stem, table)
+        fill(Path(options.write), Path(options.study).stem, table)
     else:
         print(table)
 

@@ -286,11 +286,11 @@ class ImageDataset(Dataset):
         except Exception as error:  # hostile files make decoders fail in every way
             return error
 
-    def _first_prepared(self, tries: int = 8) -> np.ndarray | None:
+    def _first_prepared(self) -> np.ndarray | None:
         """One of the first images that can be read, prepared: what the cache expects the others to be like."""
         if self.crop.kind == "center":
             return np.empty((*self.crop.image_hw, self.num_channels), np.uint8)
-        images = (self._prepare(example["image"]) for example in self.examples.select(range(min(tries, len(self)))))
+        images = (self._prepare(example["image"]) for example in self.examples.select(range(min(8, len(self)))))
         return next((image for image in images if not isinstance(image, Exception)), None)
 
 

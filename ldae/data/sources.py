@@ -70,10 +70,28 @@ def load_examples(
     looks_local = folder.exists() or folder.is_absolute() or data.startswith((".", "~"))
     if not folder.is_dir() and (looks_local or "\\" in data or data.count("/") > 1):
         raise FileNotFoundError(f"data: there is no folder {data!r}")
+    splits = _load_splits(data, folder, streaming)
+    names = VALIDATION_NAMES if split == "validation" else (split,)
+    found = next((name for name in names if name in splits), None)
+    if found is None:
+        if split == "validation":
+            return None
+        raise ValueError(f"data {data!r} has the splits {', '.join(splits)}, got {split!r}")
+    # where the files of a Hub data set are
+    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    within = os.pathsep.join(map(str, [folder] if folder.is_dir() else caches))
+    examples = _name_columns(splits, found, data, image_column, label_column, within)
+    return _with_own_names(examples, folder, found, label_column) if folder.is_dir() else examples
+
+
+def _load_splits(data: str, folder: Path, streaming: bool) -> datasets.DatasetDict | datasets.IterableDatasetDict:
+    """All splits of a folder of parquet files or of a Hub data set, NAME or NAME:CONFIGURATION."""
+    import datasets
+
     name, _, config = (str(folder), "", "") if folder.is_dir() else data.partition(":")
     with reading("data", data):
         try:
-            splits = datasets.load_dataset(name, config or None, streaming=streaming)
+            return datasets.load_dataset(name, config or None, streaming=streaming)
         except (
             FileNotFoundError,
             ConnectionError,
@@ -86,17 +104,6 @@ def load_examples(
         except ValueError as error:  # no configuration is given, or an unknown one
             how = "" if folder.is_dir() else f"; a configuration is given as {name}:CONFIGURATION"
             raise ValueError(f"data: {data!r} cannot be loaded{how} ({error})") from error
-    names = VALIDATION_NAMES if split == "validation" else (split,)
-    found = next((name for name in names if name in splits), None)
-    if found is None:
-        if split == "validation":
-            return None
-        raise ValueError(f"data {data!r} has the splits {', '.join(splits)}, got {split!r}")
-    # where the files of a Hub data set are
-    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
-    within = os.pathsep.join(map(str, [folder] if folder.is_dir() else caches))
-    examples = _name_columns(splits, found, data, image_column, label_column, within)
-    return _with_own_names(examples, folder, found, label_column) if folder.is_dir() else examples
 
 
 def _files(folder: Path) -> Iterator[Path]:

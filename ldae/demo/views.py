@@ -13,6 +13,7 @@ from ldae.features.encoders import Encoder, evaluating, load_encoder
 from ldae.loading import load_config, load_model
 from ldae.report.drawing import enlargement, to_images
 from ldae.report.figures import filter_images
+from ldae.tokenizers.fitting import explained_variance
 from modeling_ldae import LDAEForPreTraining
 
 SIDE = 384  # pixels to which pictures are enlarged
@@ -101,8 +102,7 @@ class Views:
         """The part, in [0, 1], of the patches' variance that the latent holds, where the tokenizer is principal components."""
         if not self.tokenizer.orthonormal or not self.tokenizer.fitted:
             return None
-        spectrum = self.tokenizer.spectrum
-        return (spectrum[: self.config.latent_dim].sum() / spectrum.sum()).item()
+        return explained_variance(self.tokenizer)
 
     @torch.no_grad()
     def colours(self, pixel_values: torch.Tensor) -> Image.Image:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -75,44 +75,53 @@ def extract_features(
     Raises:
         ValueError: for the first unreadable image, with on_bad_image="error".
     """
-    features, labels, positions, patches, names, bad = [], [], [], [], [], []
     loader = evaluation_loader(images, batch_size, num_workers, indices, view)
     if bar is None:
         total = None if images.streaming else len(images) if indices is None else len(indices)
         shown = progress_bar(total, progress)
     else:
         shown = nullcontext(bar)
+    parts = []
     with evaluating(encoder), shown as counter:
         for batch in loader:
             counter.update(len(batch["name"]) + len(batch["bad"]))
-            bad += batch["bad"]
-            if bad and on_bad_image == "error":
-                raise ValueError(f"unreadable image (--on_bad_image error): {bad[0]}")
-            if batch["pixel_values"] is None:
-                continue
-            with torch.inference_mode():
-                pixel_values = to_pixel_values(batch["pixel_values"].to(encoder.device, non_blocking=True))
-                if represent is None:
-                    hidden = encoder(pixel_values)
-                    features.append(hidden.float().mean(dim=1).cpu())
-                    if tokens:
-                        patches.append(hidden.to(tokens_dtype).cpu())
-                else:
-                    features.append(represent(pixel_values).float().cpu())
-            labels.append(batch["label"])
-            positions.append(batch["index"])
-            names += batch["name"]
-    if not features:
+            if batch["bad"] and on_bad_image == "error":
+                raise ValueError(f"unreadable image (--on_bad_image error): {batch['bad'][0]}")
+            parts.append(_of_batch(encoder, batch, tokens_dtype if tokens else None, represent))
+    return _joined(parts)
+
+
+@torch.inference_mode()
+def _of_batch(
+    encoder: Encoder,
+    batch: dict[str, Any],
+    tokens_dtype: torch.dtype | None,
+    represent: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> Features:
+    """The features of a batch of `evaluation_loader`."""
+    about = {"labels": batch["label"], "indices": batch["index"], "names": batch["name"], "bad": batch["bad"]}
+    if batch["pixel_values"] is None:
+        return Features(torch.empty(0, 0), **about)
+    pixel_values = to_pixel_values(batch["pixel_values"].to(encoder.device, non_blocking=True))
+    if represent is not None:
+        return Features(represent(pixel_values).float().cpu(), **about)
+    hidden = encoder(pixel_values)
+    tokens = None if tokens_dtype is None else hidden.to(tokens_dtype).cpu()
+    return Features(hidden.float().mean(dim=1).cpu(), tokens=tokens, **about)
+
+
+def _joined(parts: Sequence[Features]) -> Features:
+    """The features of one pass, of its parts in order; their shape is (0, 0) if no image can be read."""
+    names, bad = ([entry for part in parts for entry in getattr(part, kind)] for kind in ("names", "bad"))
+    read = [part for part in parts if len(part)]
+    if not read:
         none = torch.empty(0, dtype=torch.long)
         return Features(torch.empty(0, 0), none, none, bad=bad)
-    return Features(
-        torch.cat(features),
-        torch.cat(labels),
-        torch.cat(positions),
-        torch.cat(patches) if tokens else None,
-        names,
-        bad,
+    features, labels, indices = (
+        torch.cat([getattr(part, name) for part in read]) for name in ("features", "labels", "indices")
     )
+    tokens = None if read[0].tokens is None else torch.cat([cast(torch.Tensor, part.tokens) for part in read])
+    return Features(features, labels, indices, tokens, names, bad)
 
 
 def progress_bar(total: int | None, shown: bool = True) -> tqdm:
@@ -144,17 +153,7 @@ def shared_features(
         encoder, images, batch_size, indices=indices, progress=accelerator.is_main_process, **kwargs
     )
     parts = gather_object([part])
-    if not accelerator.is_main_process:
-        return None
-    read = [part for part in parts if len(part)] or parts[:1]
-    return Features(
-        torch.cat([part.features for part in read]),
-        torch.cat([part.labels for part in read]),
-        torch.cat([part.indices for part in read]),
-        None if read[0].tokens is None else torch.cat([part.tokens for part in read]),
-        names=[name for part in parts for name in part.names],
-        bad=[name for part in parts for name in part.bad],
-    )
+    return _joined(parts) if accelerator.is_main_process else None
 
 
 def cached_features(

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -17,9 +16,7 @@ def image_processor(config: PreTrainedConfig) -> LDAEImageProcessor:
     return LDAEImageProcessor({"height": height, "width": width}, config.num_channels)
 
 
-def save_hub_folder(
-    model: PreTrainedModel, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None
-) -> Path:
+def save_hub_folder(model: PreTrainedModel, folder: str | Path) -> Path:
     """Writes all that is needed to load `model` anywhere: configuration, weights, image processor, code, and their digests.
 
     If there are several processes, only the main one should call this.
@@ -27,7 +24,6 @@ def save_hub_folder(
     Args:
         model: any l-DAE model, wrapped by accelerate or not; or a model of transformers, which needs no code.
         folder: where they are written. It is made if it does not exist, and other files in it are left alone.
-        state_dict: weights to save in place of the model's own, for instance an average of them.
 
     Returns:
         The folder.
@@ -35,6 +31,6 @@ def save_hub_folder(
     folder = Path(folder)
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     with replace_files(folder) as partial:
-        model.save_pretrained(partial, state_dict=state_dict)
+        model.save_pretrained(partial)
         image_processor(model.config).save_pretrained(partial)
     return folder

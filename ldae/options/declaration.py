@@ -30,6 +30,7 @@ def option(
     exclusive_maximum: float | None = None,
     choices: Sequence[Any] = (),
     defines_run: bool = False,
+    positional: bool = False,
 ) -> Any:
     """A field of a dataclass that is an option of a command. Its annotation is its type.
 
@@ -40,6 +41,7 @@ def option(
         minimum, maximum, exclusive_minimum, exclusive_maximum: bounds of a number, or of each number of a list.
         choices: the values that it may have; an annotation with `Literal` says them by itself.
         defines_run: whether a run that is resumed must keep it.
+        positional: whether a command line gives it by its place, without its name.
     """
     bounds = {
         "minimum": minimum,
@@ -53,6 +55,7 @@ def option(
         "bounds": bounds,
         "choices": tuple(choices),
         "defines_run": defines_run,
+        "positional": positional,
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)

@@ -24,10 +24,8 @@ class OptionParser(argparse.ArgumentParser):
     that names the option, the value and the remedy.
     """
 
-    def __init__(self, types: Iterable[type], **kwargs: Any):
-        usage = kwargs.pop("usage", "%(prog)s [--option VALUE ...]")
-        defaults = {"prog": program(), "formatter_class": _Help, "argument_default": argparse.SUPPRESS}
-        super().__init__(usage=usage, **{**defaults, **kwargs})
+    def __init__(self, types: Iterable[type], description: str, usage: str | None = None):
+        super().__init__(program(), usage, description, formatter_class=_Help, argument_default=argparse.SUPPRESS)
         self.types = tuple(types)
         self.domains: dict[str, Domain] = {}
         # `ldae.mistakes` acts on it, and takes it off the command line
@@ -42,9 +40,12 @@ class OptionParser(argparse.ArgumentParser):
                     title = f.metadata["group"] or getattr(cls, "title", None)
                     if title not in groups:
                         groups[title] = self.add_argument_group(title)
-                    action = groups[title].add_argument(f"--{f.name}", **_argument(f, domain))
+                    name = f.name if f.metadata["positional"] else f"--{f.name}"
+                    action = groups[title].add_argument(name, **_argument(f, domain))
                     self._names.update(action.option_strings)
                     self.domains[f.name] = domain
+        places = (f"[{a.metavar}]" if a.nargs == "?" else f"{a.metavar}" for a in self._actions if not a.option_strings)
+        self.usage = usage or " ".join(["%(prog)s", *places, "[--option VALUE ...]"])
 
     def given(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """The options that a command line gives, by name, each checked.
@@ -112,9 +113,9 @@ class OptionParser(argparse.ArgumentParser):
         self.error(f"unknown option {name}; {hint or '--help lists the options'}")
 
 
-def option_parser(*types: type, description: str, usage: str = "%(prog)s [--option VALUE ...]") -> OptionParser:
+def option_parser(*types: type, description: str, usage: str | None = None) -> OptionParser:
     """A parser of dataclasses whose fields are options; see `OptionParser`."""
-    return OptionParser(types, description=description, usage=usage)
+    return OptionParser(types, description, usage)
 
 
 def names_given(argv: Iterable[str]) -> set[str]:
@@ -164,7 +165,11 @@ def _argument(f: Field, domain: Domain) -> dict[str, Any]:
         notes.append(f"default: {shown}")
     text = f.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
     argument: dict[str, Any] = {"help": text.replace("%", "%%"), "type": _converter(domain)}
-    if f.default is MISSING and f.default_factory is MISSING:
+    required = f.default is MISSING and f.default_factory is MISSING
+    if f.metadata["positional"]:
+        optional = {} if required else {"nargs": "?", "default": default}
+        return {**argument, "metavar": f.name.upper(), **optional}
+    if required:
         argument["required"] = True
     if domain.type is bool and not domain.many:
         return {**argument, "action": _Switch}

@@ -62,7 +62,7 @@ def open_gates(model: nn.Module):
             layer.modulation.bias.view(6, -1)[[2, 5]] = 1.0
 
 
-def thumbnail_features(pixel_values: torch.Tensor, side: int = SIDE) -> torch.Tensor:
-    """Images (B, C, H, W) as features (B, C * side * side): the pixels of the antialiased, resized image."""
-    small = nn.functional.interpolate(pixel_values, (side, side), mode="bilinear", antialias=True)
+def thumbnail_features(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Images (B, C, H, W) as features (B, C * SIDE * SIDE): the pixels of the antialiased, resized image."""
+    small = nn.functional.interpolate(pixel_values, (SIDE, SIDE), mode="bilinear", antialias=True)
     return small.flatten(1)

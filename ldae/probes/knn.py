@@ -12,6 +12,8 @@ from ldae.options import option
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
 
+SHOWN = (8, 6)  # validation images in a drawing, and the nearest training images of each
+
 
 @register_protocol
 @dataclass
@@ -76,16 +78,17 @@ def knn_predictions(
 
 
 @torch.no_grad()
-def nearest_images(subject: Subject, count: int = 8, k: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Finds the nearest training images of some validation images, on the main process.
+def nearest_images(subject: Subject) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Finds the k nearest training images of n validation images, `SHOWN` of both, on the main process.
 
     Returns:
-        The validation images (count, C, H, W), their nearest training images (count, k, C, H, W), the nearest first, both in
-        [-1, 1], and whether these are of the same class (count, k).
+        The validation images (n, C, H, W), their nearest training images (n, k, C, H, W), the nearest first, both in [-1, 1],
+        and whether these are of the same class (n, k).
     """
     # not None on the main process
     train, validation = (cast(Features, subject.features(split)) for split in ("train", "validation"))
     train_indices, validation_indices = (cast(torch.Tensor, part.indices) for part in (train, validation))
+    count, k = SHOWN
     some = spread(len(validation), count)
     _, neighbours = nearest(validation.features[some], train.features, k)
     found = torch.stack([subject.train.pixel_values(train_indices[row]) for row in neighbours])

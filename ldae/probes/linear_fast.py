@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ldae.options import option
+from ldae.probes.heads import percent_right
 from ldae.probes.protocol import Protocol, held_out_mask, register_protocol, score
 from ldae.probes.subject import Subject
 
@@ -58,7 +59,7 @@ class LinearFast(Protocol):
             weights = logistic_regression(
                 features[~held_out], labels[~held_out], num_classes, l2, self.linear_fast_iterations
             )
-            accuracies[l2] = 100 * float((predict(features[held_out], weights) == labels[held_out]).float().mean())
+            accuracies[l2] = percent_right(predict(features[held_out], weights), labels[held_out])
         l2 = max(accuracies, key=accuracies.__getitem__)  # the first, and so strongest, of equals
         weights = logistic_regression(features, labels, num_classes, l2, self.linear_fast_iterations)
         predictions = predict(normalise(validation.features.to(subject.device)), weights)

@@ -75,19 +75,19 @@ def save_denoising(
     model: LDAEForPreTraining,
     pixel_values: torch.Tensor,
     path: str | Path,
-    timesteps: torch.Tensor | None = None,
     seed: int = 0,
     heading: str = "",
 ) -> Path:
-    """Writes the `denoising_grid` of a model, which is left in the mode (training or evaluation) it was in.
+    """Writes the `denoising_grid` of a model at noise levels from the weakest to the strongest, spread evenly.
+
+    The model is left in the mode (training or evaluation) that it was in.
 
     Args:
         pixel_values: clean images (B, C, H, W) in [-1, 1].
-        timesteps: noise level of each (B,), in [0, T); by default spread evenly, the last row the noisiest.
         seed: of the noise; the same seed gives the same image.
     """
     pixel_values = pixel_values.to(model.device)
-    timesteps = (_spread(model, len(pixel_values)) if timesteps is None else timesteps).to(model.device)
+    timesteps = _spread(model, len(pixel_values)).to(model.device)
     noisy, denoised = model.denoise(pixel_values, timesteps, torch.Generator(model.device).manual_seed(seed))
     sigmas = model.noise_schedule.sigma[timesteps].tolist()
     return denoising_grid(pixel_values, noisy, denoised, path, sigmas, heading)
@@ -95,7 +95,7 @@ def save_denoising(
 
 @torch.no_grad()
 def noise_levels(
-    model: LDAEForPreTraining, image: torch.Tensor, path: str | Path, count: int = 8, seed: int = 0, heading: str = ""
+    model: LDAEForPreTraining, image: torch.Tensor, path: str | Path, count: int = 8, heading: str = ""
 ) -> Path:
     """Writes one image under the same noise at levels from the weakest to the strongest: a column for each, noisy and denoised.
 
@@ -106,7 +106,7 @@ def noise_levels(
     """
     image, (height, width) = image.to(model.device), image.shape[-2:]
     timesteps = _spread(model, count).to(model.device)
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(0)
     noise = model.sample_noise(1, (height, width), generator)["noise"]
     rows = model.denoise(image.expand(count, -1, -1, -1), timesteps, generator, noise)
     factor = enlargement(height, width, SIDE / 2)

@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ldae.optimization import ENDLESS, Length
 from ldae.report.results import open_losses
 from ldae.training.checkpoints import Checkpoints
+from ldae.training.clock import Clock
 
 LEAST_SCALE = 2.0**-24  # of fp16's loss: at it, the gradient itself is not finite
 
@@ -42,8 +43,7 @@ class Recorder:
     Args:
         state: the run's state, in which "loss" (a running mean) and "seconds" are kept up to the last step that was read.
         losses: path of losses.jsonl.
-        now: the run's clock, in seconds.
-        began: when the run was started or resumed, on that clock; later by what was done off the clock.
+        clock: of the run.
         images_per_step: of all processes.
 
     Attributes:
@@ -57,8 +57,7 @@ class Recorder:
         length: Length,
         losses: Path,
         checkpoints: Checkpoints,
-        now: Callable[[], float],
-        began: float,
+        clock: Clock,
         images_per_step: int,
         logging_steps: int,
     ):
@@ -72,7 +71,7 @@ class Recorder:
         self.interrupted = False
         self.lag = 1 if accelerator.device.type == "cuda" else 0
         self.first_step, self.first_second = state["step"], state["seconds"]
-        self.now, self.began = now, began - state["seconds"]  # as if a resumed run had never stopped
+        self.clock = clock
 
     def record(
         self,
@@ -94,7 +93,7 @@ class Recorder:
             FloatingPointError: on all processes, if the loss or gradient of a step that is now read is not finite.
         """
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 shards it
-        seconds = torch.full((), self.now() - self.began, device=norm.device)  # torch.tensor would wait for the GPU
+        seconds = torch.full((), self.clock.seconds, device=norm.device)  # torch.tensor would wait for the GPU
         signal = torch.full_like(seconds, interrupted)
         figures = torch.stack([*(loss.float() for loss in losses), norm, seconds, signal])
         figures = self.accelerator.reduce(figures, "mean")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -16,18 +13,19 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 
+from configuration_ldae import pair
 from ldae import launch
 from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.order import StepSampler, training_loader
 from ldae.data.sources import label_fault, load_examples
-from ldae.files import LOCK, hold_folder
-from ldae.hub.push import validate_hub
 from ldae.interruption import Interruption
 from ldae.optimization import ENDLESS, Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING
 from ldae.seeds import mix_seed
 from ldae.tokenizers.fitting import explained_variance, fit_to_images
 from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, validate_unchanged
+from ldae.training.clock import Clock
+from ldae.training.folder import open_folder, validate
 from ldae.training.learning import LearningCurve, hold_out
 from ldae.training.models import build_model
 from ldae.training.probing import RunProbes
@@ -35,27 +33,7 @@ from ldae.training.recorder import Recorder
 from modeling_ldae import LDAEForPreTraining
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
-CLOCKS = {"wall": time.monotonic, "processor": time.process_time}
-
-
-def validate(train_args):
-    """Validates, before any work starts, that the run can write its folder and upload it.
-
-    Raises:
-        FileExistsError: if output_dir holds another run's results.
-        ValueError: if the run is to be uploaded and there is no access token, or the repository's name can be none.
-        ConnectionError: if the run is to be uploaded and the Hub cannot be reached, or does not take the token.
-    """
-    found = {path.name for path in Path(train_args.output_dir).expanduser().glob("*")} - {LOCK}
-    if found and not (train_args.resume or train_args.overwrite):
-        raise FileExistsError(
-            f"output_dir {train_args.output_dir!r} is not empty; pass --resume to go on with its run, --overwrite to replace "
-            "it, or another --output_dir"
-        )
-    if train_args.push_to_hub and os.environ.get("RANK", "0") == "0":
-        train_args.hub_model_id = validate_hub(train_args.hub_model_id or Path(train_args.output_dir).name)
+    from datasets import Dataset, IterableDataset
 
 
 class Run:
@@ -78,8 +56,7 @@ class Run:
 
     def __init__(self, model_args, data_args, train_args, model: torch.nn.Module | None = None):
         validate(train_args)
-        self.now = CLOCKS[train_args.clock]
-        self.began = self.now()
+        self.clock = Clock(train_args.clock)
         self.model_args, self.data_args, self.train_args = model_args, data_args, train_args
         self.output_dir = Path(train_args.output_dir).expanduser()
         self.checkpoints = Checkpoints(self.output_dir / "checkpoints", train_args.keep_checkpoints)
@@ -87,7 +64,7 @@ class Run:
             self.interruption = held.enter_context(Interruption("the same command with --resume goes on"))
             self.accelerator = _accelerator(train_args, self.output_dir)
             self._build(model)
-            last = self._make_folder(held)
+            last = open_folder(self.output_dir, self.checkpoints, train_args, self.accelerator, held)
             self.state = self._started() if last is None else self._resumed(last)
             if (bad_images := self.state["bad_images"]) and data_args.on_bad_image == "error":
                 raise ValueError(f"unreadable images (--on_bad_image error): {'; '.join(bad_images[:5])}")
@@ -105,42 +82,47 @@ class Run:
 
     def _build(self, model: torch.nn.Module | None):
         """Loads the images and the model."""
-        data_args, train_args = self.data_args, self.train_args
+        data_args, train_args, accelerator = self.data_args, self.train_args, self.accelerator
         set_seed(train_args.seed)
         examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **data_args.columns)
         if examples is None:
             raise ValueError(
                 f"--data {data_args.data!r} has no split {data_args.train_split!r}; give another --train_split"
             )
-        attention = train_args.attn_implementation or launch.attention(self.accelerator)
+        attention = train_args.attn_implementation or launch.attention(accelerator)
         self.unwrapped = build_model(self.model_args, train_args, examples, attention) if model is None else model
         config = self.unwrapped.config
-        image_hw = getattr(config, "image_hw", (config.image_size, config.image_size))
         self.is_ldae = isinstance(self.unwrapped, LDAEForPreTraining)
         self.uses_labels = getattr(self.unwrapped, "uses_labels", False)
-        if self.uses_labels and "label" not in (examples.features or {}):
-            raise ValueError("--data has no labels, which this model needs: give --label_column or a folder a class")
-        validation = self._validation_split()
-        held = None
-        if not data_args.streaming:
-            examples, held, self.held_origin = hold_out(examples, validation, data_args.held_out, train_args.seed)
-        self.images = ImageDataset(
-            examples, image_hw, config.num_channels, data_args.crop, data_args.flip, train_args.seed
-        )
-        self.held = None if held is None else ImageDataset(held, image_hw, config.num_channels)
-        if self.held is not None and self.is_ldae:
-            number = f"{len(self.held):,} images {self.held_origin}"
-            self.accelerator.print(f"{number} are not trained on; loss.png and held_out.jsonl show what is learned.")
         self.num_classes = getattr(config, "num_classes", None) or config.num_labels
-        if self.uses_labels and not self.images.streaming and (fault := label_fault(examples, self.num_classes)):
-            raise ValueError(f"--num_classes {self.num_classes}: {fault}")
-        self.probes = RunProbes(
-            self.accelerator, self.images, validation, image_hw, data_args, train_args, name=str(self.output_dir)
-        )
-        self.images_per_batch = train_args.per_device_batch_size * self.accelerator.num_processes
+        if self.uses_labels:
+            self._validate_labels(examples)
+        self._divide(examples, pair(config.image_size), config.num_channels)
+        self.images_per_batch = train_args.per_device_batch_size * accelerator.num_processes
         self.images_per_step = self.images_per_batch * train_args.gradient_accumulation_steps
         self.peak_learning_rate = train_args.learning_rate or train_args.base_learning_rate * self.images_per_step / 256
         self.length = self._length()
+
+    def _validate_labels(self, examples: Dataset | IterableDataset):
+        if "label" not in (examples.features or {}):
+            raise ValueError("--data has no labels, which this model needs: give --label_column or a folder a class")
+        if not self.data_args.streaming and (fault := label_fault(examples, self.num_classes)):
+            raise ValueError(f"--num_classes {self.num_classes}: {fault}")
+
+    def _divide(self, examples: Dataset | IterableDataset, image_hw: tuple[int, int], num_channels: int):
+        """Divides the images into those that are trained on, held out and probed."""
+        data_args, seed = self.data_args, self.train_args.seed
+        validation, held = self._validation_split(), None
+        if not data_args.streaming:
+            examples, held, self.held_origin = hold_out(examples, validation, data_args.held_out, seed)
+        self.images = ImageDataset(examples, image_hw, num_channels, data_args.crop, data_args.flip, seed)
+        self.held = None if held is None else ImageDataset(held, image_hw, num_channels)
+        if self.held is not None and self.is_ldae:
+            number = f"{len(self.held):,} images {self.held_origin}"
+            self.accelerator.print(f"{number} are not trained on; loss.png and held_out.jsonl show what is learned.")
+        self.probes = RunProbes(
+            self.accelerator, self.images, validation, image_hw, data_args, self.train_args, name=str(self.output_dir)
+        )
 
     def _validation_split(self) -> Dataset | None:
         """The images that are probed or held out, where there is such a split and one of both is wanted."""
@@ -158,30 +140,6 @@ class Run:
         elif max_steps is None:
             max_steps = math.ceil(train_args.epochs * len(self.images) / self.images_per_step)
         return Length(max_steps, train_args.max_minutes)
-
-    def _make_folder(self, held: ExitStack) -> Path | None:
-        """Makes the run's folder and holds it; returns the checkpoint to resume from.
-
-        With --overwrite, a fresh run removes what another run wrote there, and nothing else.
-        """
-        train_args, is_main_process = self.train_args, self.accelerator.is_main_process
-        with self.accelerator.main_process_first():
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            if is_main_process:
-                held.enter_context(hold_folder(self.output_dir))
-            last = self.checkpoints.last(self.accelerator.print) if train_args.resume else None
-            if train_args.resume and last is None and self.checkpoints.found() and not train_args.overwrite:
-                raise ValueError(
-                    f"--resume: every checkpoint in {str(self.checkpoints.folder)!r} is damaged; pass --overwrite too to start "
-                    "afresh"
-                )
-            if train_args.overwrite and last is None and is_main_process:
-                for name in ("checkpoints", "results", "images", "logs", "losses.jsonl", "held_out.jsonl"):
-                    path = self.output_dir / name
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        if train_args.resume and last is None:
-            self.accelerator.print(f"There is no checkpoint in {self.checkpoints.folder}: starting afresh.")
-        return last
 
     def _options(self) -> dict[str, Any]:
         """The options that a resumed run must not change."""
@@ -249,9 +207,10 @@ class Run:
         arguments = {**vars(self.data_args), **vars(train_args)}
         accelerator.init_trackers("ldae", {name: str(value) for name, value in arguments.items()})
         self.generator = torch.Generator(accelerator.device)
+        self.clock.add(self.state["seconds"])
         self.recorder = Recorder(
             accelerator, self.state, self.length, self.output_dir / "losses.jsonl", self.checkpoints,
-            self.now, self.began, self.images_per_step, train_args.logging_steps,
+            self.clock, self.images_per_step, train_args.logging_steps,
         )  # fmt: skip
         self.curve = None
         if self.held is not None and self.is_ldae:
@@ -285,10 +244,9 @@ class Run:
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:
         """What is done in it takes no time of the run: it is not training, and other methods do without."""
-        began = self.now()
-        yield
-        self.accelerator.wait_for_everyone()
-        self.recorder.began += self.now() - began
+        with self.clock.stopped():
+            yield
+            self.accelerator.wait_for_everyone()
 
     def end_if_interrupted(self):
         """Ends the run with a checkpoint of the last step, if a signal has reached one of its processes.
@@ -319,12 +277,16 @@ class Run:
             yield islice(batches, train_args.gradient_accumulation_steps)
 
     def _received(self, loader: Iterable[dict[str, Any]], sampler: StepSampler) -> Iterator[dict[str, Any]]:
+        """Gives the loader's batches, notes where a stream stands after each, and reports unreadable images."""
         try:
             for batch in loader:
                 self.interruption.note_deaths()
                 if self.interruption.death is not None:
                     raise self.interruption.death
-                yield self._receive(batch, sampler)
+                if self.images.streaming:
+                    self.place = sampler.passed.popleft()
+                self.report_unreadable(batch["bad"])
+                yield batch
         except Exception:  # whatever reading raises, a decoder's or a dead worker's error, the steps so far are kept
             if self.state["step"] and self.accelerator.num_processes == 1:  # others would wait for each other
                 self.save_checkpoint()
@@ -334,13 +296,6 @@ class Run:
             if self.interruption.death is not None:  # of which torch may only say that it happened
                 raise self.interruption.death from None
             raise
-
-    def _receive(self, batch: dict[str, Any], sampler: StepSampler) -> dict[str, Any]:
-        """Notes where the stream stands after the batch's step, and reports the batch's unreadable images."""
-        if self.images.streaming:
-            self.place = sampler.passed.popleft()
-        self.report_unreadable(batch["bad"])
-        return batch
 
     def report_unreadable(self, names: Iterable[str]):
         """Notes unreadable images, "name: error" each, and prints those that are new.

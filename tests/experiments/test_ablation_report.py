@@ -319,7 +319,7 @@ def test_a_rung_of_the_list_is_planned_run_and_reported(tmp_path, recipe, monkey
     assert "twice the classes left out: --class_dropout 0.2" in ablation.plan()
     command = ablation.command(*ablation.jobs()[0])
     assert command[command.index("--class_dropout") + 1] == "0.2"
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="decide class_dropout"):
         run.main([recipe, "--rungs", "mine", "--", "--class_dropout", "0.3"])
     made(tmp_path, "l-dae", 50.0, 51.0)
     made(tmp_path, "mine", 40.0, 41.0)

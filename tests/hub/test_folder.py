@@ -36,17 +36,10 @@ def test_saved_folder_loads_bit_for_bit_and_carries_its_code(model_class, tmp_pa
 
 
 @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile])
-def test_wrapped_models_and_given_weights_are_saved(wrap, tmp_path):
+def test_wrapped_models_are_saved(wrap, tmp_path):
     model = tiny_model()
     save_hub_folder(wrap(model), tmp_path)
     assert_same_weights(model, LDAEForPreTraining.from_pretrained(tmp_path))
-
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    average = {name: 0.5 * tensor for name, tensor in before.items()}
-    save_hub_folder(wrap(model), tmp_path, state_dict=average)
-    loaded = LDAEForPreTraining.from_pretrained(tmp_path).state_dict()
-    assert all(torch.equal(loaded[name], average[name]) for name in average)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

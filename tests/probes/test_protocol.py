@@ -1,13 +1,16 @@
-"""What every protocol shares: how it is found, and its predictions as text."""
+"""What every protocol shares: how it is found, its options and result, and its predictions as text."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from blobs import blobs, subject_of
 
 import ldae.probes
 import probe_ldae
 from ldae.options import option
-from ldae.probes import PROTOCOLS, Knn, Protocol, pack, register_protocol, unpack
+from ldae.probes import PROTOCOLS, FewShot, Knn, LinearFast, Protocol, Retrieval, pack, register_protocol, unpack
 
 NEW = """
 from dataclasses import dataclass
@@ -88,6 +91,65 @@ def test_a_protocol_whose_options_would_be_lost_is_not_registered(folder):
 
     with pytest.raises(TypeError, match="put @dataclass below @register_protocol"):
         register_protocol(Forgotten)
+
+
+# ------------------------------------------------------------------------------------------------ options and results
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (Knn, {"knn_k": 0}),
+        (Knn, {"knn_temperature": 0.0}),
+        (LinearFast, {"linear_fast_l2": []}),
+        (LinearFast, {"linear_fast_l2": [1e-3, -1e-3]}),
+        (LinearFast, {"linear_fast_iterations": 0}),
+        (FewShot, {"few_shot_shots": []}),
+        (FewShot, {"few_shot_shots": [1, 0]}),
+        (FewShot, {"few_shot_draws": 0}),
+        (FewShot, {"few_shot_l2": -1.0}),
+        (FewShot, {"few_shot_l2": float("nan")}),
+        (Retrieval, {"retrieval_k": []}),
+        (Retrieval, {"retrieval_k": [0]}),
+    ],
+)
+def test_impossible_options_are_named(cls, options):
+    cls().check()
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"--{name} ") as error:
+        cls(**options).check()
+    assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize("cls", [Knn, LinearFast, FewShot, Retrieval])
+def test_options_of_a_protocol(cls):
+    """Options say what they do, bear the protocol's name, and are those that a result reports."""
+    prefix = cls.name.replace("-", "_")
+    for field in dataclasses.fields(cls):
+        assert field.name.startswith(prefix + "_")
+        assert field.metadata["help"].startswith(f"{cls.name}: ")
+    small = {"few_shot_draws": 2} if cls is FewShot else {}
+    validation = blobs(50, 2)
+    subject = subject_of(blobs(150, 1), validation)
+    result = cls(**small)(subject)
+    assert {field.name for field in dataclasses.fields(cls)} <= set(result["settings"])
+    assert result["description"] == cls(**small).description
+    assert result["seconds"] > 0
+    assert {cls.metric, "standard_error"} <= result.keys()
+    if "predictions" in result:  # they are those that the accuracy counts
+        right = unpack(result["predictions"]) == validation.labels.numpy()
+        assert result["accuracy"] == pytest.approx(100 * right.mean())
+        assert torch.equal(subject.labels, validation.labels)
+    assert ("predictions" in result) == (cls in (Knn, LinearFast))
+    if cls in (Knn, LinearFast):
+        assert subject.predictions[cls.name].shape == (50,)
+
+
+@pytest.mark.parametrize("cls", [Knn, LinearFast, FewShot, Retrieval])
+def test_other_processes_measure_nothing(cls):
+    subject = subject_of(blobs(50, 1), blobs(50, 2))
+    subject.known = {"train": None, "validation": None}
+    assert cls()(subject) is None
 
 
 # ---------------------------------------------------------------------------------------------------------- predictions

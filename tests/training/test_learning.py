@@ -8,13 +8,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 import train_ldae
 from ldae.training import learning
+from ldae.training.clock import CLOCKS
 from ldae.training.learning import LinearDenoiser, effective_rank, hold_out, what_is_learned
-from ldae.training.run import CLOCKS
 from moments_ldae import PatchMoments
 from tokenizers_ldae import patchify
 
@@ -32,11 +31,6 @@ def folder(tmp_path_factory) -> Path:
         coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
         coarse.resize((20, 16), Image.Resampling.BICUBIC).save(root / f"{i:02d}.png")
     return root
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    AcceleratorState._reset_state(True)
 
 
 def train(folder: Path, output: Path, *options: str) -> Path:

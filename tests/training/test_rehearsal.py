@@ -12,11 +12,6 @@ from ldae.names import duration
 MODEL = "--image_size 16 --patch_size 4 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --latent_dim 4"
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    AcceleratorState._reset_state(True)
-
-
 def rehearsed(capsys, tmp_path, *options: str) -> dict[str, str]:
     arguments = [*MODEL.split(), "--output_dir", str(tmp_path / "run"), "--dry_run", *options]
     assert train_ldae.main(arguments) is None

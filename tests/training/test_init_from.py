@@ -1,0 +1,72 @@
+"""Runs that start from the weights of another, whole and not contradicted."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import TINY, train
+
+from ldae import LDAEForPreTraining
+from ldae.features.encoders import load_encoder
+from ldae.options import parse_arguments
+from ldae.training.models import build_model
+
+
+def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
+    first = train(folder, tmp_path / "first")
+    second = train(
+        folder, tmp_path / "second", "--init_from", str(first), "--learning_rate", "1e-12", "--ema_decay", "0"
+    )
+    a, b = (load_file(path / "model.safetensors") for path in (first, second))
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+    assert torch.equal(a["ldae.tokenizer.V"], b["ldae.tokenizer.V"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--latent_scaling global", "--latent_scaling global contradicts --init_from, whose tokenizer has component"),
+        ("--patch_size 2 8", r"--patch_size \(2, 8\) contradicts --init_from, whose tokenizer has \(4, 4\)"),
+        ("--prediction latent", "--init_from: decoder.*is .*, the configuration needs"),
+        ("--subtract_mean False", "--subtract_mean False contradicts --init_from"),
+        ("--num_hidden_layers 3", "--init_from: .* lacks .* of the weights of LDAEForPreTraining, such as .*layers"),
+        ('--autoencoder {"layers_per_block":1}', None),  # a recipe's, for tokenizers of other rungs
+    ],
+)
+def test_what_contradicts_the_weights_is_refused(tmp_path, options, message):
+    given = ["--data", "photos", *TINY]
+    LDAEForPreTraining(parse_arguments(given)[0].config()).save_pretrained(tmp_path)
+    model_args, _, train_args = parse_arguments([*given, "--init_from", str(tmp_path), *options.split()])
+    if message is None:
+        assert build_model(model_args, train_args, None).config.latent_dim == model_args.latent_dim
+        return
+    with pytest.raises(ValueError, match=message):
+        build_model(model_args, train_args, None)
+
+
+@pytest.mark.parametrize(("layers", "refused"), [(1, False), (2, True)])
+def test_a_convolutional_tokenizers_own_architecture_may_be_given_again(tmp_path, layers, refused):
+    """A recipe's, which is a part of what the folder holds."""
+    given = ["--data", "photos", *TINY]
+    rung = ["--tokenizer_type=conv_vae", "--input_space=latent", "--prediction=noise", "--autoencoder"]
+    small = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
+    LDAEForPreTraining(parse_arguments([*given, *rung, json.dumps(small)])[0].config()).save_pretrained(tmp_path)
+    again = json.dumps({"block_out_channels": [8, 8], "layers_per_block": layers})
+    model_args, _, train_args = parse_arguments([*given, "--init_from", str(tmp_path), "--autoencoder", again])
+    if refused:
+        with pytest.raises(ValueError, match="--autoencoder: layers_per_block 2 contradicts --init_from"):
+            build_model(model_args, train_args, None)
+    else:
+        assert build_model(model_args, train_args, None).config.autoencoder["norm_num_groups"] == 4
+
+
+def test_a_damaged_folder_is_refused(folder, tmp_path):
+    output = train(folder, tmp_path / "run")
+    path = output / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"--init_from: .*run' is damaged: model.safetensors is not what was written"):
+        train(folder, tmp_path / "next", "--init_from", str(output))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"--model: .* is damaged: model.safetensors is not what was written"):
+        load_encoder(str(output))

@@ -1,0 +1,98 @@
+"""Signals and deaths of workers: a run ends in a good place, with its cause, and goes on from there."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from tiny_runs import ROOT, TINY, at_step, losses, same_run, train
+
+import train_ldae
+from ldae import interruption
+from ldae.training.checkpoints import Checkpoints
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("options", ["", "--streaming --num_workers 2 --gradient_accumulation_steps 2"])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
+    folder, files, tmp_path, monkeypatch, capsys, number, status, options
+):
+    options = [*options.split(), "--checkpointing_steps", "0"]
+    data, before = files if "--streaming" in options else folder, signal.getsignal(number)
+    train(data, tmp_path / "whole", *options)
+    with monkeypatch.context() as context:
+        at_step(context, 3, lambda: [os.kill(os.getpid(), number) for _ in range(2)])  # a launcher's too
+        with pytest.raises(SystemExit) as ended:
+            train(data, tmp_path / "run", *options)
+    assert ended.value.code == status
+    assert capsys.readouterr().err.endswith(
+        f"\nInterrupted by {number.name}: the same command with --resume goes on.\n"
+    )
+    assert (Checkpoints(tmp_path / "run/checkpoints").last().name, len(losses(tmp_path / "run"))) == (
+        "checkpoint-00000003", 3
+    )  # fmt: skip
+    assert signal.getsignal(number) is before
+    train(data, tmp_path / "run", *options, "--resume")
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_second_signal_ends_the_run_at_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(interruption, "ECHO", -1)
+    at_step(monkeypatch, 3, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    with pytest.raises(SystemExit) as ended:
+        train(folder, tmp_path / "run")
+    assert ended.value.code == 130
+    assert Checkpoints(tmp_path / "run/checkpoints").last().name == "checkpoint-00000002"
+
+
+def test_a_signal_after_the_last_step_ends_the_run_at_once(folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as context:
+        context.setattr(train_ldae, "finish", lambda run: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as ended:
+            train(folder, tmp_path / "run")
+    assert ended.value.code == 143
+    train(folder, tmp_path / "run", "--resume")
+    assert (tmp_path / "run/README.md").exists()
+
+
+def test_a_signal_ends_the_processes_of_a_run(folder, tmp_path):
+    """SIGTERM to all of them, as clusters send it: the workers end at once, and the run still writes its checkpoint."""
+    command = [
+        sys.executable,
+        str(ROOT / "train_ldae.py"),
+        "--data",
+        str(folder),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    command += [*TINY, "--max_steps", "100000", "--checkpointing_steps", "0", "--num_workers", "2"]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not ((tmp_path / "run/losses.jsonl").exists() and losses(tmp_path / "run")):
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.1)
+    workers = psutil.Process(run.pid).children(recursive=True)
+    assert len(workers) >= 2
+    os.killpg(run.pid, signal.SIGTERM)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 143, said
+    assert "Traceback" not in said
+    assert "Interrupted by SIGTERM: the same command with --resume goes on." in said
+    assert int(Checkpoints(tmp_path / "run/checkpoints").last().name[-8:]) == len(losses(tmp_path / "run"))
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def test_a_worker_that_dies_ends_the_run_with_its_cause_and_a_checkpoint(folder, tmp_path, monkeypatch, capsys):
+    options = ("--num_workers", "2", "--max_steps", "30", "--checkpointing_steps", "0")
+    train(folder, tmp_path / "whole", *options)
+    with monkeypatch.context() as context:
+        at_step(context, 3, lambda: psutil.Process().children()[-1].kill())
+        with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*is killed by signal: Killed"):
+            train(folder, tmp_path / "run", *options)
+    last = Checkpoints(tmp_path / "run/checkpoints").last()
+    assert int(last.name[-8:]) == len(losses(tmp_path / "run")) >= 3
+    assert f"The steps before it are in {last}; --resume goes on from it." in capsys.readouterr().out
+    train(folder, tmp_path / "run", *options, "--resume")
+    same_run(tmp_path / "whole", tmp_path / "run")
