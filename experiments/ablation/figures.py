@@ -54,26 +54,26 @@ def compared_filters(
 
 
 def rungs(steps: Sequence[tuple[str, float | None, Bar, float | None]], path: str | Path) -> Path:
-    """Writes the paper's figure 6 in bars: each rung's linear accuracy in the paper and here, the untrained one across ours.
+    """Writes the paper's figure 6 in bars: each rung's linear accuracy in the paper and here, its baseline across ours.
 
     Args:
-        steps: (name, the paper's accuracy or None, ours, the untrained network's or None), in %.
+        steps: (name, the paper's accuracy or None, ours, its baseline's or None), in %.
 
     Raises:
         ValueError: if there is none.
     """
     if not steps:
         raise ValueError("there is no rung to draw")
-    names, papers, ours, floors = zip(*steps, strict=True)
+    names, papers, ours, baselines = zip(*steps, strict=True)
     places = np.arange(len(steps))
     figure, (axes,) = panels(1, max(4.0, 0.9 * len(steps) + 1.5), 3.8, grid=False)
     known = [i for i, paper in enumerate(papers) if paper is not None]
     axes.bar(places[known] - 0.2, [papers[i] for i in known], 0.38, color="#c9d3de", label="paper (ImageNet)")
     values, errors = zip(*ours, strict=True)
     axes.bar(places + 0.2, values, 0.38, yerr=errors, color=BLUE, ecolor=INK, capsize=2, label="here")
-    measured = [i for i, floor in enumerate(floors) if floor is not None]
+    measured = [i for i, baseline in enumerate(baselines) if baseline is not None]
     sides = [places[measured] + 0.01, places[measured] + 0.39]
-    axes.hlines([floors[i] for i in measured], *sides, color=ORANGE, linestyle=(0, (2, 1.5)), label="untrained")
+    axes.hlines([baselines[i] for i in measured], *sides, color=ORANGE, linestyle=(0, (2, 1.5)), label="baseline")
     axes.set_xticks(places, names, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_ylabel("linear accuracy (%)")
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))

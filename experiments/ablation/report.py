@@ -87,7 +87,7 @@ def _draw_results(study: str | Path, folder: Path, also: Sequence[str | Path]) -
     found = measure(study, also)
     bars = {name: (each.accuracy, each.error) for name, each in found.items()}
     shown = [rung for rung in RUNGS.values() if rung.name in bars and (not rung.side or rung.before == END)]
-    steps = [(rung.name, rung.paper, bars[rung.name], found[rung.name].floor) for rung in shown]
+    steps = [(rung.name, rung.paper, bars[rung.name], found[rung.name].baseline) for rung in shown]
     rows = {TOKENIZERS[name]: {d: at_dimension(name, d) for d in sorted(row)} for name, row in TABLE2.items()}
     rows["pixels"] = {d: f"pixels-d{d}" for d in sorted(PIXELS)}
     paper = {

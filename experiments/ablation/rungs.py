@@ -37,6 +37,12 @@ TOKENIZERS = {  # what these tokenizers are called
     "patch-pca": "patch-wise PCA",
 }
 PIXELS = {768: 1, 192: 2, 48: 4, 12: 8}  # figure 5: dimension, and the part of its size to which an image is shrunk
+# what several rungs tell together
+KIND = "which patch-wise tokenizer hardly matters"
+TOO_FEW, TOO_MANY = "fewer than 16 latent dimensions lose", "64 latent dimensions and more lose"
+ALIKE = "16 and 32 latent dimensions are about as good"
+SPACE = "latents or images as input and as output are as good"
+PIXEL_NOISE, PIXEL_DIMENSIONS = "noise on pixels learns little", "noise on pixels does best in 48 dimensions"
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Rung:
         fid: the FID-50K that the paper gives for its images.
         side: whether it is a side branch, on which no rung of the main path is built.
         sign: of the change in accuracy that the paper claims without a figure; 0: no change.
+        fact: what the paper learns from it. Rungs that tell the same have the same; by default it is what the rung changes.
     """
 
     name: str
@@ -62,6 +69,11 @@ class Rung:
     fid: float | None = None
     side: bool = False
     sign: int | None = None
+    fact: str = ""
+
+    def __post_init__(self):
+        if not self.fact:
+            object.__setattr__(self, "fact", self.what)
 
     @property
     def claim(self) -> float | None:
@@ -81,12 +93,12 @@ def _main_path() -> list[Rung]:
         Rung("no-adversarial", "tokenizer without the GAN", {"tokenizer_adversarial_weight": 0.0}, 59.0, fid=75.6),
         Rung("linear-gamma2", "γ² falls linearly", {"noise_schedule": "linear_gamma2"}, 63.4, fid=93.2),
         Rung("patch-vae", "patch-wise VAE", {"tokenizer_type": "patch_vae"}, 64.9),
-        Rung("patch-ae", "patch-wise AE", {"tokenizer_type": "patch_ae"}, 64.7),
-        Rung("patch-pca", "patch-wise PCA, d = 32", {"tokenizer_type": "pca", "latent_dim": "32/768"}, 65.1),
+        Rung("patch-ae", "patch-wise AE", {"tokenizer_type": "patch_ae"}, 64.7, fact=KIND),
+        Rung("patch-pca", "patch-wise PCA, d = 32", {"tokenizer_type": "pca", "latent_dim": "32/768"}, 65.1, fact=KIND),
         Rung("clean-latent", "predict the clean latent, λ = γ²", {"prediction": "latent"}, 62.4),
         Rung("no-input-scaling", "γ = 1, σ linear to √2, λ = 1/(1 + σ²)", {"noise_schedule": "linear_sigma"}, 63.6),
-        Rung("image-input", "image input by inverse PCA", {"input_space": "image"}, 63.6),
-        Rung("image-output", "image output by inverse PCA", {"prediction": "projected_image"}, 63.9),
+        Rung("image-input", "image input by inverse PCA", {"input_space": "image"}, 63.6, fact=SPACE),
+        Rung("image-output", "image output by inverse PCA", {"prediction": "projected_image"}, 63.9, fact=SPACE),
         Rung("l-dae", "predict the original image", {"prediction": "image"}, 64.5),
     ]
     return [steps[0], *(replace(rung, before=before.name) for before, rung in pairwise(steps))]
@@ -99,16 +111,18 @@ def _branches() -> list[Rung]:
         Rung("one-level", "one noise level", {"noise_schedule": "single_sigma"}, 61.5, "l-dae"),
         Rung("predict-noise", "noise prediction again (footnote 4)", {"prediction": "noise"}, None, "l-dae", sign=0),
         Rung("random-crop", "random crops", {"crop": "random"}, 65.0, "l-dae"),
-        Rung("classical-dae", "noise on pixels: the classical DAE", pixels, 23.6, "l-dae"),
-        Rung("pixels-d768", "noise on pixels", pixels, 23.6, "patch-pca"),
+        Rung("classical-dae", "noise on pixels: the classical DAE", pixels, 23.6, "l-dae", fact=PIXEL_NOISE),
+        Rung("pixels-d768", "noise on pixels", pixels, 23.6, "patch-pca", fact=PIXEL_NOISE),
     ]
     for d, before, sign in ((48, 768, 1), (192, 48, -1), (12, 48, -1)):  # the paper: best at 48
         change = {"latent_dim": f"{d}/768", "shrink": PIXELS[d]}
         what = f"noise on pixels, images 1/{PIXELS[d]} as large"
-        branches.append(Rung(f"pixels-d{d}", what, change, None, f"pixels-d{before}", sign=sign))
+        branches.append(Rung(f"pixels-d{d}", what, change, None, f"pixels-d{before}", sign=sign, fact=PIXEL_DIMENSIONS))
     for name, row in TABLE2.items():
         for d in sorted(row.keys() - {ON_PATH[name]}):
-            branches.append(Rung(at_dimension(name, d), f"d = {d}", {"latent_dim": f"{d}/768"}, row[d], name))
+            fact = TOO_FEW if d < 16 else TOO_MANY if d > 32 else ALIKE
+            change = {"latent_dim": f"{d}/768"}
+            branches.append(Rung(at_dimension(name, d), f"d = {d}", change, row[d], name, fact=fact))
     return [replace(rung, side=True) for rung in branches]
 
 

@@ -13,7 +13,8 @@ from configuration_ldae import LDAEConfig
 from experiments.ablation.rungs import RUNGS, options, rung_of
 from experiments.errors import pooled_variance
 from ldae.options import RUN_DEFINING
-from ldae.probes import unpack
+from ldae.probes import Result, unpack
+from ldae.probes.baselines import TITLES
 from ldae.report.results import load_study
 
 PROTOCOL = "linear-fast"  # by which rungs are compared
@@ -40,7 +41,7 @@ class Measured:
         image_error: the standard error that comes from the choice of the validation images, in points.
         seed_error: the one that comes from the choice of the seeds; None where no rung has several, so that it is not known.
         seeds: their number.
-        floor: the accuracy of the untrained network; None where it was not measured.
+        baseline: the accuracy of the best network or image that learned nothing; None where none was measured.
         images: what tells the validation images from others: their fingerprint, and the classes of those that can be read.
         right: for each of them, the part of the seeds that classify it rightly (n,); None where predictions were not kept.
         distances: of generated images from real ones, by what it is measured on: values of the seeds.
@@ -53,7 +54,7 @@ class Measured:
     image_error: float
     seed_error: float | None
     seeds: int
-    floor: float | None
+    baseline: float | None
     images: tuple[str | None, str | None]
     right: np.ndarray | None
     distances: dict[str, list[float]]
@@ -115,7 +116,7 @@ def _probed(study: str | Path) -> dict[str, list[Run]]:
 
 
 def _measured(name: str, done: list[Run], between: float | None) -> Measured:
-    floors = [run["probe"]["floor"][PROTOCOL]["accuracy"] for run in done if PROTOCOL in run["probe"]["floor"]]
+    baselines = [best for run in done if (best := _best_baseline(run["probe"])) is not None]
     held = [value for run in done if (value := run["train"].get("variance_held")) is not None]
     distances: dict[str, list[float]] = {}
     for run in done:
@@ -132,7 +133,7 @@ def _measured(name: str, done: list[Run], between: float | None) -> Measured:
         image_error=mean(_figures(done, "standard_error")),
         seed_error=None if between is None else math.sqrt(between / len(done)),
         seeds=len(done),
-        floor=mean(floors) if floors else None,
+        baseline=mean(baselines) if baselines else None,
         images=_images_of(done[0]),
         right=_right(done),
         distances=distances,
@@ -140,6 +141,11 @@ def _measured(name: str, done: list[Run], between: float | None) -> Measured:
         setting={k: values[0] if all(v == values[0] for v in values) else values for k, values in setting.items()},
         differs=differs,
     )
+
+
+def _best_baseline(probe: Result) -> float | None:
+    measured = [probe[key][PROTOCOL]["accuracy"] for key in TITLES if PROTOCOL in probe.get(key, ())]
+    return max(measured, default=None)
 
 
 def _figures(done: list[Run], which: str) -> list[float]:

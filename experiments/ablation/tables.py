@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.ablation.rungs import END, RUNGS, TABLE2, TOKENIZERS, Rung, at_dimension, branches, main_path
 from experiments.ablation.runs import PROTOCOL, Measured, Run, load_runs, measure
-from experiments.ablation.verdicts import VERDICTS, compare, verdict
+from experiments.ablation.verdicts import VERDICTS, compare, of_fact, verdict
 from experiments.errors import pooled_variance
 from ldae.probes import format_figure
 from ldae.report.tables import MISSING, markdown
@@ -29,7 +29,7 @@ Studies = dict[
 
 
 def tables(study: str | Path, also: Sequence[str | Path] = ()) -> dict[str, str]:
-    """Markdown by the marker that it stands at: "setting", "claims", "table 1" to "table 3", "branches", "timesteps", "blocks".
+    """Markdown by its marker: "setting", "facts", "claims", "table 1" to "table 3", "branches", "timesteps", "blocks".
 
     Args:
         study: a .jsonl of results, or a folder of runs.
@@ -46,10 +46,16 @@ def tables(study: str | Path, also: Sequence[str | Path] = ()) -> dict[str, str]
     runs, figures = load_runs(study), studies[str(study)]
     rungs = main_path()
     tokenizers = rungs.index(RUNGS["patch-vae"])
+    claims = {
+        name: verdict(rung, studies[_judged_in(rung, studies)])
+        for name, rung in RUNGS.items()
+        if rung.claim is not None
+    }
     elsewhere = [sentence for rung in branches() if (sentence := _elsewhere(rung, studies))]
     return {
         "setting": _setting(runs),
-        "claims": _claims(studies),
+        "facts": _facts(claims),
+        "claims": _claims(claims, studies),
         "table 1": _generating(rungs[:tokenizers], figures),
         "table 2": _table2(figures),
         "table 3": _rungs(rungs[tokenizers:], figures),
@@ -79,36 +85,48 @@ def _setting(runs: dict[str, list[Run]]) -> str:
     )
 
 
-def _claims(studies: Studies) -> str:
+def _facts(claims: dict[str, str]) -> str:
+    """A row for each fact of the paper, with the verdicts on the claims that tell it; and how many facts there are of each."""
+    facts: dict[str, list[str]] = {}
+    for name, found in claims.items():
+        facts.setdefault(RUNGS[name].fact, []).append(found)
+    rows = [
+        {"fact": fact, "claims": _counts(found, len(found) > 1), "verdict": of_fact(found)}
+        for fact, found in facts.items()
+    ]
+    return f"{len(rows)} facts: {_counts([row['verdict'] for row in rows])}.\n\n{markdown(rows, left=tuple(rows[0]))}"
+
+
+def _counts(verdicts: Sequence[str], numbers: bool = True) -> str:
+    counts = {name: verdicts.count(name) for name in (*VERDICTS, "mixed") if name in verdicts}
+    return ", ".join(f"{count} {name}" if numbers else name for name, count in counts.items())
+
+
+def _claims(claims: dict[str, str], studies: Studies) -> str:
     """A row for each claim of the paper: its sign, ours with its error, the verdict; and how many there are of each.
 
     A claim is judged in the first study that has run it.
     """
     rows, notes = [], []
-    for rung in RUNGS.values():
-        if rung.claim is None:
-            continue
-        figures = studies[_judged_in(rung, studies)]
-        difference = compare(rung, figures)
+    for name, found in claims.items():
+        rung = RUNGS[name]
+        difference = compare(rung, studies[_judged_in(rung, studies)])
         rows.append(
             {
-                "rung": f"`{rung.name}`",
+                "rung": f"`{name}`",
                 "after": f"`{rung.before}`",
                 "change": rung.what,
                 "paper": f"{rung.claim:+.1f}" if rung.sign is None else SIGNS[rung.sign],
                 "here": "{:+.1f} ± {:.1f}".format(*difference) if isinstance(difference, tuple) else MISSING,
-                "verdict": verdict(rung, figures),
+                "verdict": found,
             }
         )
         if isinstance(difference, str):
             notes.append(f"\n{difference}.")
         if sentence := _elsewhere(rung, studies):
             notes.append(sentence)
-    table = pd.DataFrame(rows)
-    counts = table["verdict"].value_counts()
-    summary = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
-    text = markdown(table, left=("rung", "after", "change", "verdict"))
-    return "\n".join([f"{len(table)} claims: {summary}.\n", text, *notes])
+    text = markdown(rows, left=("rung", "after", "change", "verdict"))
+    return "\n".join([f"{len(rows)} claims: {_counts(list(claims.values()))}.\n", text, *notes])
 
 
 def _judged_in(rung: Rung, studies: Studies) -> str:
@@ -139,7 +157,7 @@ def _rungs(rungs: list[Rung], figures: dict[str, Measured], more: dict[str, list
         "change": [rung.what for rung in rungs],
         "paper": [rung.paper for rung in rungs],
         "here": [_accuracy(each) for each in found],
-        "floor": [each and each.floor for each in found],
+        "baseline": [each and each.baseline for each in found],
         "seeds": [each.seeds if each else 0 for each in found],
     }
     notes = [_differs(rung.name, each) for rung, each in zip(rungs, found, strict=True) if each and each.differs]
@@ -178,8 +196,8 @@ def _table2(figures: dict[str, Measured]) -> str:
         dtype=object,
     )
     found = [each for each in cells["found"] if each]
-    floors = [each.floor for each in found if each.floor is not None]
-    note = [f"\nUntrained, these networks reach {min(floors):.1f} to {max(floors):.1f} %."] if floors else []
+    baselines = [each.baseline for each in found if each.baseline is not None]
+    note = [f"\nTheir baselines reach {min(baselines):.1f} to {max(baselines):.1f} %."] if baselines else []
     accuracies = [f"{row.paper:.1f} / {_accuracy(row.found)}" for row in cells.itertuples()]
     held = [100 * each.variance_held if each and each.variance_held is not None else None for each in cells["found"]]
     both = _by_dimension(cells, "tokenizer", accuracies), _by_dimension(cells, "variance held, in %", held)

@@ -1,13 +1,15 @@
 """Whether a rung changes here what it changes in the paper."""
 
 import math
+from collections.abc import Collection
 
 from experiments.ablation.rungs import RUNGS, Rung, options
 from experiments.ablation.runs import TOKENIZER_TRAINING, Measured
 from experiments.errors import paired_error
 
 NO_CHANGE = 0.5  # points of accuracy: what changes less in the paper, which has one seed, is taken for no change
-VERDICTS = ("agrees", "none seen", "undecided", "does not", "one seed", "not comparable", "not run")
+JUDGED = ("agrees", "absent", "contradicts")
+VERDICTS = (*JUDGED, "undecided", "not judgeable", "one seed", "not comparable", "not run")
 
 
 def compare(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | str | None:
@@ -44,17 +46,40 @@ def _changes(rung: Rung) -> set[str]:
 def verdict(rung: Rung, figures: dict[str, Measured]) -> str:
     """Whether a rung's change does here what it does in the paper: one of `VERDICTS`, at two standard errors of the difference.
 
-    "none seen": the paper sees no difference, or one below `NO_CHANGE`, and none is seen. "one seed": no rung has several, so
-    that nothing is known of the deviation between seeds.
+    - "agrees": the change has the paper's sign; or none is seen, where the paper sees none, or one below `NO_CHANGE`.
+    - "contradicts": it has the other sign; or one is seen, where the paper sees none.
+    - "absent": none is seen, and one as large as the paper's would have been.
+    - "undecided": neither.
+    - "not judgeable": neither network is above its baseline, so that nothing was learned that could change.
+    - "one seed": no rung has several, so that nothing is known of the deviation between seeds.
     """
     difference = compare(rung, figures)
     if difference is None:
         return "not run"
     if isinstance(difference, str):
         return "not comparable"
-    if figures[rung.name].seed_error is None:
+    after, before = figures[rung.name], figures[rung.before or ""]
+    if after.seed_error is None:
         return "one seed"
-    claims = rung.sign if rung.sign is not None else rung.claim if abs(rung.claim) >= NO_CHANGE else 0
-    if abs(difference[0]) <= 2 * difference[1]:
-        return "undecided" if claims else "none seen"
-    return "agrees" if claims * difference[0] > 0 else "does not"
+    if _at_baseline(after) and _at_baseline(before):
+        return "not judgeable"
+    change, error = difference
+    claim = rung.claim or 0.0
+    seen = abs(change) > 2 * error
+    if (rung.sign is None and abs(claim) < NO_CHANGE) or not claim:
+        return "contradicts" if seen else "agrees"
+    if seen:
+        return "agrees" if claim * change > 0 else "contradicts"
+    return "absent" if rung.sign is None and abs(change - claim) > 2 * error else "undecided"
+
+
+def _at_baseline(found: Measured) -> bool:
+    return found.baseline is not None and found.accuracy - found.baseline <= 2 * found.error
+
+
+def of_fact(verdicts: Collection[str]) -> str:
+    """What several claims say of the fact that they tell together: their verdict, or "mixed" where those judged differ."""
+    judged = {verdict for verdict in verdicts if verdict in JUDGED}
+    if len(judged) > 1:
+        return "mixed"
+    return next(iter(judged), None) or min(verdicts, key=VERDICTS.index)

@@ -22,8 +22,8 @@ def make_ablation(recipe, some, output_dir=Path("runs"), seeds=(3,), workers=2, 
     return run.Ablation(recipe, output_dir, some, list(seeds), workers, model_args.config(), data_args, TINY, **kwargs)
 
 
-def made(folder, name, *accuracies, error=0.5, config=(), **arguments):
-    """The results that runs of a rung would leave, one for each seed."""
+def made(folder, name, *accuracies, error=0.5, config=(), thumbnail=20.0, **arguments):
+    """The results that runs of a rung would leave, one for each seed, whose best baseline is a thumbnail."""
     rung = rungs.RUNGS[name]
     given = {"crop": "center", **rungs.options(rung), **arguments}
     fields = LDAEConfig.from_size("tiny", num_hidden_layers=4, decoder_num_hidden_layers=2).to_dict()
@@ -33,8 +33,12 @@ def made(folder, name, *accuracies, error=0.5, config=(), **arguments):
     for seed, accuracy in enumerate(accuracies):
         results = folder / f"{name}-seed{seed}/results"
         figures = {"linear-fast": {"accuracy": accuracy, "standard_error": error, "seconds": 15}}
-        floor = {"description": "untrained", **figures}
-        save_result(results / "probe-x.json", {"kind": "probe", "data": data, "protocols": figures, "floor": floor})
+        floor = {"linear-fast": {"accuracy": 15.0, "seconds": 15}}
+        best = {"linear-fast": {"accuracy": thumbnail, "seconds": 0}}
+        save_result(
+            results / "probe-x.json",
+            {"kind": "probe", "data": data, "protocols": figures, "floor": floor, "thumbnail": best},
+        )
         if (tokenizer := rungs.tokenizer_of(rung)) is not None:
             given["tokenizer"] = str(folder / f"tokenizers/{tokenizer}-seed{seed}")
         train = {"kind": "train", "config": fields, "arguments": given, "epochs": 3.0, "seconds": 60, "seed": seed}

@@ -83,7 +83,7 @@ def test_dimensions_and_rungs_show_their_figures(tmp_path, figures):
         if len(bars) and hasattr(bars[0], "get_height")
     ]
     assert heights == [[60.0], [50.0, 55.0]]
-    (floor,) = [lines for lines in figures[1].axes[0].collections if lines.get_label() == "untrained"]
+    (floor,) = [lines for lines in figures[1].axes[0].collections if lines.get_label() == "baseline"]
     assert [segment[:, 1].tolist() for segment in floor.get_segments()] == [[30.0, 30.0]]
     with pytest.raises(ValueError, match="there is no rung to draw"):
         plots.rungs([], tmp_path / "rungs.png")

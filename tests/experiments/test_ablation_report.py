@@ -34,18 +34,53 @@ def test_verdicts(tmp_path):
     assert [figures["clean-latent"].accuracy, figures["clean-latent"].seeds] == [45.0, 3]
     found = {name: verdicts.verdict(rungs.RUNGS[name], figures) for name in figures}
     assert found == {
-        "patch-pca": "not run", "clean-latent": "agrees", "no-input-scaling": "does not", "image-input": "none seen",
-        "image-output": "none seen", "l-dae": "undecided",
+        "patch-pca": "not run", "clean-latent": "agrees", "no-input-scaling": "contradicts", "image-input": "agrees",
+        "image-output": "agrees", "l-dae": "undecided",
     }  # fmt: skip
     texts = tables(tmp_path)
     assert (
         "| `clean-latent` | `patch-pca` | predict the clean latent, λ = γ² | -2.7 | -6.0 ± 1.3 | agrees |"
         in texts["claims"]
     )
-    assert "34 claims: 1 agrees, 2 none seen, 1 undecided, 1 does not, 29 not run." in texts["claims"]
+    assert "34 claims: 3 agrees, 1 contradicts, 1 undecided, 29 not run." in texts["claims"]
     assert "9 runs of 6 rungs with 1 to 3 seeds each; 3.0 epochs of 1,234 images in 1 minutes" in texts["setting"]
     assert "| patch-wise PCA | 56.0 / – | 63.4 / – | 65.1 / 51.0 ± 1.0 |" in texts["table 2"]
-    assert "Untrained, these networks reach 51.0 to 51.0 %." in texts["table 2"]  # of two seeds
+    assert "Their baselines reach 20.0 to 20.0 %." in texts["table 2"]
+    assert "| latents or images as input and as output are as good | 2 agrees | agrees |" in texts["facts"]
+    assert texts["facts"].startswith("18 facts: 2 agrees, 1 contradicts, 1 undecided, 14 not run.\n")
+
+
+def test_a_change_that_is_not_there_is_told_from_one_that_cannot_be_seen(tmp_path):
+    """one-level loses 3.0 points in the paper, predict-noise nothing, and random-crop gains half a point."""
+    made(tmp_path, "l-dae", 50.0, 50.2)
+    made(tmp_path, "one-level", 50.1, 50.3)
+    made(tmp_path, "random-crop", 50.3, 50.4)
+    made(tmp_path, "predict-noise", 60.0, 60.2)
+    found = runs.measure(tmp_path)
+    assert [verdicts.verdict(rungs.RUNGS[name], found) for name in ("one-level", "random-crop", "predict-noise")] == [
+        "absent", "undecided", "contradicts"
+    ]  # fmt: skip
+
+
+def test_what_learned_nothing_is_not_judged(tmp_path):
+    made(tmp_path, "l-dae", 40.0, 40.5, thumbnail=40.0)
+    made(tmp_path, "one-level", 40.2, 40.4, thumbnail=40.0)
+    made(tmp_path, "classical-dae", 30.0, 30.5, thumbnail=31.0)
+    made(tmp_path / "b", "l-dae", 50.0, 50.5, thumbnail=40.0)
+    made(tmp_path / "b", "one-level", 40.2, 40.4, thumbnail=40.0)
+    figures, others = runs.measure(tmp_path), runs.measure(tmp_path / "b")
+    assert verdicts.verdict(rungs.RUNGS["one-level"], figures) == "not judgeable"
+    assert verdicts.verdict(rungs.RUNGS["classical-dae"], figures) == "not judgeable"
+    assert verdicts.verdict(rungs.RUNGS["one-level"], others) == "agrees"  # one of the two has learned something
+
+
+def test_claims_that_tell_one_fact_are_counted_once():
+    assert verdicts.of_fact(["agrees", "undecided", "agrees"]) == "agrees"
+    assert verdicts.of_fact(["agrees", "absent"]) == "mixed"
+    assert verdicts.of_fact(["not run", "undecided"]) == "undecided"
+    claims = [rung for rung in rungs.RUNGS.values() if rung.claim is not None]
+    assert len(claims) == 34
+    assert len({rung.fact for rung in claims}) == 18
 
 
 def test_no_verdict_where_more_or_less_than_the_change_differs(tmp_path):
@@ -78,7 +113,7 @@ def test_tokenizers_of_one_kind_must_be_trained_alike(tmp_path):
     found = {
         name: verdicts.verdict(rungs.RUNGS[name], figures) for name in ("patch-vae", "patch-vae-d8", "patch-vae-d32")
     }
-    assert found == {"patch-vae": "undecided", "patch-vae-d8": "not comparable", "patch-vae-d32": "none seen"}
+    assert found == {"patch-vae": "undecided", "patch-vae-d8": "not comparable", "patch-vae-d32": "agrees"}
     reason = "`patch-vae-d8` and `patch-vae` also differ in the tokenizer's training."
     assert reason in tables(tmp_path)["claims"]
 
@@ -97,7 +132,7 @@ def test_what_a_tokenizers_losses_are_counts_where_they_have_a_weight(tmp_path, 
         made(tmp_path, name, 50.0, 50.5)
         made_tokenizer(tmp_path, name, 2, **{**base, "tokenizer_perceptual_weight": perceptual, **given})
     found = verdicts.verdict(rungs.RUNGS["no-perceptual"], runs.measure(tmp_path))
-    assert found == ("undecided" if comparable else "not comparable")
+    assert found == ("absent" if comparable else "not comparable")
 
 
 def test_one_seed_is_no_verdict(tmp_path):
@@ -325,7 +360,7 @@ def test_a_rung_of_the_list_is_planned_run_and_reported(tmp_path, recipe, monkey
     made(tmp_path, "mine", 40.0, 41.0)
     texts = tables(tmp_path)
     assert "| `mine` | `l-dae` | twice the classes left out | -4.5 | -10.0 ± 1.0 | agrees |" in texts["claims"]
-    row = "| `mine` | twice the classes left out | 60.0 | 40.5 ± 0.7 | 40.5 | 2 |"
+    row = "| `mine` | twice the classes left out | 60.0 | 40.5 ± 0.7 | 20.0 | 2 |"
     assert (row in texts["branches"], row in texts["table 3"]) == (side, not side)
     drawn = []
     monkeypatch.setattr(figures, "rungs", lambda steps, path: drawn.append(steps) or path)
