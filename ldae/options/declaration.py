@@ -41,7 +41,7 @@ def option(
         minimum, maximum, exclusive_minimum, exclusive_maximum: bounds of a number, or of each number of a list.
         choices: the values that it may have; an annotation with `Literal` says them by itself.
         defines_run: whether a run that is resumed must keep it.
-        positional: whether a command line gives it by its place, without its name.
+        positional: whether a command line gives it, one value, by its place and without its name.
     """
     bounds = {
         "minimum": minimum,
