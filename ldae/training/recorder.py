@@ -43,10 +43,11 @@ class Recorder:
         state: the run's state, in which "loss" (a running mean) and "seconds" are kept up to the last step that was read.
         losses: path of losses.jsonl.
         now: the run's clock, in seconds.
-        began: when the run was started or resumed, on that clock; later by what was done off the clock.
         images_per_step: of all processes.
 
     Attributes:
+        began: when the first step was begun, on that clock, as if a resumed run had never stopped; later by what was done off the
+            clock.
         interrupted: whether a signal had reached one of the processes when they made the last step that was read.
     """
 
@@ -58,7 +59,6 @@ class Recorder:
         losses: Path,
         checkpoints: Checkpoints,
         now: Callable[[], float],
-        began: float,
         images_per_step: int,
         logging_steps: int,
     ):
@@ -72,7 +72,12 @@ class Recorder:
         self.interrupted = False
         self.lag = 1 if accelerator.device.type == "cuda" else 0
         self.first_step, self.first_second = state["step"], state["seconds"]
-        self.now, self.began = now, began - state["seconds"]  # as if a resumed run had never stopped
+        self.now = now
+        self.start_clock()
+
+    def start_clock(self):
+        """Counts the run's time from now on: what was done before its first step is no training."""
+        self.began = self.now() - self.state["seconds"]
 
     def record(
         self,

@@ -79,7 +79,6 @@ class Run:
     def __init__(self, model_args, data_args, train_args, model: torch.nn.Module | None = None):
         validate(train_args)
         self.now = CLOCKS[train_args.clock]
-        self.began = self.now()
         self.model_args, self.data_args, self.train_args = model_args, data_args, train_args
         self.output_dir = Path(train_args.output_dir).expanduser()
         self.checkpoints = Checkpoints(self.output_dir / "checkpoints", train_args.keep_checkpoints)
@@ -251,7 +250,7 @@ class Run:
         self.generator = torch.Generator(accelerator.device)
         self.recorder = Recorder(
             accelerator, self.state, self.length, self.output_dir / "losses.jsonl", self.checkpoints,
-            self.now, self.began, self.images_per_step, train_args.logging_steps,
+            self.now, self.images_per_step, train_args.logging_steps,
         )  # fmt: skip
         self.curve = None
         if self.held is not None and self.is_ldae:
@@ -301,7 +300,7 @@ class Run:
             self.interruption.end()
 
     def batches(self) -> Iterator[Iterator[dict[str, Any]]]:
-        """Gives the micro-batches of each step, until the run is over.
+        """Gives the micro-batches of each step, until the run is over. The run's clock starts here, once the images are ready.
 
         Raises:
             Exception: what the reading of images raised, such as a `RuntimeError` for a worker that died, or a `ValueError` for
@@ -314,6 +313,7 @@ class Run:
             self.state["stream"],
         )  # fmt: skip
         loader = training_loader(sampler, self.data_args.num_workers, accelerator.device)
+        self.recorder.start_clock()
         batches = self._received(loader, sampler)
         while self.progress < 1:
             yield islice(batches, train_args.gradient_accumulation_steps)
