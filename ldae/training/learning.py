@@ -113,7 +113,7 @@ def effective_rank(features: torch.Tensor) -> float:
 
 
 def what_is_learned(result: dict[str, Any]) -> str:
-    """What a `LearningCurve.result` says, in two sentences."""
+    """What a `LearningCurve.result` says, in three short lines."""
     loss, mean, linear = result["loss"], result["loss_of_mean"], result["loss_of_linear"]
     if loss < linear:
         learned = "It has learned what patches say of each other."
@@ -124,8 +124,8 @@ def what_is_learned(result: dict[str, Any]) -> str:
     else:
         learned = "It has learned nothing: train longer, or with another --base_learning_rate."
     return (
-        f"Loss on {result['images']:,} images that were not trained on: {loss:.4f}; of the mean patch {mean:.4f}, of the best "
-        f"linear denoiser of single patches {linear:.4f}. {learned}"
+        f"Loss on {result['images']:,} images that were not trained on: {loss:.4f}\n"
+        f"Without a network: {mean:.4f} by the mean patch, {linear:.4f} by the best linear denoiser of single patches\n{learned}"
     )
 
 
