@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 
 from folding_ldae import PlainViT
+from ldae.retries import retried
 
 LIBRARIES = {"vitdet": "transformers"}  # where the Hub's name is another
 LICENCE = ("license", "license_name", "license_link")  # what a card's metadata may say of it
@@ -19,7 +20,8 @@ def licence_of(source: str) -> dict[str, Any]:
     if folder.is_dir() and not file.is_file():
         return {}
     try:
-        data = ModelCard.load(file if folder.is_dir() else source, ignore_metadata_errors=True).data.to_dict()
+        source = str(file) if folder.is_dir() else source
+        data = retried(lambda: ModelCard.load(source, ignore_metadata_errors=True)).data.to_dict()
     except EntryNotFoundError:
         return {}
     return {name: data[name] for name in LICENCE if data.get(name)}
