@@ -28,7 +28,7 @@ from ldae.options import RUN_DEFINING
 from ldae.seeds import mix_seed
 from ldae.tokenizers.fitting import explained_variance, fit_to_images
 from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, validate_unchanged
-from ldae.training.learning import LearningCurve, hold_out
+from ldae.training.learning import LearningCurve, about_images, hold_out
 from ldae.training.models import build_model
 from ldae.training.probing import RunProbes
 from ldae.training.recorder import Recorder
@@ -120,16 +120,15 @@ class Run:
         if self.uses_labels and "label" not in (examples.features or {}):
             raise ValueError("--data has no labels, which this model needs: give --label_column or a folder a class")
         validation = self._validation_split()
-        held = None
+        held, self.held_origin = None, "nothing"
         if not data_args.streaming:
             examples, held, self.held_origin = hold_out(examples, validation, data_args.held_out, train_args.seed)
         self.images = ImageDataset(
             examples, image_hw, config.num_channels, data_args.crop, data_args.flip, train_args.seed
         )
         self.held = None if held is None else ImageDataset(held, image_hw, config.num_channels)
-        if self.held is not None and self.is_ldae:
-            number = f"{len(self.held):,} images {self.held_origin}"
-            self.accelerator.print(f"{number} are not trained on; loss.png and held_out.jsonl show what is learned.")
+        for line in about_images(self.images, self.held, self.held_origin) if self.is_ldae else ():
+            self.accelerator.print(line)
         self.num_classes = getattr(config, "num_classes", None) or config.num_labels
         if self.uses_labels and not self.images.streaming and (fault := label_fault(examples, self.num_classes)):
             raise ValueError(f"--num_classes {self.num_classes}: {fault}")
