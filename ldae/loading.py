@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ldae.files import DIGESTS, damage
 from ldae.mistakes import reading
+from ldae.retries import retried
 from modeling_ldae import LDAEForPreTraining
 
 
@@ -67,7 +68,7 @@ def load_model(
 def _from_pretrained(auto_class: Any, source: str | Path, name_of_option: str, **kwargs) -> Any:
     folder = Path(source).expanduser()
     try:
-        return auto_class.from_pretrained(str(folder) if folder.is_dir() else str(source), **kwargs)
+        return retried(lambda: auto_class.from_pretrained(str(folder) if folder.is_dir() else str(source), **kwargs))
     except OSError as error:
         raise FileNotFoundError(
             f"{name_of_option}: {str(source)!r} is neither a model's folder nor on the Hub ({error})"

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
-from transformers.utils.logging import disable_progress_bar
+
+from ldae.progress import hide_bars_of_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"ldae", "experiments", "benchmarks", "app.py"}
@@ -31,7 +32,7 @@ def run_command(main: Callable[[], Any]) -> None:
     """
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    disable_progress_bar()  # transformers' own, of weights that it reads or writes in a moment
+    hide_bars_of_libraries()
     try:
         main()
     except MISTAKES as error:

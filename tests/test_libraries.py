@@ -1,6 +1,8 @@
 """What other libraries do with our models: peft's masks, quantization, ONNX, DataParallel, other models' backbones."""
 
 import copy
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import onnxruntime
@@ -214,6 +216,20 @@ def test_models_that_take_a_backbone(tiny_config, tmp_path, model_type):
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
     assert torch.equal(loaded(x)[0], output)
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_a_model_with_our_backbone_opens_where_ldae_is_imported(tiny_config, tmp_path, imported):
+    """docs/dense.md and docs/design.md say so. Once transformers runs code of a nested configuration, they must say that."""
+    config = UperNetConfig(backbone_config=backbone_config(tiny_config), hidden_size=8, use_auxiliary_head=False)
+    UperNetForSemanticSegmentation(config).save_pretrained(tmp_path)
+    code = "import ldae\n" * imported + (
+        "from transformers import UperNetForSemanticSegmentation\n"
+        f"UperNetForSemanticSegmentation.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode == 0) == imported
+    assert imported or done.stderr.endswith("KeyError: 'ldae'\n")
 
 
 def test_mask2former_takes_the_backbone(tiny_config):

@@ -15,6 +15,7 @@ from PIL import Image
 from image_processing_ldae import FORMATS
 from ldae.data.photos import load_photos
 from ldae.mistakes import reading
+from ldae.retries import retried
 
 if TYPE_CHECKING:
     import datasets  # takes a second to import, so that functions import it when they need it
@@ -91,7 +92,7 @@ def _load_splits(data: str, folder: Path, streaming: bool) -> datasets.DatasetDi
     name, _, config = (str(folder), "", "") if folder.is_dir() else data.partition(":")
     with reading("data", data):
         try:
-            return datasets.load_dataset(name, config or None, streaming=streaming)
+            return retried(lambda: datasets.load_dataset(name, config or None, streaming=streaming))
         except (
             FileNotFoundError,
             ConnectionError,

@@ -10,6 +10,7 @@ from huggingface_hub import metadata_save, snapshot_download
 from ldae.files import remove
 from ldae.loading import load_config
 from ldae.names import short_name
+from ldae.retries import retried
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_FOLDER = "model"  # beside app.py; in it lies the folder of one model
@@ -90,7 +91,8 @@ def _version(package: str) -> str:
 def _copy_model(model: str, target: Path):
     source = Path(model).expanduser()
     if not source.is_dir():
-        snapshot_download(model, local_dir=target, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"])
+        files = list(MODEL_FILES)
+        retried(lambda: snapshot_download(model, local_dir=target, allow_patterns=files, ignore_patterns=["*/*"]))
         remove(target / ".cache")
         return
     target.mkdir(parents=True)

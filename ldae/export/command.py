@@ -8,11 +8,12 @@ from dataclasses import MISSING, dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from folding_ldae import PlainViT, plain_vit
-from ldae.export.card import card
+from ldae.export.card import card, licence_of
 from ldae.files import replace_files
 from ldae.loading import load_config, load_model
 from ldae.mistakes import run_command
@@ -92,8 +93,13 @@ def load(source: str) -> PreTrainedModel:
     return load_model(source, model_class=model_class, dtype="float32")
 
 
-def export(plain: PlainViT, folder: Path, to: str, description: str, int8: bool = False):
+def export(
+    plain: PlainViT, folder: Path, to: str, description: str, int8: bool = False, licence: dict[str, Any] | None = None
+):
     """Writes a plain ViT for the library `to`, with a README.md that begins with `description`.
+
+    Args:
+        licence: of the model, as `ldae.export.card.licence_of` gives it.
 
     Raises:
         ValueError: for what that library cannot compute exactly.
@@ -101,7 +107,7 @@ def export(plain: PlainViT, folder: Path, to: str, description: str, int8: bool 
     home = import_module(f"ldae.export.as_{to}")
     with replace_files(folder) as partial:
         home.save(plain, partial, **({"int8": int8} if to == "onnx" else {}))
-        (partial / "README.md").write_text(card(plain, to, home.OPENS, description))
+        (partial / "README.md").write_text(card(plain, to, home.OPENS, description, licence or {}))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,7 +122,10 @@ def main(argv: list[str] | None = None) -> None:
     plain = plain_vit(model, options.timestep, size[0] if size is not None and len(size) == 1 else size)
     timestep = model.config.feature_timestep if options.timestep is None else options.timestep
     description = f"The encoder of the l-DAE {short_name(options.model)} at timestep {timestep}"
-    export(plain, options.folder, options.to, description, options.int8)
+    licence = licence_of(options.model)
+    export(plain, options.folder, options.to, description, options.int8, licence)
+    if not licence:
+        print("The model has no card that names its licence, so README.md names none.")
     print(f"{options.model} at timestep {timestep} for {options.to}: {options.folder}")
 
 

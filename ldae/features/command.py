@@ -18,7 +18,7 @@ from ldae.data.images import ImageDataset
 from ldae.data.sources import validate_output
 from ldae.features.embedding import EmbedArguments, describe, embedded, load
 from ldae.features.encoders import Encoder
-from ldae.features.extraction import progress_bar
+from ldae.features.extraction import features_bar
 from ldae.features.shards import ABOUT, claim, missing, read_header, write_shard
 from ldae.files import write_json
 from ldae.mistakes import run_command
@@ -100,7 +100,7 @@ def _write(
     accelerator: Accelerator,
 ):
     """Writes one process's shards, each while the next one is computed."""
-    bar = progress_bar(sum(map(len, shards.values())), accelerator.is_main_process)
+    bar = features_bar(sum(map(len, shards.values())), accelerator.is_main_process)
     with bar, accelerator.autocast(), ThreadPoolExecutor(1) as writer:
         writing = None
         for path, indices in shards.items():

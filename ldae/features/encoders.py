@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from configuration_ldae import pair
 from ldae.loading import load_model
 from ldae.mistakes import reading
+from ldae.retries import retried
 
 INCIDENTAL = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")  # of a configuration
 
@@ -247,7 +248,9 @@ def _input_format(
         size = (config.model_args or {}).get("img_size") or (height, width)
         return pair(size), channels, list(cfg["mean"]), list(cfg["std"])
     try:
-        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code).to_dict()
+        processor = retried(
+            lambda: AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code).to_dict()
+        )
     except (OSError, ValueError):  # a model without one
         print(f"{name} has no image processor: images are given in [-1, 1]", file=sys.stderr)
         processor = {}

@@ -19,6 +19,7 @@ from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.order import evaluation_loader
 from ldae.features.encoders import Encoder, evaluating
 from ldae.files import atomic_write, damage
+from ldae.progress import progress_bar
 
 
 @dataclass
@@ -78,7 +79,7 @@ def extract_features(
     loader = evaluation_loader(images, batch_size, num_workers, indices, view)
     if bar is None:
         total = None if images.streaming else len(images) if indices is None else len(indices)
-        shown = progress_bar(total, progress)
+        shown = features_bar(total, progress)
     else:
         shown = nullcontext(bar)
     parts = []
@@ -124,13 +125,18 @@ def _joined(parts: Sequence[Features]) -> Features:
     return Features(features, labels, indices, tokens, names, bad)
 
 
-def progress_bar(total: int | None, shown: bool = True) -> tqdm:
-    """Makes a bar that counts images, on a terminal only."""
-    return tqdm(desc="features", total=total, unit=" images", disable=None if shown else True, leave=False)
+def features_bar(total: int | None, shown: bool = True) -> tqdm:
+    """Makes a bar that counts images, as `ldae.progress.progress_bar` does."""
+    return progress_bar(shown=shown, desc="features", total=total, unit=" images")
 
 
 def shared_features(
-    encoder: Encoder, images: ImageDataset, accelerator: Accelerator | None = None, batch_size: int = 256, **kwargs
+    encoder: Encoder,
+    images: ImageDataset,
+    accelerator: Accelerator | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+    **kwargs,
 ) -> Features | None:
     """Computes the features of all images, of which every process of accelerate takes a share of the batches.
 
@@ -138,20 +144,20 @@ def shared_features(
 
     Args:
         accelerator: None: this process works alone.
+        progress: shows a progress bar, on the main process.
         kwargs: as of `extract_features`.
 
     Returns:
         The features on the main process, None on others.
     """
     if accelerator is None or accelerator.num_processes == 1:
-        return extract_features(encoder, images, batch_size, **kwargs)
+        return extract_features(encoder, images, batch_size, progress=progress, **kwargs)
     batches = [range(i, min(i + batch_size, len(images))) for i in range(0, len(images), batch_size)]
     per_process = -(-len(batches) // accelerator.num_processes)
     mine = batches[accelerator.process_index * per_process :][:per_process]
     indices = range(mine[0].start, mine[-1].stop) if mine else range(0)
-    part = extract_features(
-        encoder, images, batch_size, indices=indices, progress=accelerator.is_main_process, **kwargs
-    )
+    shown = progress and accelerator.is_main_process
+    part = extract_features(encoder, images, batch_size, indices=indices, progress=shown, **kwargs)
     parts = gather_object([part])
     return _joined(parts) if accelerator.is_main_process else None
 

@@ -1,10 +1,7 @@
 """The way of a Hub folder to the Hub: what of it is uploaded, and the upload."""
 
 import shlex
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HTTPError
@@ -14,8 +11,7 @@ from code_ldae import code_files
 from ldae.hub.cards import IMAGES
 from ldae.loading import validate_folder
 from ldae.options.shared import HubArguments
-
-T = TypeVar("T")
+from ldae.retries import reason, retried
 
 # What is pushed, beside the code and the drawings that a card shows. Nearest neighbours, which show the data, are not.
 PUBLISHED = (
@@ -33,9 +29,6 @@ PUBLISHED = (
     "results/sweep-*.png",
     "results/confusion-*.png",
 )
-WAITS = (2, 8, 32)  # seconds between tries
-PASSING = {408, 409, 429, 500, 502, 503, 504}  # statuses of faults that may be gone at the next try
-LONGEST_WAIT = 300  # seconds that the Hub may ask for
 
 
 def published_files(folder: Path) -> list[str]:
@@ -63,9 +56,9 @@ def validate_hub(repo_id: str, token: str | None = None) -> str:
     if not (token or get_token()):
         raise ValueError("push_to_hub needs an access token: log in with `hf auth login` or set HF_TOKEN")
     try:
-        owner = _retried(HfApi(token=token).whoami)["name"]
+        owner = retried(HfApi(token=token).whoami)["name"]
     except (OSError, HTTPError) as error:
-        raise ConnectionError(f"nothing can be uploaded to {repo_id}: {_reason(error)}") from error
+        raise ConnectionError(f"nothing can be uploaded to {repo_id}: {reason(error)}") from error
     return repo_id if "/" in repo_id else f"{owner}/{repo_id}"
 
 
@@ -116,24 +109,24 @@ def push_folder(
     repo_id = validate_hub(repo_id, token)
     files, api, commit = published_files(folder), HfApi(token=token), None
     try:
-        url = _retried(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
-        if private and not _retried(lambda: api.repo_info(repo_id)).private:
+        url = retried(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+        if private and not retried(lambda: api.repo_info(repo_id)).private:
             raise ValueError(f"--hub_private: {repo_id} is there and public; choose another --hub_model_id")
-        if tag and tag in {ref.name for ref in _retried(lambda: api.list_repo_refs(repo_id)).tags}:
+        if tag and tag in {ref.name for ref in retried(lambda: api.list_repo_refs(repo_id)).tags}:
             raise ValueError(f"--hub_tag: {repo_id} has a tag {tag!r} already; choose another")
         if branch:
-            _retried(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
+            retried(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
         print(f"Uploading {len(files)} files of {folder} to {repo_id}: {', '.join(files)}")
-        commit = _retried(lambda: _commit(api, folder, files, repo_id, branch, commit_message))
+        commit = retried(lambda: _commit(api, folder, files, repo_id, branch, commit_message))
         if tag:
-            _retried(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
+            retried(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
     except (OSError, HTTPError, RuntimeError) as error:  # the client gives a failed upload of a large file as the last
         options = [f"--hub_{name}={value}" for name, value in (("branch", branch), ("tag", tag)) if value]
         options = ["--model", str(folder.resolve()), "--hub_model_id", repo_id, *options]
         command = shlex.join(["python", "-m", "ldae.hub", *options, *["--hub_private"] * private])
         fate = f"was uploaded to {repo_id}, but got no tag" if commit else f"was not uploaded to {repo_id}"
         raise ConnectionError(
-            f"{folder} {fate}: {_reason(error)}. Nothing is lost: the folder is whole. Try again later: {command}"
+            f"{folder} {fate}: {reason(error)}. Nothing is lost: the folder is whole. Try again later: {command}"
         ) from error
     return f"{url}/tree/{branch}" if branch else str(url)
 
@@ -152,35 +145,3 @@ def _commit(api: HfApi, folder: Path, files: list[str], repo_id: str, branch: st
     additions = [CommitOperationAdd(file, folder / file) for file in files]
     deletions = [CommitOperationDelete(file) for file in there if file not in files]
     return api.create_commit(repo_id, [*additions, *deletions], commit_message=message, revision=branch).oid
-
-
-def _retried(call: Callable[[], T]) -> T:
-    """What a call gives, tried again after faults that may pass. The client itself does so for uploads of large files only."""
-    for wait in WAITS:
-        try:
-            return call()
-        except HTTPError as error:
-            response = getattr(error, "response", None)  # there is none where the connection has failed
-            if response is not None and response.status_code not in PASSING:
-                raise
-            asked = "" if response is None else response.headers.get("Retry-After", "")
-            seconds = max(wait, min(int(asked), LONGEST_WAIT) if asked.isdecimal() else 0)
-            print(f"The Hub: {_reason(error)}; trying again in {seconds} seconds")
-            time.sleep(seconds)
-    return call()
-
-
-def _reason(error: Exception) -> str:
-    """Why the Hub has done nothing, and what to do, in one line."""
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        return f"{error} {_reason(error.__cause__)}"
-    response = getattr(error, "response", None)
-    remedies = {
-        401: "it does not take the access token; log in with `hf auth login`, or set HF_TOKEN",
-        403: "the access token may not write there; give it the right to, or choose another --hub_model_id",
-        404: "it knows no such repository, or hides it from the access token; mind the name",
-        409: "the repository is being changed by someone else",
-    }
-    if response is not None and response.status_code in remedies:
-        return f"{response.status_code}, {remedies[response.status_code]}"
-    return " ".join(str(error).split())

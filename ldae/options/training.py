@@ -94,8 +94,9 @@ class TrainArguments(HubArguments):
     max_steps: int | None = option(None, "Optimizer steps, instead of epochs.", group=RUN, minimum=1)
     max_minutes: float | None = option(
         None,
-        "Budget of time of the run with PCA, instead of epochs; the learning rate follows it. Probes, pictures and the loss on "
-        "held-out images do not count. With max_steps, the run ends at what comes first.",
+        "Budget of time of training, instead of epochs; the learning rate follows it. What comes before the first step, such as "
+        "PCA, does not count, nor do probes, pictures and the loss on held-out images. With max_steps, the run ends at what "
+        "comes first.",
         group=RUN,
         exclusive_minimum=0,
     )

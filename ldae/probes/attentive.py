@@ -8,7 +8,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ldae.features.extraction import Features
 from ldae.optimization import learning_rate, parameter_groups
@@ -191,7 +190,7 @@ class AttentiveProtocol(Protocol):
             for group in parameter_groups(head, self._option("weight_decay"))
         ]
         optimizer = torch.optim.AdamW(groups, lr=0.0)
-        for epoch in tqdm(range(epochs), self.name, leave=False, disable=None):
+        for epoch in subject.progress_bar(range(epochs), desc=self.name, unit=" epochs"):
             generator = torch.Generator().manual_seed(mix_seed(subject.seed, epoch))
             order = images[torch.randperm(len(images), generator=generator)]
             parts = batches(order, self._option("batch_size"))

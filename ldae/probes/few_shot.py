@@ -57,8 +57,9 @@ class FewShot(Protocol):
         features = train.features.to(subject.device)
         normalise = batch_norm(features)
         features, queries = normalise(features), normalise(validation.features.to(subject.device))
-        shots = {}
-        for number in sorted(set(self.few_shot_shots)):
+        shots, numbers = {}, sorted(set(self.few_shot_shots))
+        bar = subject.progress_bar(desc=self.name, total=len(numbers) * self.few_shot_draws, unit=" fits")
+        for number in numbers:
             scores = []
             for i in range(self.few_shot_draws):
                 chosen = draw(train.labels, classes, number, mix_seed(subject.seed, number, i)).to(subject.device)
@@ -67,7 +68,9 @@ class FewShot(Protocol):
                     features[chosen], labels, subject.num_classes, self.few_shot_l2, ITERATIONS
                 )
                 scores.append(score(predict(queries, weights), validation.labels))
+                bar.update()
             shots[str(number)] = _mean(scores)
+        bar.close()
         largest = {key: shots[str(number)][key] for key in ("accuracy", "standard_error")}
         return {**largest, "shots": shots}
 

@@ -14,7 +14,6 @@ from accelerate.utils import gather_object
 from torch import nn
 from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.order import StepSampler, training_loader
@@ -127,8 +126,9 @@ class FineTune(Protocol):
             classifier = Classifier(copy.deepcopy(encoder).float(), subject.num_classes)
         settings = self._train(classifier, subject, accelerator)
         features = shared_features(
-            classifier.encoder, subject.validation, accelerator, subject.batch_size, num_workers=subject.num_workers
-        )
+            classifier.encoder, subject.validation, accelerator, subject.batch_size, subject.progress,
+            num_workers=subject.num_workers,
+        )  # fmt: skip
         if features is None:
             return None
         features.bad += settings.pop("bad")
@@ -203,7 +203,7 @@ class FineTune(Protocol):
         batches = training_loader(sampler, subject.num_workers)
         mean, bad = None, set()
         model.train()
-        with tqdm(batches, "fine-tuning", disable=not accelerator.is_main_process, leave=False) as bar:
+        with subject.progress_bar(batches, desc=self.name, unit=" steps") as bar:
             for step, batch in enumerate(bar):
                 bad.update(batch["bad"])
                 for group in optimizer.param_groups:

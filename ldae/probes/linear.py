@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ldae.optimization import learning_rate
 from ldae.options import option
@@ -89,8 +88,10 @@ class Linear(Protocol):
             held_out = hold_out(train, subject.seed)
             batch_size = self.linear_batch_size or max(2, min(16384, self.linear_epochs * len(train) // PAPER_STEPS))
             groups = [self._heads(train.features.shape[1], batch_size, subject) for _ in range(2)]
-        for epoch in tqdm(range(self.linear_epochs), self.name, disable=None if groups else True, leave=False):
-            view = subject.view(*self._view(epoch))  # on every process: they share the pass
+        bar = subject.progress_bar(desc=self.name, total=self.linear_epochs * len(subject.train), unit=" images")
+        for epoch in range(self.linear_epochs):
+            view = subject.view(*self._view(epoch), bar)  # on every process: they share the pass
+            bar.update((epoch + 1) * len(subject.train) - bar.n)  # those of other processes, and those that were known
             if view is None or train is None:
                 continue
             if not torch.equal(view.labels, train.labels):
@@ -100,6 +101,7 @@ class Linear(Protocol):
             order = torch.randperm(len(train), generator=generator)
             for heads, some in zip(groups, (order[~held_out[order]], order), strict=True):
                 self._epoch(heads, features, labels, batches(some.to(subject.device), batch_size), epoch)
+        bar.close()
         if train is None or validation is None:
             return None
         choosing, final = groups

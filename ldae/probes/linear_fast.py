@@ -55,13 +55,16 @@ class LinearFast(Protocol):
         features, num_classes = normalise(features), subject.num_classes
         held_out = held_out_mask(len(train), subject.seed).to(subject.device)
         accuracies = {}
+        bar = subject.progress_bar(desc=self.name, total=len(self.linear_fast_l2) + 1, unit=" fits")
         for l2 in sorted(self.linear_fast_l2, reverse=True):
             weights = logistic_regression(
                 features[~held_out], labels[~held_out], num_classes, l2, self.linear_fast_iterations
             )
+            bar.update()
             accuracies[l2] = percent_right(predict(features[held_out], weights), labels[held_out])
         l2 = max(accuracies, key=accuracies.__getitem__)  # the first, and so strongest, of equals
         weights = logistic_regression(features, labels, num_classes, l2, self.linear_fast_iterations)
+        bar.close()
         predictions = predict(normalise(validation.features.to(subject.device)), weights)
         chosen = {"l2": l2, "held_out_accuracy": {f"{l2:g}": accuracy for l2, accuracy in accuracies.items()}}
         return {**score(predictions, validation.labels), "settings": chosen}

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from ldae.features.extraction import Features
 from ldae.options import option
@@ -42,7 +43,8 @@ class Retrieval(Protocol):
         if train is None or validation is None:
             return None
         k = sorted(set(self.retrieval_k))
-        precisions, hits = rank(train, validation, k, subject.device)
+        with subject.progress_bar(desc=self.name, total=len(validation), unit=" queries") as bar:
+            precisions, hits = rank(train, validation, k, subject.device, bar)
         mean, error = _percent(precisions)
         recall = {str(k): dict(zip(("recall", "standard_error"), _percent(x), strict=True)) for k, x in hits.items()}
         return {"map": mean, "standard_error": error, "recall": recall}
@@ -50,9 +52,13 @@ class Retrieval(Protocol):
 
 @torch.no_grad()
 def rank(
-    gallery: Features, queries: Features, k: list[int], device: torch.device | str = "cpu"
+    gallery: Features, queries: Features, k: list[int], device: torch.device | str = "cpu", bar: tqdm | None = None
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """The average precision (n,) of n queries, in [0, 1], and for each k whether a query has a hit, 0 or 1 (n,)."""
+    """The average precision (n,) of n queries, in [0, 1], and for each k whether a query has a hit, 0 or 1 (n,).
+
+    Args:
+        bar: a progress bar that counts the queries.
+    """
     # torchmetrics takes seconds to import
     from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
 
@@ -69,6 +75,8 @@ def rank(
             precisions.append(retrieval_average_precision(places, relevant))
             for number in k:
                 hits[number].append(retrieval_hit_rate(nearest, relevant[: max(k)], top_k=number))
+        if bar is not None:
+            bar.update(len(some))
     return torch.stack(precisions), {number: torch.stack(x) for number, x in hits.items()}
 
 

@@ -1,7 +1,7 @@
 """What is measured: an encoder with the labelled images, whose features all protocols share."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,10 +11,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from ldae.data.images import ImageDataset
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features, cached_features, decided_by_main
+from ldae.progress import progress_bar
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Subject:
         accelerator: shares the passes over the images among its processes; None: this process works alone.
         cache: folder that keeps pooled features; None: nothing is kept.
         tokens: whether some protocol needs the features of every patch; a pass over the images then gives them too.
+        progress: whether passes over the images, and protocols, show progress bars.
         represent: pixel values (B, C, H, W) in [-1, 1] -> features (B, …), in place of the mean of the encoder's tokens;
             such features are never kept in the cache.
         known: the features that have been computed, so that all protocols share them.
@@ -42,6 +45,7 @@ class Subject:
     num_workers: int = 0
     cache: Path | None = None
     tokens: bool = False
+    progress: bool = True
     represent: Callable[[torch.Tensor], torch.Tensor] | None = None
     known: dict[Any, Features | None] = field(default_factory=dict, repr=False)
     predictions: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
@@ -107,18 +111,23 @@ class Subject:
             self.known[split] = self._extract(images, split, tokens=True)
         return self.known[split]
 
-    def view(self, number: int, keep: bool = True) -> Features | None:
+    def progress_bar(self, iterable: Iterable[Any] | None = None, **kwargs: Any) -> tqdm:
+        """Makes a bar as `ldae.progress.progress_bar` does, for the main process."""
+        return progress_bar(iterable, self.progress and self.is_main_process, **kwargs)
+
+    def view(self, number: int, keep: bool = True, bar: tqdm | None = None) -> Features | None:
         """Features of random resized crops of the training images, half of them mirrored; each number has its own crops.
 
         Args:
             keep: keeps them in memory and in the cache.
+            bar: a progress bar that counts these images among others, in place of one of their own.
         """
         if ("view", number) in self.known:
             return self.known["view", number]
         images = ImageDataset(
             self.train.examples, self.encoder.image_hw, self.train.num_channels, "random_resized", True, self.seed, 0.08
         )
-        features = self._extract(images, "train", view=number, folder=self.cache if keep else None)
+        features = self._extract(images, "train", view=number, folder=self.cache if keep else None, bar=bar)
         if keep:
             self.known["view", number] = features
         return features
@@ -139,6 +148,7 @@ class Subject:
                 batch_size=self.batch_size,
                 num_workers=self.num_workers,
                 represent=self.represent,
+                progress=self.progress,
                 **kwargs,
             )
         if features is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features
@@ -74,13 +73,13 @@ def sweep(
 
     def measure(known: Known) -> Result:
         bar.update()
-        return _measure(replace(subject, tokens=False, known=known, predictions={}), protocols)
+        return _measure(replace(subject, tokens=False, progress=False, known=known, predictions={}), protocols)
 
     num_blocks = {"encoder": len(encoder.blocks), "decoder": 0 if whole is None else len(whole.decoder.layers)}
     places = [(part, i + 1) for part, count in num_blocks.items() for i in range(count)]
     total = len(places) + 2 * len(timesteps)
-    bar = tqdm(total=total, desc="sweep", unit=" rows", disable=None if subject.is_main_process else True, leave=False)
     blocks = _features(subject, lambda x: block_features(encoder, x, whole))
+    bar = subject.progress_bar(desc="sweep", total=total, unit=" rows")
     depth = [
         {"block": block, "part": part, "protocols": measure(_row(blocks, i))} for i, (part, block) in enumerate(places)
     ]
@@ -91,7 +90,7 @@ def sweep(
                 known = _row(blocks, len(places))
             else:
                 represent = TimestepFeatures(encoder, t, noisy, subject.seed)
-                known = _features(subject, represent)
+                known = _features(replace(subject, progress=False), represent)
             by_timestep.append({"t": t, "noisy": noisy, "protocols": measure(known)})
     bar.close()
     if not subject.is_main_process:

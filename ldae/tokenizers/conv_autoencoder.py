@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from configuration_ldae import LDAEConfig, pair
+from ldae.retries import retried
 from ldae.tokenizers.lpips import LPIPS_BACKBONES, lpips
 from ldae.tokenizers.patch_autoencoder import AutoencoderOutput
 from tokenizers_ldae import ConvVAETokenizer
@@ -226,5 +227,5 @@ def load(tokenizer: ConvVAETokenizer, source: str, config: LDAEConfig):
     if subfolder is None:
         trained = ConvAutoencoder.from_pretrained(source).autoencoder
     else:
-        trained = AutoencoderKL.from_pretrained(source, subfolder=subfolder)
+        trained = retried(lambda: AutoencoderKL.from_pretrained(source, subfolder=subfolder))
     tokenizer.autoencoder.load_state_dict(trained.state_dict())

@@ -9,20 +9,20 @@ CLOCKS = {"wall": time.monotonic, "processor": time.process_time}
 
 
 class Clock:
-    """Counts seconds from when it is made, of one of `CLOCKS`."""
+    """Counts seconds of one of `CLOCKS`, from its start."""
 
     def __init__(self, kind: Literal["wall", "processor"]):
         self._now = CLOCKS[kind]
-        self._began = self._now()
+        self.start()
+
+    def start(self, after: float = 0.0):
+        """Counts from now on, after the seconds that a run has had before it was resumed."""
+        self._began = self._now() - after
 
     @property
     def seconds(self) -> float:
         """The seconds so far."""
         return self._now() - self._began
-
-    def add(self, seconds: float):
-        """Counts seconds that have passed before, as if a resumed run had never stopped."""
-        self._began -= seconds
 
     @contextmanager
     def stopped(self) -> Iterator[None]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import datasets
 
 FEWEST, MOST = 8, 1_000  # images that are held out, of a data set that has enough
+FEW = 100  # images, below which a run says that they are few
 MARKS = 10  # parts of a run after each of which it is measured
 FITTED = 65_536  # patches of training images to which the references are fitted
 FEWEST_BETWEEN = 10  # images that are trained on for each that is measured, so that a run spends little time on it
@@ -63,6 +64,21 @@ def hold_out(
     if validation is None:
         examples = examples.select(sorted(order[count:].tolist()))
     return examples, held, origin
+
+
+def about_images(images: ImageDataset, held: ImageDataset | None, origin: str) -> list[str]:
+    """What a run says of its images before it starts: whether they are few, and which are held out, a line each."""
+    lines = []
+    if not images.streaming and len(images) < FEW:
+        lines.append(
+            f"{len(images)} images are few to learn from: try an encoder from elsewhere first, or --init_from "
+            "model_cards/ldae-vit-small-tiny-imagenet64; docs/own-images.md says what was measured."
+        )
+    if held is not None:
+        lines.append(
+            f"{len(held):,} images {origin} are not trained on; loss.png and held_out.jsonl show what is learned."
+        )
+    return lines
 
 
 class LinearDenoiser:
@@ -113,7 +129,7 @@ def effective_rank(features: torch.Tensor) -> float:
 
 
 def what_is_learned(result: dict[str, Any]) -> str:
-    """What a `LearningCurve.result` says, in two sentences."""
+    """What a `LearningCurve.result` says, in three short lines."""
     loss, mean, linear = result["loss"], result["loss_of_mean"], result["loss_of_linear"]
     if loss < linear:
         learned = "It has learned what patches say of each other."
@@ -124,8 +140,8 @@ def what_is_learned(result: dict[str, Any]) -> str:
     else:
         learned = "It has learned nothing: train longer, or with another --base_learning_rate."
     return (
-        f"Loss on {result['images']:,} images that were not trained on: {loss:.4f}; of the mean patch {mean:.4f}, of the best "
-        f"linear denoiser of single patches {linear:.4f}. {learned}"
+        f"Loss on {result['images']:,} images that were not trained on: {loss:.4f}\n"
+        f"Without a network: {mean:.4f} by the mean patch, {linear:.4f} by the best linear denoiser of single patches\n{learned}"
     )
 
 

@@ -73,14 +73,15 @@ def finish(run: Run):
         images_seen, seconds = run.state["step"] * run.images_per_step, run.state["seconds"]
         clock = " of the processor" if train_args.clock == "processor" else ""
         print(f"Trained on {images_seen:,} images in {duration(seconds)}{clock}: {images_seen / seconds:,.0f} images/s")
-        print(f"Model: {output_dir}, with all that was measured in its README.md")
-        if run.is_ldae:
-            print(f"What it denoises: {output_dir / 'denoised.png'}")
+        files = ["README.md with all that was measured", *["denoised.png"] * run.is_ldae]
         if run.curve is not None and (learned := run.curve.result()) is not None:
-            print(f"{what_is_learned(learned)} Curve: {output_dir / 'loss.png'}")
+            print(what_is_learned(learned))
+            files.append("loss.png")
+        print(f"Model: {output_dir}")
+        print(f"In it: {', '.join(files)}")
         if run.is_ldae:
             given = f"--model {shlex.quote(str(output_dir))} --data {shlex.quote(str(data_args.data))}"
-            print(f"Features of the images: ldae-features {given} --output_dir features")
+            print(f"Features: ldae-features {given} --output_dir features")
         if train_args.push_to_hub:
             print(push(output_dir, train_args))
     run.accelerator.wait_for_everyone()  # whoever reads the folder next finds it whole

@@ -52,8 +52,8 @@ class RunProbes:
         self.crops = cache(partial(self._crops, splits))
 
     def knn(self, model: torch.nn.Module, step: int):
-        """Prints and logs the k-NN accuracy of a model on up to `KNN_IMAGES` images of each split."""
-        if (result := Knn()(self._subject(model, KNN_IMAGES))) is not None:
+        """Prints and logs the k-NN accuracy of a model on up to `KNN_IMAGES` images of each split, under the run's bar."""
+        if (result := Knn()(self._subject(model, KNN_IMAGES, progress=False))) is not None:
             self.accelerator.print(f"step {step}: k-NN {result['accuracy']:.1f} %")
             self.accelerator.log({"knn_accuracy": result["accuracy"]}, step)
         self.accelerator.wait_for_everyone()
@@ -66,10 +66,12 @@ class RunProbes:
         """
         return probe(self._subject(model), baseline=baseline, data_name=data_name)
 
-    def _subject(self, model: torch.nn.Module, most: int | None = None) -> Subject:
+    def _subject(self, model: torch.nn.Module, most: int | None = None, progress: bool = True) -> Subject:
         encoder = Encoder(model, name=self.name)
         train, validation = self.crops(most)
-        return Subject(encoder, train, validation, self.accelerator, self.seed, num_workers=self.num_workers)
+        return Subject(
+            encoder, train, validation, self.accelerator, self.seed, num_workers=self.num_workers, progress=progress
+        )
 
     def _crops(self, splits: tuple[datasets.Dataset, datasets.Dataset], most: int | None) -> list[ImageDataset]:
         """Centre crops of both splits, or of at most `most` random images of each; `crops` decodes them once."""

@@ -47,6 +47,8 @@ class Recorder:
         images_per_step: of all processes.
 
     Attributes:
+        began: when the first step was begun, on that clock, as if a resumed run had never stopped; later by what was done off the
+            clock.
         interrupted: whether a signal had reached one of the processes when they made the last step that was read.
     """
 

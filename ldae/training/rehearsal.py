@@ -72,16 +72,16 @@ def _describe(run: Run, preparation: float, seconds: float, measured: int) -> st
 
 
 def _length(run: Run, preparation: float, seconds: float) -> str:
-    """The run's time, steps and epochs: by its steps, or by its clock if that ends it first."""
+    """The time before a run's first step and that of its steps, their number and epochs: by max_steps, or by the clock."""
     length = run.length
-    total = preparation + length.max_steps * seconds if length.max_steps < ENDLESS else float("inf")
+    total = length.max_steps * seconds if length.max_steps < ENDLESS else float("inf")
     if length.max_minutes is not None:
         total = min(total, 60 * length.max_minutes)
-    steps = min(length.max_steps, max(1, round((total - preparation) / seconds)))
+    steps = min(length.max_steps, max(1, round(total / seconds)))
     epochs = "" if run.images.streaming else f", {steps * run.images_per_step / len(run.images):.3g} epochs"
     clock = " of the processor" if length.max_minutes is not None and run.train_args.clock == "processor" else ""
     number = f"{steps:,} step{'s' * (steps != 1)}"
-    return f"{duration(total)}{clock}, {duration(preparation)} of them until the first step: {number}{epochs}"
+    return f"{duration(total)}{clock}, after {duration(preparation)} until the first step: {number}{epochs}"
 
 
 def _memory(device: torch.device) -> str:

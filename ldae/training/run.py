@@ -26,7 +26,7 @@ from ldae.tokenizers.fitting import explained_variance, fit_to_images
 from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, validate_unchanged
 from ldae.training.clock import Clock
 from ldae.training.folder import open_folder, validate
-from ldae.training.learning import LearningCurve, hold_out
+from ldae.training.learning import LearningCurve, about_images, hold_out
 from ldae.training.models import build_model
 from ldae.training.probing import RunProbes
 from ldae.training.recorder import Recorder
@@ -112,14 +112,13 @@ class Run:
     def _divide(self, examples: Dataset | IterableDataset, image_hw: tuple[int, int], num_channels: int):
         """Divides the images into those that are trained on, held out and probed."""
         data_args, seed = self.data_args, self.train_args.seed
-        validation, held = self._validation_split(), None
+        validation, held, self.held_origin = self._validation_split(), None, "nothing"
         if not data_args.streaming:
             examples, held, self.held_origin = hold_out(examples, validation, data_args.held_out, seed)
         self.images = ImageDataset(examples, image_hw, num_channels, data_args.crop, data_args.flip, seed)
         self.held = None if held is None else ImageDataset(held, image_hw, num_channels)
-        if self.held is not None and self.is_ldae:
-            number = f"{len(self.held):,} images {self.held_origin}"
-            self.accelerator.print(f"{number} are not trained on; loss.png and held_out.jsonl show what is learned.")
+        for line in about_images(self.images, self.held, self.held_origin) if self.is_ldae else ():
+            self.accelerator.print(line)
         self.probes = RunProbes(
             self.accelerator, self.images, validation, image_hw, data_args, self.train_args, name=str(self.output_dir)
         )
@@ -207,7 +206,6 @@ class Run:
         arguments = {**vars(self.data_args), **vars(train_args)}
         accelerator.init_trackers("ldae", {name: str(value) for name, value in arguments.items()})
         self.generator = torch.Generator(accelerator.device)
-        self.clock.add(self.state["seconds"])
         self.recorder = Recorder(
             accelerator, self.state, self.length, self.output_dir / "losses.jsonl", self.checkpoints,
             self.clock, self.images_per_step, train_args.logging_steps,
@@ -259,7 +257,7 @@ class Run:
             self.interruption.end()
 
     def batches(self) -> Iterator[Iterator[dict[str, Any]]]:
-        """Gives the micro-batches of each step, until the run is over.
+        """Gives the micro-batches of each step, until the run is over. The run's clock starts here, once the images are ready.
 
         Raises:
             Exception: what the reading of images raised, such as a `RuntimeError` for a worker that died, or a `ValueError` for
@@ -272,6 +270,7 @@ class Run:
             self.state["stream"],
         )  # fmt: skip
         loader = training_loader(sampler, self.data_args.num_workers, accelerator.device)
+        self.clock.start(after=self.state["seconds"])
         batches = self._received(loader, sampler)
         while self.progress < 1:
             yield islice(batches, train_args.gradient_accumulation_steps)

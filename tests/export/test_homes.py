@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -264,6 +265,29 @@ def test_command_writes_a_folder_with_a_card(tiny_model, tmp_path, capsys):
     x = torch.rand(1, 3, 16, 16)
     expected = model(x, torch.tensor([300]), interpolate_pos_encoding=True).pooler_output
     assert_close(load_encoder(str(tmp_path / "out")).pool(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: cc-by-4.0\ntags: [x]\n---\n", {"license": "cc-by-4.0"}),
+        (
+            "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENCE\n---\n",
+            {"license": "other", "license_name": "mine", "license_link": "LICENCE"},
+        ),
+        ("---\ntags: [x]\n---\n", {}),
+        ("a text without metadata", {}),
+        (None, {}),
+    ],
+)
+def test_the_licence_is_that_of_the_models_card(tiny_model, tmp_path, capsys, card, expected):
+    tiny_model(LDAEModel, **TINY).save_pretrained(tmp_path / "model")
+    if card is not None:
+        (tmp_path / "model/README.md").write_text(card)
+    main(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")])
+    data = ModelCard.load(tmp_path / "out/README.md").data.to_dict()
+    assert {name: value for name, value in data.items() if "license" in name} == expected
+    assert ("README.md names none" in capsys.readouterr().out) == (not expected)
 
 
 def test_command_takes_a_classifier(tiny_model, tmp_path):

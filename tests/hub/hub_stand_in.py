@@ -85,7 +85,9 @@ class HubStandIn:
     def here(self, monkeypatch):
         """Turns the client of this process, which has read its environment when it was imported, to the stand-in."""
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        for name, value in {"ENDPOINT": self.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+        cache = os.path.join(self.home, "hub")
+        settings = {"ENDPOINT": self.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": cache}
+        for name, value in settings.items():
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -157,8 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
             return self.answer({"name": "user"}) if known else self.fail(401)
-        pattern = r"/api/models/([^/]+/[^/]+)(?:/(revision|tree|refs)(?:/([^/]+))?)?"
-        if match := re.fullmatch(pattern, path) or re.fullmatch(r"/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", path):
+        pattern = r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|refs)(?:/([^/]+)(/.+)?)?)?"
+        file = r"(?:/datasets)?/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)"
+        if match := re.fullmatch(pattern, path) or re.fullmatch(file, path):
             name, what, revision = match[1], match[2], match[3] or "main"
             repository = self.hub.repositories.get(name)
             if repository is None:
@@ -171,6 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
             sha, files = found
             if what == "resolve":
                 return self.file(sha, files, match[4])
+            if what == "tree" and match[4]:
+                return self.fail(404, "EntryNotFound")  # no test needs folders
             if what == "tree":
                 return self.answer([_tree_entry(name, files[name]) for name in sorted(files)])
             siblings = [{"rfilename": name} for name in sorted(files)]

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
-from hub_folders import read_all
+from hub_folders import MODEL_ID, read_all, tiny_model
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
 from PIL import Image
 
 import probe_ldae
 import train_ldae
+from ldae.export import command as export
+from ldae.hub.folder import save_hub_folder
+from ldae.hub.push import push_folder
 
 OPTIONS = (
     "--image_size 16 --patch_size 8 --hidden_size 16 --num_hidden_layers 1 --decoder_num_hidden_layers 1 --num_attention_heads 2 "
@@ -70,3 +73,13 @@ def test_probing_uploads_a_folder_only(tmp_path, monkeypatch, arguments):
     (tmp_path / "here").mkdir()
     with pytest.raises(ValueError, match="--push_to_hub uploads the folder of a model with its results in it"):
         probe_ldae.main([*arguments.split(), "--push_to_hub"])
+
+
+@pytest.mark.parametrize("has_card", [True, False])
+def test_what_is_exported_from_the_hub_has_the_licence_of_the_card_there(hub, tmp_path, has_card):
+    save_hub_folder(tiny_model(), tmp_path / "model")
+    if has_card:
+        (tmp_path / "model/README.md").write_text("---\nlicense: cc0-1.0\n---\n")
+    push_folder(tmp_path / "model", MODEL_ID)
+    export.main(["--model", MODEL_ID, "--output_dir", str(tmp_path / "plain")])
+    assert ModelCard.load(tmp_path / "plain/README.md").data.license == ("cc0-1.0" if has_card else None)

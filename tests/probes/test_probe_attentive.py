@@ -12,6 +12,7 @@ from ldae.options import option_parser
 from ldae.probes import LinearFast, attentive
 from ldae.probes.attentive import Attentive, AttentiveEfficient, AttentiveHeads, ManyQueries, OneQuery
 from ldae.probes.protocol import held_out_mask
+from ldae.probes.subject import Subject
 
 QUICK = (
     Attentive(attentive_epochs=12, attentive_rates=[3e-3, 1e-2], attentive_batch_size=64),
@@ -32,6 +33,7 @@ class Stub:
     seed: int = 0
     num_classes: int = 4
     device: torch.device = torch.device("cpu")
+    progress, is_main_process, progress_bar = False, True, Subject.progress_bar
 
     def features(self, split: str, tokens: bool = False) -> Features:
         return getattr(self, split)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from tqdm import tqdm
 
 from ldae.features.extraction import Features
 from ldae.options import option_parser
@@ -14,6 +15,7 @@ from ldae.probes import linear
 from ldae.probes.heads import choose_learning_rate
 from ldae.probes.linear import Linear
 from ldae.probes.protocol import held_out_mask
+from ldae.probes.subject import Subject
 
 QUICK = Linear(linear_epochs=8, linear_batch_size=64, linear_rates=[0.01, 0.1, 1.0])
 
@@ -28,11 +30,12 @@ class Stub:
     num_classes: int = 3
     device: torch.device = torch.device("cpu")
     views: list = field(default_factory=list)
+    progress, is_main_process, progress_bar = False, True, Subject.progress_bar
 
     def features(self, split: str) -> Features:
         return getattr(self, split)
 
-    def view(self, number: int, keep: bool = True) -> Features:
+    def view(self, number: int, keep: bool = True, bar: tqdm | None = None) -> Features:
         self.views.append((number, keep))
         return self.train
 
@@ -150,7 +153,7 @@ def test_epochs_take_the_views_in_turn(subject, views, expected):
 def test_other_processes_take_part_in_every_pass_and_give_nothing(subject):
     asked = []
     subject.features = lambda split: asked.append(split)
-    subject.view = lambda number, keep=True: asked.append(number)
+    subject.view = lambda number, keep, bar: asked.append(number)
     assert replace(QUICK, linear_epochs=3).measure(subject) is None
     assert asked == ["train", "validation", 0, 1, 2]
 
@@ -198,7 +201,7 @@ def test_too_few_images_are_named(subject):
 
 
 def test_views_of_other_images_are_refused(subject):
-    subject.view = lambda number, keep: blobs(399, 2)
+    subject.view = lambda number, keep, bar: blobs(399, 2)
     with pytest.raises(ValueError, match="random crops"):
         QUICK.measure(subject)
 

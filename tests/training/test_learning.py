@@ -188,7 +188,11 @@ def test_a_run_without_labels_shows_whether_it_learns(folder, tmp_path, capsys, 
     output = train(folder, tmp_path / "run", "--image_steps", "10")
     said = capsys.readouterr().out
     assert "8 images of the training split are not trained on; loss.png" in said
-    assert "Loss on 8 images that were not trained on: " in said
+    assert "32 images are few to learn from: try an encoder from elsewhere first, or --init_from model_cards/" in said
+    end = said[said.index("Trained on ") :].replace(str(output), "RUN").replace(str(folder), "DATA").splitlines()
+    assert [line.split()[0] for line in end] == ["Trained", "Loss", "Without", "So", "Model:", "In", "Features:"]
+    assert end[1].startswith("Loss on 8 images that were not trained on: ")
+    assert max(map(len, end)) <= 110
     result = json.loads((output / "results/train.json").read_text())
     held = result["held_out"]
     assert (result["data"]["num_images"], held["images"], held["origin"]) == (32, 8, "of the training split")

@@ -8,6 +8,7 @@ from accelerate.state import AcceleratorState
 
 import train_ldae
 from ldae.names import duration
+from ldae.training import learning
 
 MODEL = "--image_size 16 --patch_size 4 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --latent_dim 4"
 
@@ -38,6 +39,14 @@ def train_ldae_model(folder):
     from ldae import LDAEForPreTraining
 
     return LDAEForPreTraining.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("few", "expected"), [(1665, True), (1664, False)])
+def test_few_images_are_said(capsys, tmp_path, monkeypatch, few, expected):
+    monkeypatch.setattr(learning, "FEW", few)
+    arguments = [*MODEL.split(), "--output_dir", str(tmp_path / "run"), "--dry_run", "--held_out", "0"]
+    train_ldae.main(arguments)
+    assert ("1664 images are few to learn from: " in capsys.readouterr().out) == expected
 
 
 def test_the_clock_ends_a_run(capsys, tmp_path):

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -18,6 +19,7 @@ from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
 from ldae.report.results import environment
 from ldae.training import probing
+from ldae.training import run as run_module
 from ldae.training.clock import CLOCKS
 from ldae.training.run import Run
 
@@ -236,9 +238,19 @@ def test_bad_options_are_refused_before_any_work(folder, tmp_path, monkeypatch, 
 
 
 def test_the_clock_of_a_run_is_the_one_that_was_asked_for(folder, tmp_path, monkeypatch):
-    ticks = itertools.count()  # a second for every look: one as the run starts, and one a step
+    ticks = itertools.count()  # a second for every look: one as the first step begins, and one a step
     monkeypatch.setitem(CLOCKS, "processor", lambda: float(next(ticks)))
-    output = train(folder, tmp_path / "run", "--clock=processor", f"--max_minutes={3 / 60}", "--image_steps=0")
-    result = json.loads((output / "results/train.json").read_text())
-    assert (result["steps"], result["seconds"], result["clock"]) == (3, 3.0, "processor")
-    assert result["images_per_second"] == 4.0
+    for name in ("fit_to_images", "training_loader"):  # what they do takes long, and is no training
+        slow = partial(slowed, getattr(run_module, name), lambda: [next(ticks) for _ in range(1000)])
+        monkeypatch.setattr(run_module, name, slow)
+    for steps, resume in ((3, []), (5, ["--resume"])):
+        limit = f"--max_minutes={steps / 60}"
+        output = train(folder, tmp_path / "run", "--clock=processor", limit, "--image_steps=0", *resume)
+        result = json.loads((output / "results/train.json").read_text())
+        assert (result["steps"], result["seconds"], result["clock"]) == (steps, float(steps), "processor")
+        assert result["images_per_second"] == 4.0
+
+
+def slowed(function, wait, *args, **kwargs):
+    wait()
+    return function(*args, **kwargs)

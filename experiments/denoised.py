@@ -1,0 +1,41 @@
+"""Draws what an l-DAE makes of one photograph under growing noise: the picture at the head of README.md.
+
+python -m experiments.denoised docs/denoised.png
+
+By default it is the small model of this repository and scikit-image's cup of coffee, which that model was not trained on.
+"""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from ldae import LDAEImageProcessor
+from ldae.data.photos import photograph_path
+from ldae.loading import load_model
+from ldae.mistakes import reading, run_command
+from ldae.report.figures import noise_levels
+
+MODEL = "model_cards/ldae-vit-small-tiny-imagenet64"
+
+
+def main(argv: list[str] | None = None):
+    """Draws the picture.
+
+    Raises:
+        FileNotFoundError, ValueError: for a model or an image that cannot be read.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("output", type=Path, help="the PNG to write")
+    parser.add_argument("--model", default=MODEL, help="an l-DAE's folder or Hub id")
+    parser.add_argument("--image", type=Path, default=photograph_path("skimage/coffee.png"), help="the photograph")
+    options = parser.parse_args(argv)
+    model = load_model(options.model)
+    with reading("--image", options.image), Image.open(options.image) as image:
+        processor = LDAEImageProcessor(dict(zip(("height", "width"), model.config.image_hw, strict=True)))
+        (pixel_values,) = processor(image, return_tensors="pt")["pixel_values"]
+    print(noise_levels(model, pixel_values, options.output))
+
+
+if __name__ == "__main__":
+    run_command(main)
