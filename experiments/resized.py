@@ -34,7 +34,7 @@ def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("tra
     (unfinished / "data").mkdir(parents=True)
     for split, examples in found.items():
         images = ImageDataset(examples, (size, size))
-        items = [images[0, i] for i in tqdm(range(len(images)), desc=split, unit=" images")]
+        items = [images[0, i] for i in tqdm(range(len(images)), desc=split, unit=" images", leave=False)]
         good = [item for item in items if "error" not in item]
         for item in items:
             if "error" in item:
@@ -56,7 +56,9 @@ def main():
     parser.add_argument("target", type=Path, help="folder of the new data set")
     parser.add_argument("--size", type=int, required=True, help="side in pixels")
     options = parser.parse_args()
+    datasets.disable_progress_bars()  # of the writing, which takes a moment
     resize(options.source, options.target, options.size)
+    print(f"Square images of {options.size} px: {options.target}")
 
 
 if __name__ == "__main__":
