@@ -12,9 +12,13 @@ def on_files(files, config):
         path = PurePosixPath(file.src_uri)
         for folder in path.parents:
             held.setdefault(folder, set()).add(path.relative_to(folder).parts[0])
+    indexed = {folder: "README.md" if "README.md" in names else "index.md" for folder, names in held.items()}
     for folder, names in held.items():
         if names.isdisjoint({"README.md", "index.md"}):
-            links = [f"- [{name}]({name})" for name in sorted(names)]
+            links = [
+                f"- [`{name}/`]({name}/{indexed[folder / name]})" if folder / name in held else f"- [`{name}`]({name})"
+                for name in sorted(names)
+            ]
             page = File.generated(config, str(folder / "index.md"), content="\n".join([f"# {folder}", "", *links]))
             files.append(page)
     return files

@@ -42,7 +42,7 @@ def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("tra
     (unfinished / "data").mkdir(parents=True)
     for split, examples in found.items():
         images = ImageDataset(examples, (size, size))
-        items = [images[0, i] for i in tqdm(range(len(images)), desc=split, unit=" images")]
+        items = [images[0, i] for i in tqdm(range(len(images)), desc=split, unit=" images", leave=False)]
         good = [item for item in items if "error" not in item]
         for item in items:
             if "error" in item:
@@ -60,7 +60,9 @@ def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("tra
 
 def main():
     (options,) = option_parser(ResizeArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses()
+    datasets.disable_progress_bars()  # of the writing, which takes a moment
     resize(options.source, Path(options.target), options.size)
+    print(f"Square images of {options.size} px: {options.target}")
 
 
 if __name__ == "__main__":

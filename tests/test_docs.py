@@ -28,7 +28,7 @@ from ldae.options.parser import OptionParser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-PAGES += ["benchmarks/README.md"]
+PAGES += ["benchmarks/README.md", "model_cards/README.md"]
 SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 PARSERS = {
     "train_ldae": ldae.options.parse_arguments,

@@ -319,6 +319,7 @@ def main(argv: list[str] | None = None):
     splits = [load_examples(data_args.data, name, **data_args.columns) for name in names]
     if (reason := why_not_probed(*splits)) is not None:
         raise ValueError(f"rungs are probed, which data {data_args.data!r} cannot be: {reason}")
+    print(f"What each run says: {output_dir}/*.log")
     with Interruption("the same command goes on"):
         failed = ablation.run()
     if any(finished(path) for path in output_dir.glob("*-seed*")):

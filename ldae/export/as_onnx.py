@@ -1,5 +1,6 @@
 """A graph of ONNX for any number of images, of any size in multiples of the patch."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,14 @@ def quantize(folder: Path):
     """Writes `model.int8.onnx` beside `model.onnx`: onnxruntime's dynamic quantization of the matrix products."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(
-        folder / FILE,
-        folder / INT8_FILE,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-    )
+    logging.disable(logging.WARNING)  # it advises a pre-processing, which refuses weights in a file of their own
+    try:
+        quantize_dynamic(
+            folder / FILE,
+            folder / INT8_FILE,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        logging.disable(logging.NOTSET)

@@ -42,9 +42,7 @@ def baselines(subject: Subject, protocols: Sequence[Protocol]) -> Iterator[Basel
         opened = subject.encoder.untrained(subject.seed)
         open_gates(opened.model)
         random = replace(subject, encoder=opened, known={}, predictions={})
-        yield Baseline(
-            "random_vit", "a random ViT: the untrained baseline with the gates of its blocks open", random, frozen
-        )
+        yield Baseline("random_vit", "the untrained baseline with the gates of its blocks open", random, frozen)
     pooled = [protocol for protocol in frozen if not protocol.needs_tokens]
     thumbnail = replace(subject, represent=thumbnail_features, tokens=False, known={}, predictions={})
     yield Baseline("thumbnail", f"the image itself in {SIDE} x {SIDE} pixels", thumbnail, pooled)

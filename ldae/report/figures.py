@@ -207,7 +207,7 @@ def learning_curve(
         held_out: the entries of held_out.jsonl, with "step", "loss", "effective_rank" and "largest_rank".
         references: the losses of the "mean" and of the best "linear" denoiser, dashed.
     """
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     figure, (losses, rank) = panels(2, 9, 3.6)
     parts = np.array_split(np.array([(entry["step"], entry["loss"]) for entry in trained]).reshape(-1, 2), 500)
@@ -218,6 +218,9 @@ def learning_curve(
     for name, title, colour in (("mean", "the mean patch", "grey"), ("linear", "best linear, patch by patch", ORANGE)):
         losses.axhline(references[name], color=colour, linewidth=1.4, linestyle="--", label=title)
     losses.set_yscale("log")
+    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4, 6)))  # a few plain numbers, also within one decade
+    losses.yaxis.set_major_formatter("{x:g}")
+    losses.yaxis.set_minor_formatter(NullFormatter())
     losses.set_ylabel("loss")
     rank.plot(steps, [p["effective_rank"] for p in held_out], color=GREEN, **LINE, label="features of held-out images")
     rank.set_ylabel(f"effective rank, of {held_out[-1]['largest_rank']} at most")

@@ -35,6 +35,7 @@ def test_runs_reload_and_are_reported(recipe, tmp_path, capsys):
     assert not (tmp_path / "ablation").exists()
     run.main([*command, "--sweep", "--", *TINY])
     out = capsys.readouterr().out
+    assert f"What each run says: {tmp_path}" in out
     assert "| `l-dae` | predict the original image | 64.5 |" in out
     assert "block 2 of 2" in out
     for name, prediction in (("patch-ae", "noise"), ("l-dae", "image")):

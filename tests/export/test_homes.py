@@ -120,9 +120,10 @@ def test_onnx_takes_any_number_and_size(model, tmp_path):
     assert "Cos" not in {node.op_type for node in nodes}  # of float64, which onnxruntime knows from 1.29 on
 
 
-def test_onnx_in_int8_is_close(tiny_model, images, tmp_path):
+def test_onnx_in_int8_is_close_and_gives_no_advice(tiny_model, images, tmp_path, caplog):
     model = tiny_model(LDAEModel)
     export(plain_vit(model), tmp_path, "onnx", "A test", int8=True)
+    assert not [record for record in caplog.records if record.name == "root"]
     x = images(model.config, 8)
     found = torch.from_numpy(onnx_outputs(tmp_path, x, as_onnx.INT8_FILE)["pooler_output"])
     assert 0.99 < torch.cosine_similarity(found, model(x).pooler_output).min() < 1 - 1e-6

@@ -161,6 +161,7 @@ def test_learning_curve_shows_the_losses_and_the_references(tmp_path, figures):
     assert (list(held.get_xdata()), list(held.get_ydata())) == ([0, 600, 1200], [2, 2 / 601, 2 / 1201])
     assert (mean.get_ydata()[0], linear.get_ydata()[0]) == (2.0, 0.5)
     assert len(losses.get_legend().get_texts()) == 4
+    assert losses.yaxis.get_major_formatter()(0.06) == "0.06"  # and no power of ten
     assert rank.get_ylabel() == "effective rank, of 7 at most"
 
 
