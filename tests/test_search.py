@@ -121,5 +121,5 @@ def test_alterations_change_an_image_and_not_its_content(name):
 def test_data_without_labels_is_refused(few_photos, tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "images/a.png")
-    with pytest.raises(ValueError, match="--data 'images' cannot be searched: there is no validation split"):
+    with pytest.raises(ValueError, match="--data 'images' cannot be searched: it has no validation split"):
         search.run(search.SearchArguments(model=MODEL, data="images"))

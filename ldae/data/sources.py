@@ -303,7 +303,10 @@ def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None)
     Probes need a training and a validation split with labels of the same classes. The answer is None if they have them.
     """
     if validation is None:
-        return "there is no validation split with labels; name one with --validation_split if there is"
+        return (
+            "it has no validation split. A folder has one as val/CLASS/IMAGE beside train/CLASS/IMAGE; "
+            "--validation_split names that of a data set"
+        )
     for split, examples in (("training", train), ("validation", validation)):
         labels = label_array(examples)
         if labels is None:

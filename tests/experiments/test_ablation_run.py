@@ -281,7 +281,7 @@ def test_numbers_out_of_bounds_end_the_command(recipe, given, capsys):
 def test_data_that_cannot_be_probed_ends_the_command(recipe, tmp_path):
     with pytest.raises(ValueError, match="rungs are probed, which --streaming cannot be"):
         run.main([recipe, "--output_dir", str(tmp_path / "out"), "--rungs", "l-dae", "--", *TINY, "--streaming"])
-    with pytest.raises(ValueError, match="there is no validation split"):
+    with pytest.raises(ValueError, match="no validation split"):
         run.main([recipe, "--output_dir", str(tmp_path / "out"), "--", *TINY, "--data", str(tmp_path / "data/train/a")])
     with pytest.raises(ValueError, match="has no folder 'nowhere'"):
         run.main([recipe, "--output_dir", str(tmp_path / "out"), "--", *TINY, "--train_split", "nowhere"])
