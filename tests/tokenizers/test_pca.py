@@ -109,13 +109,21 @@ def test_without_mean_it_is_the_svd_of_the_uncentred_patches():
     np.testing.assert_allclose(np.abs((components.numpy()[:8] * rows[:8]).sum(1)), 1, atol=1e-8)
 
 
+def same_fit(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]):
+    """Of components with nearly the same variance the directions are arbitrary, but not what all of them make together."""
+    for name, buffer in one.items():
+        if name == "residual":
+            ours, theirs = (each[name].T @ each[name] for each in (one, other))
+            assert (ours - theirs).norm() < 1e-3 * ours.norm()
+        else:
+            torch.testing.assert_close(buffer, other[name], atol=1e-5, rtol=1e-5)
+
+
 def test_batches_and_their_order_do_not_matter():
     x = images()
     whole = fit(config(), x)
     for batches in (x.split(7), x.flip(0).split(1)):
-        other = fit(config(), *batches)
-        for name, buffer in whole.named_buffers():
-            torch.testing.assert_close(other.get_buffer(name), buffer, atol=1e-5, rtol=1e-5)
+        same_fit(fit(config(), *batches).state_dict(), whole.state_dict())
 
 
 def _worker(rank: int, world: int, folder: str):
@@ -129,9 +137,8 @@ def _worker(rank: int, world: int, folder: str):
 def test_two_processes_give_what_one_gives(tmp_path):
     mp.start_processes(_worker, (2, str(tmp_path)), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    for name, buffer in fit(config(), images()).named_buffers():
-        assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], buffer, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    same_fit(first, fit(config(), images()).state_dict())
 
 
 @pytest.mark.parametrize("kind", ["pca", "pixels"])
