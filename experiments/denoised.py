@@ -5,8 +5,7 @@ python -m experiments.denoised docs/denoised.png
 By default it is the small model of this repository and scikit-image's cup of coffee, which that model was not trained on.
 """
 
-import argparse
-from pathlib import Path
+from dataclasses import MISSING, dataclass
 
 from PIL import Image
 
@@ -14,9 +13,15 @@ from ldae import LDAEImageProcessor
 from ldae.data.photos import photograph_path
 from ldae.loading import load_model
 from ldae.mistakes import reading, run_command
+from ldae.options import option, option_parser
 from ldae.report.figures import noise_levels
 
-MODEL = "model_cards/ldae-vit-small-tiny-imagenet64"
+
+@dataclass
+class DenoisedArguments:
+    output: str = option(MISSING, "The PNG to write.", positional=True)
+    model: str = option("model_cards/ldae-vit-small-tiny-imagenet64", "An l-DAE's folder or Hub id.")
+    image: str = option(str(photograph_path("skimage/coffee.png")), "The photograph.")
 
 
 def main(argv: list[str] | None = None):
@@ -25,11 +30,7 @@ def main(argv: list[str] | None = None):
     Raises:
         FileNotFoundError, ValueError: for a model or an image that cannot be read.
     """
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("output", type=Path, help="the PNG to write")
-    parser.add_argument("--model", default=MODEL, help="an l-DAE's folder or Hub id")
-    parser.add_argument("--image", type=Path, default=photograph_path("skimage/coffee.png"), help="the photograph")
-    options = parser.parse_args(argv)
+    (options,) = option_parser(DenoisedArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses(argv)
     model = load_model(options.model)
     with reading("--image", options.image), Image.open(options.image) as image:
         processor = LDAEImageProcessor(dict(zip(("height", "width"), model.config.image_hw, strict=True)))

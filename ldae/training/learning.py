@@ -72,7 +72,7 @@ def about_images(images: ImageDataset, held: ImageDataset | None, origin: str) -
     if not images.streaming and len(images) < FEW:
         lines.append(
             f"{len(images)} images are few to learn from: try an encoder from elsewhere first, or --init_from "
-            "model_cards/ldae-vit-small-tiny-imagenet64; docs/own-images.md says what was measured."
+            "model_cards/ldae-vit-small-tiny-imagenet64; docs/own-images.md says more."
         )
     if held is not None:
         lines.append(
