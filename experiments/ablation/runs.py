@@ -105,7 +105,13 @@ def measure(study: str | Path, also: Sequence[str | Path] = ()) -> dict[str, Mea
     """
     studies = [_probed(path) for path in (study, *also)]
     between = pooled_variance(_figures(done, "accuracy") for runs in studies for done in runs.values())
-    return {name: _measured(name, done, between) for name, done in studies[0].items()}
+    probes = [run["probe"] for done in studies[0].values() for run in done]
+    thumbnails = {  # of the images alone, so that they are a baseline of runs that have not measured them, too
+        probe["data"].get("fingerprint"): probe["thumbnail"][PROTOCOL]["accuracy"]
+        for probe in probes
+        if PROTOCOL in probe.get("thumbnail", ())
+    }
+    return {name: _measured(name, done, between, thumbnails) for name, done in studies[0].items()}
 
 
 def _probed(study: str | Path) -> dict[str, list[Run]]:
@@ -115,8 +121,8 @@ def _probed(study: str | Path) -> dict[str, list[Run]]:
     return {name: done for name, done in probed.items() if done}
 
 
-def _measured(name: str, done: list[Run], between: float | None) -> Measured:
-    baselines = [best for run in done if (best := _best_baseline(run["probe"])) is not None]
+def _measured(name: str, done: list[Run], between: float | None, thumbnails: dict[str | None, float]) -> Measured:
+    baselines = [best for run in done if (best := _best_baseline(run["probe"], thumbnails)) is not None]
     held = [value for run in done if (value := run["train"].get("variance_held")) is not None]
     distances: dict[str, list[float]] = {}
     for run in done:
@@ -143,8 +149,9 @@ def _measured(name: str, done: list[Run], between: float | None) -> Measured:
     )
 
 
-def _best_baseline(probe: Result) -> float | None:
+def _best_baseline(probe: Result, thumbnails: dict[str | None, float]) -> float | None:
     measured = [probe[key][PROTOCOL]["accuracy"] for key in TITLES if PROTOCOL in probe.get(key, ())]
+    measured += [accuracy for images, accuracy in thumbnails.items() if images == probe["data"].get("fingerprint")]
     return max(measured, default=None)
 
 

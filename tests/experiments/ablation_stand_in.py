@@ -23,7 +23,7 @@ def make_ablation(recipe, some, output_dir=Path("runs"), seeds=(3,), workers=2, 
 
 
 def made(folder, name, *accuracies, error=0.5, config=(), thumbnail=20.0, **arguments):
-    """The results that runs of a rung would leave, one for each seed, whose best baseline is a thumbnail."""
+    """The results that runs of a rung would leave, one for each seed; their best baseline is the thumbnail, if any."""
     rung = rungs.RUNGS[name]
     given = {"crop": "center", **rungs.options(rung), **arguments}
     fields = LDAEConfig.from_size("tiny", num_hidden_layers=4, decoder_num_hidden_layers=2).to_dict()
@@ -34,11 +34,10 @@ def made(folder, name, *accuracies, error=0.5, config=(), thumbnail=20.0, **argu
         results = folder / f"{name}-seed{seed}/results"
         figures = {"linear-fast": {"accuracy": accuracy, "standard_error": error, "seconds": 15}}
         floor = {"linear-fast": {"accuracy": 15.0, "seconds": 15}}
-        best = {"linear-fast": {"accuracy": thumbnail, "seconds": 0}}
-        save_result(
-            results / "probe-x.json",
-            {"kind": "probe", "data": data, "protocols": figures, "floor": floor, "thumbnail": best},
-        )
+        probe = {"kind": "probe", "data": data, "protocols": figures, "floor": floor}
+        if thumbnail is not None:
+            probe["thumbnail"] = {"linear-fast": {"accuracy": thumbnail, "seconds": 0}}
+        save_result(results / "probe-x.json", probe)
         if (tokenizer := rungs.tokenizer_of(rung)) is not None:
             given["tokenizer"] = str(folder / f"tokenizers/{tokenizer}-seed{seed}")
         train = {"kind": "train", "config": fields, "arguments": given, "epochs": 3.0, "seconds": 60, "seed": seed}
