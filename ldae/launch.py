@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import default_config_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import broadcast_object_list, get_int_from_env, parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, get_int_from_env, parse_flag_from_env
 
 from ldae.hardware import bf16_is_faster
 from ldae.mistakes import program
@@ -26,7 +26,9 @@ WORLDS = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE
 PRECISIONS = {"no": "float32"}
 
 
-def start(mixed_precision: str | None = None, cpu: bool = False, **kwargs: Any) -> Accelerator:
+def start(
+    mixed_precision: str | None = None, cpu: bool = False, gradient_accumulation_steps: int | None = None, **kwargs: Any
+) -> Accelerator:
     """Starts accelerate on the device that it finds, and says in one line what the command runs on.
 
     `accelerate launch` gives a process one thread and float32 where its user says nothing. Here such a process takes its
@@ -36,13 +38,19 @@ def start(mixed_precision: str | None = None, cpu: bool = False, **kwargs: Any) 
     Args:
         mixed_precision: "no", "bf16" or "fp16", the command's own option; None: not chosen there.
         cpu: leaves GPUs alone.
+        gradient_accumulation_steps: micro-batches of a step, of a command that accumulates gradients.
         kwargs: further arguments of `Accelerator`.
 
     Raises:
         ValueError: if a launcher has started, or was asked for, another number of processes than accelerate knows, or the
             environment contradicts the steps of gradient accumulation, of which accelerate would take the environment's.
     """
-    _validate_accumulation(kwargs.get("gradient_accumulation_steps"))
+    if gradient_accumulation_steps is not None:
+        _validate_accumulation(gradient_accumulation_steps)
+        # A step ends after its micro-batches, not where a loader does: accelerate may know one that was left before its end.
+        kwargs["gradient_accumulation_plugin"] = GradientAccumulationPlugin(
+            gradient_accumulation_steps, sync_with_dataloader=False
+        )
     cpu = cpu or parse_flag_from_env("ACCELERATE_USE_CPU")  # Accelerator reads it, PartialState does not
     state = PartialState(cpu=cpu, timeout=PATIENCE)
     _validate_processes(state)
@@ -101,9 +109,9 @@ def _earlier_precision(asked: str | None) -> str:
     return earlier
 
 
-def _validate_accumulation(steps: int | None):
+def _validate_accumulation(steps: int):
     given = os.environ.get(ACCUMULATION)
-    if steps is not None and given is not None and given != str(steps):
+    if given is not None and given != str(steps):
         raise ValueError(
             f"--gradient_accumulation_steps {steps} contradicts {ACCUMULATION}={given} of the environment; give both the same, "
             "or unset the variable"

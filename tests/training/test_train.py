@@ -10,8 +10,11 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import GradientState
 from safetensors.torch import load_file
-from tiny_runs import TOKENIZER, at_step, losses, train
+from tiny_runs import TOKENIZER, at_step, losses, same_run, train
+from torch.utils.data import DataLoader
 
 import train_ldae
 from ldae import LDAEForPreTraining
@@ -38,6 +41,18 @@ def test_a_compiled_run_loses_what_an_eager_one_does(folder, tmp_path):
     assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
     assert losses(compiled) == pytest.approx(losses(tmp_path / "eager"), rel=1e-3)
     LDAEForPreTraining.from_pretrained(compiled)
+
+
+def test_a_loader_that_was_left_before_its_end_changes_no_run(folder, tmp_path):
+    """accelerate would end a step at the end of the last loader that it knows, whoever has left it there."""
+    options = ("--gradient_accumulation_steps", "2")
+    train(folder, tmp_path / "first", *options)
+    left = iter(Accelerator(cpu=True).prepare(DataLoader([0, 1])))
+    assert [next(left), next(left)] == [0, 1]
+    assert GradientState().end_of_dataloader
+    train(folder, tmp_path / "second", *options)
+    same_run(tmp_path / "first", tmp_path / "second")
+    assert list(left) == []  # so that accelerate forgets it
 
 
 def test_golden_losses(folder, tmp_path):
