@@ -197,7 +197,8 @@ def _table2(figures: dict[str, Measured]) -> str:
     )
     found = [each for each in cells["found"] if each]
     baselines = [each.baseline for each in found if each.baseline is not None]
-    note = [f"\nTheir baselines reach {min(baselines):.1f} to {max(baselines):.1f} %."] if baselines else []
+    reach = " to ".join(dict.fromkeys(f"{edge(baselines):.1f}" for edge in (min, max) if baselines))
+    note = [f"\nTheir best baselines reach {reach} %."] if baselines else []
     accuracies = [f"{row.paper:.1f} / {_accuracy(row.found)}" for row in cells.itertuples()]
     held = [100 * each.variance_held if each and each.variance_held is not None else None for each in cells["found"]]
     both = _by_dimension(cells, "tokenizer", accuracies), _by_dimension(cells, "variance held, in %", held)
