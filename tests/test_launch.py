@@ -29,6 +29,7 @@ def alone(monkeypatch):
     AcceleratorState._reset_state(True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "environment", "configuration", "chosen"),
     [
@@ -102,6 +103,7 @@ ASKED = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 START = "from ldae import launch; from ldae.mistakes import run_command; run_command(lambda: launch.start('no'))"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="accelerate gives each process a GPU, so that nothing is to be refused"
 )

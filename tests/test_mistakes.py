@@ -58,6 +58,7 @@ def test_debug_shows_the_traceback(tmp_path):
     assert lines[-1].startswith("FileNotFoundError: ")
 
 
+@pytest.mark.slow
 def test_two_processes_say_it_once(tmp_path):
     """What the command line says, before they know each other, and what all of them find afterwards."""
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "train_ldae.py")
