@@ -114,20 +114,17 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         sigma_single (`float`, defaults to the root of 1/3):
             The sigma of `"single_sigma"`, in units of the scaled latent.
         input_space (`str`, defaults to `"image"`):
-            What the network sees: `"latent"`, the noisy latent z_t, as DiT does; or `"image"`, x_t, which the tokenizer
-            makes of it (section 4.4).
+            What the network sees: `"latent"`, z_t, as DiT does; or `"image"`, x_t, which the tokenizer makes of it (section 4.4).
         prediction (`str`, defaults to `"image"`):
             What the network predicts: `"noise"`, epsilon in the latent space, as DDPM and DiT; `"latent"`, the clean z_0
             (section 4.3); `"projected_image"`, the clean image as the tokenizer gives it back; or `"image"`, the
             original image (section 4.4).
         residual_weight (`float`, defaults to 0.1):
-            Weight in the loss of the components of the image outside the latent space (equation 4), where the image
-            is predicted.
+            Weight in the loss of the components outside the latent space (equation 4), where the image is predicted.
         loss_units (`str`, *optional*, defaults to `"latent"` where each component is scaled, and else to `"image"`):
             Units of the error where the image is predicted. `"image"`: those of the pixels, as equation 4 reads. `"latent"`:
-            those of the scaled latents, in which the noise is added; with `latent_scaling="component"` the network then
-            predicts the principal components of a patch, each divided by its deviation, the residual ones too. It needs
-            a tokenizer with orthonormal rows, and so PCA or pixels.
+            those of the scaled latents and of the noise; with `latent_scaling="component"` the network then predicts all
+            principal components of a patch, each divided by its deviation. It needs orthonormal rows: PCA or pixels.
         keep_ratio (`float`, defaults to 1.0):
             Share of the tokens that the encoder sees in training, a random subset of each image's; the decoder fills in the
             others from a mask token. 1 is the paper; below 1 a step is cheaper. Inference always sees all tokens.
@@ -199,8 +196,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.conditioning_size is None:
             self.conditioning_size = self.hidden_size // 4
         if self.loss_units is None:
-            tokenizer = TOKENIZERS.get(self.tokenizer_type)  # a wrong name is refused below
-            has_components = not self.predicts_image or (tokenizer is not None and tokenizer.orthonormal)
+            tokenizer = TOKENIZERS.get(self.tokenizer_type, Tokenizer)  # a wrong name is refused below
+            has_components = tokenizer.orthonormal or not self.predicts_image
             self.loss_units = "latent" if self.latent_scaling == "component" and has_components else "image"
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         kwargs.pop("stage_names", None)
@@ -330,9 +327,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def custom_pipelines(self) -> dict[str, dict]:
         """The pipelines that a Hub folder's code brings, as transformers asks for them; `import ldae` registers its own."""
-        if not __package__:  # installed, or run from a checkout
-            return {}
-        return CUSTOM_PIPELINES
+        return CUSTOM_PIPELINES if __package__ else {}  # installed, or run from a checkout
 
     @property
     def image_hw(self) -> tuple[int, int]:

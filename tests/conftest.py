@@ -1,6 +1,7 @@
 """What the tests share: no network, one thread, and tiny models in which nothing has its initial value."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 # as a user's own choice: commands would take all cores, and bf16 on some machines
@@ -16,6 +17,15 @@ collect_ignore = ["common"]  # upstream's tests: `bash tests/common/run.sh` coll
 torch.set_num_threads(1)
 # seconds that workers of a run that was stopped are waited for; they are 5
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
+
+
+@pytest.fixture(scope="session")
+def shipped_model() -> Path:
+    """The folder of the trained model that comes with the repository, and with a source distribution only without its weights."""
+    root = Path(__file__).parents[1]
+    if (root / "PKG-INFO").exists():  # setuptools writes it into source distributions alone
+        pytest.skip("needs a checkout: MANIFEST.in leaves weights out of a source distribution, to keep it small")
+    return root / "model_cards/ldae-vit-small-tiny-imagenet64"
 
 
 @pytest.fixture(autouse=True)

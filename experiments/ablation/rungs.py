@@ -58,7 +58,7 @@ class Rung:
         fid: the FID-50K that the paper gives for its images.
         side: whether it is a side branch, on which no rung of the main path is built.
         sign: of the change in accuracy that the paper claims without a figure; 0: no change.
-        fact: what the paper learns from it. Rungs that tell the same have the same; by default it is what the rung changes.
+        fact: what the paper learns from it, where several rungs tell the same; None: from this rung alone.
     """
 
     name: str
@@ -69,11 +69,7 @@ class Rung:
     fid: float | None = None
     side: bool = False
     sign: int | None = None
-    fact: str = ""
-
-    def __post_init__(self):
-        if not self.fact:
-            object.__setattr__(self, "fact", self.what)
+    fact: str | None = None
 
     @property
     def claim(self) -> float | None:

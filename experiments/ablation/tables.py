@@ -89,7 +89,7 @@ def _facts(claims: dict[str, str]) -> str:
     """A row for each fact of the paper, with the verdicts on the claims that tell it; and how many facts there are of each."""
     facts: dict[str, list[str]] = {}
     for name, found in claims.items():
-        facts.setdefault(RUNGS[name].fact, []).append(found)
+        facts.setdefault(RUNGS[name].fact or RUNGS[name].what, []).append(found)
     rows = [
         {"fact": fact, "claims": _counts(found, len(found) > 1), "verdict": of_fact(found)}
         for fact, found in facts.items()

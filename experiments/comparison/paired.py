@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.comparison.tables import method_name
+from experiments.comparison.tables import method_name, publish
 from experiments.errors import paired_error, pooled_variance
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
 from ldae.probes import PROTOCOLS, unpack
 from ldae.report.results import load_study
-from ldae.report.tables import MISSING, fill, markdown
+from ldae.report.tables import MISSING, markdown
 
 Measure = tuple[str, str]  # a data set and a protocol
 
@@ -106,7 +106,7 @@ def table(study: str | Path, reference: str, protocols: Sequence[str] = ("knn", 
     ]
     between = {each: pooled_variance(method.accuracies.get(each, []) for method in found.values()) for each in measures}
 
-    def cell(method: Method, each: Measure) -> str | None:
+    def cell(method: Method, each: Measure) -> str:
         if each not in method.accuracies:
             return MISSING
         text = f"{mean(method.accuracies[each]):.1f}"
@@ -128,11 +128,7 @@ def table(study: str | Path, reference: str, protocols: Sequence[str] = ("knn", 
 def main(argv: list[str] | None = None):
     parser = option_parser(PairedArguments, description=__doc__.split("\n")[0])
     (options,) = parser.parse_args_into_dataclasses(argv)
-    text = table(options.study, options.reference, options.protocols)
-    if options.write:
-        fill(Path(options.write), Path(options.study).stem, text)
-    else:
-        print(text)
+    publish(table(options.study, options.reference, options.protocols), options.study, options.write)
 
 
 if __name__ == "__main__":

@@ -112,14 +112,19 @@ def _untrained_name(config: dict[str, Any]) -> str:
     return f"untrained l-DAE, d = {config['latent_dim']:>2}"
 
 
+def publish(table: str, study: str, page: str | None):
+    """Puts a study's table between the markers of its name in a page, or prints it where no page is given."""
+    if page is None:
+        print(table)
+    else:
+        fill(page, Path(study).stem, table)
+
+
 def main(argv: list[str] | None = None):
     parser = option_parser(TableArguments, description=__doc__.split("\n")[0])
     (options,) = parser.parse_args_into_dataclasses(argv)
     table = details(options.study) if options.details else comparison(options.study, options.protocols)
-    if options.write:
-        fill(Path(options.write), Path(options.study).stem, table)
-    else:
-        print(table)
+    publish(table, options.study, options.write)
 
 
 if __name__ == "__main__":

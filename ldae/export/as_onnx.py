@@ -93,6 +93,7 @@ def quantize(folder: Path):
     """Writes `model.int8.onnx` beside `model.onnx`: onnxruntime's dynamic quantization of the matrix products."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it advises a pre-processing, which refuses weights in a file of their own
     try:
         quantize_dynamic(
@@ -103,4 +104,4 @@ def quantize(folder: Path):
             weight_type=QuantType.QInt8,
         )
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)

@@ -43,12 +43,10 @@ class Recorder:
     Args:
         state: the run's state, in which "loss" (a running mean) and "seconds" are kept up to the last step that was read.
         losses: path of losses.jsonl.
-        clock: of the run.
+        clock: of the run, which starts with its first step.
         images_per_step: of all processes.
 
     Attributes:
-        began: when the first step was begun, on that clock, as if a resumed run had never stopped; later by what was done off the
-            clock.
         interrupted: whether a signal had reached one of the processes when they made the last step that was read.
     """
 

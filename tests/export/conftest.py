@@ -1,15 +1,10 @@
 """What the tests of export share: an l-DAE that computes in float64, the trained one, and how close is exact."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.testing import assert_close
 
 from ldae import LDAEModel
-
-ROOT = Path(__file__).parents[2]
-CARD = ROOT / "model_cards/ldae-vit-small-tiny-imagenet64"
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +35,6 @@ def exactly():
 
 
 @pytest.fixture
-def trained():
+def trained(shipped_model):
     """The trained encoder of the repository, in float32."""
-    if (ROOT / "PKG-INFO").exists():
-        pytest.skip("a source distribution carries no weights")
-    return LDAEModel.from_pretrained(CARD, dtype=torch.float32).eval()
+    return LDAEModel.from_pretrained(shipped_model, dtype=torch.float32).eval()
