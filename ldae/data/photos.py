@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,12 +63,7 @@ def load_photos(split: str) -> datasets.Dataset:
 
 
 def photograph_path(name: str) -> Path:
-    """The file of one of `PHOTOGRAPHS`."""
+    """The file of one of `PHOTOGRAPHS`, found without importing its package, which takes a second."""
     package, file = name.split("/")
-    if package == "skimage":
-        import skimage.data
-
-        return Path(skimage.data.__file__).parent / file
-    import sklearn.datasets
-
-    return Path(sklearn.datasets.__file__).parent / "images" / file
+    (folder,) = find_spec(package).submodule_search_locations  # type: ignore[union-attr, misc]
+    return Path(folder) / {"skimage": "data", "sklearn": "datasets/images"}[package] / file
