@@ -102,14 +102,17 @@ def test_a_benchmark_that_is_stopped_keeps_what_it_measured(tmp_path, monkeypatc
 def test_table_of_a_gpu_shows_utilization():
     result = json.loads(Path(step.__file__).with_name("results").joinpath("step.json").read_text())
     ours = {"seconds": [0.2, 0.2], "median": 0.2, "quartiles": [0.2, 0.2], "parameters": 1e6, "peak_memory": 2**20}
+    ours["contender"] = {"compiled": False, "keep_ratio": 1.0}
     theirs = {**ours, "seconds": [0.4, 0.4], "median": 0.4, "quartiles": [0.4, 0.4], "flops": 80e12}
     result |= {"device": "NVIDIA H200", "peak_flops": 1000e12, "measured_flops": 800e12}
-    result["contenders"] = {"l-DAE, sdpa": {**ours, "flops": 100e12}, "DiT": theirs}
+    slower = {**theirs, "flops": 100e12}  # has no column of its own
+    result["contenders"] = {"l-DAE, sdpa": {**ours, "flops": 100e12}, "l-DAE, eager": slower, "DiT": theirs}
     result["arguments"]["batch_size"] = 64
     lines = step.table(result).splitlines()
     assert "TFLOP/s, of 1000 published" in lines[0]
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         "| l-DAE, sdpa | 1.0 M | 200 (200 to 200) | 320 | 1 | 50% | 62% | 1.00 |",
+        "| l-DAE, eager | 1.0 M | 400 (400 to 400) | 160 | 1 | 25% | 31% | 0.50 |",
         "| DiT | 1.0 M | 400 (400 to 400) | 160 | 1 | 20% | 25% | 0.50 |",
     ]
 
