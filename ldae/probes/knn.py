@@ -9,6 +9,7 @@ from ldae.data.images import spread
 from ldae.features.extraction import Features
 from ldae.features.neighbours import nearest, standardised
 from ldae.options import option
+from ldae.probes.predictions import pack
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
 
@@ -21,8 +22,9 @@ class Knn(Protocol):
     """Weighted k-nearest-neighbour vote by cosine similarity s, each neighbour with weight exp(s / temperature).
 
     The protocol of InstDisc (Wu et al., 2018, section 3.4) and DINO; k is at most the number of training images.
-    "accuracy_standardised" is the same vote on features that have mean 0 and deviation 1 over the training images: cosine
-    similarity depends on the scales of features, and part of a lead may be scale alone.
+    "accuracy_standardised" and the packed "predictions_standardised" are the same vote's on features that have mean 0 and
+    deviation 1 over the training images: cosine similarity depends on the scales of features, and part of a lead may be scale
+    alone.
     """
 
     name = "knn"
@@ -58,7 +60,12 @@ class Knn(Protocol):
                 subject.device,
             )
             found.append(score(predictions, validation.labels))
-        return {**found[0], "accuracy_standardised": found[1]["accuracy"]}
+        raw, scaled = found
+        return {
+            **raw,
+            "accuracy_standardised": scaled["accuracy"],
+            "predictions_standardised": pack(scaled["predictions"]),
+        }
 
 
 @torch.no_grad()

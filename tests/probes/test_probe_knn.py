@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from ldae.features.extraction import Features
 from ldae.probes import Knn
 from ldae.probes.knn import knn_predictions
+from ldae.probes.predictions import unpack
 from ldae.probes.retrieval import Retrieval, rank
 
 
@@ -49,6 +50,8 @@ def test_knn_also_votes_on_standardised_features():
     ]
     result = measure(Knn(), train, validation)
     assert result["accuracy_standardised"] == pytest.approx(accuracy(*scaled))
+    right = unpack(result["predictions_standardised"]) == validation.labels.numpy()
+    assert 100 * right.mean() == pytest.approx(result["accuracy_standardised"])
     assert result["accuracy_standardised"] > result["accuracy"] + 2  # the scales of blobs hide most of their features
 
 
