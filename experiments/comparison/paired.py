@@ -2,15 +2,15 @@
 
 python -m experiments.comparison.paired experiments/results/tiny-imagenet64.jsonl --reference mae [--write docs/comparison.md]
 
-The study is a .jsonl of results, or a folder of runs, which are called METHOD-seedN. Runs that were measured on several data
-sets have columns for each.
+The study is a .jsonl of results, or a folder of runs, which are called METHOD-seedN. One table says what the methods are, and
+one for each data set what they reach.
 """
 
 import dataclasses
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -26,7 +26,8 @@ from ldae.probes import PROTOCOLS, unpack
 from ldae.report.results import load_study
 from ldae.report.tables import MISSING, markdown
 
-Measure = tuple[str, str]  # a data set and a protocol
+Measure = tuple[str, str]  # a data set, and a column of its table
+STANDARDISED = "k-NN, standardised"  # beside the columns that are called as their protocols are
 
 
 @dataclass
@@ -35,7 +36,6 @@ class PairedArguments:
         dataclasses.MISSING, "A .jsonl of results, or a folder of runs; its name is the marker's.", positional=True
     )
     reference: str = option(dataclasses.MISSING, "The method that the others stand beside.")
-    protocols: list[str] = option(["knn", "linear-fast"], "The table's columns.", choices=tuple(PROTOCOLS))
     write: str | None = option(None, "File whose markers are filled; by default the table is printed.")
 
 
@@ -45,12 +45,14 @@ class Method:
 
     Args:
         config: of its model.
+        learning_rate: of 256 images in a step.
         images_seen: in training, by each seed.
         accuracies: in %, by each seed.
         right: for each validation image, whether a seed classifies it rightly (n,), by each seed.
     """
 
     config: dict[str, Any]
+    learning_rate: float
     images_seen: list[int] = field(default_factory=list)
     accuracies: dict[Measure, list[float]] = field(default_factory=lambda: defaultdict(list))
     right: dict[Measure, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
@@ -61,7 +63,8 @@ def methods(study: str | Path) -> dict[str, Method]:
     rows, found = load_study(study), {}
     for row in rows:
         if row.kind == "train" and (match := re.fullmatch(r"(.+)-seed\d+", row.run)):
-            method = found.setdefault(match[1], Method(row.result["config"]))
+            rate = row.result["arguments"]["base_learning_rate"]
+            method = found.setdefault(match[1], Method(row.result["config"], rate))
             method.images_seen.append(row.result["images_seen"])
     for row in rows:
         name = re.sub(r"-seed\d+$", "", row.run)
@@ -69,10 +72,20 @@ def methods(study: str | Path) -> dict[str, Method]:
             continue
         data = row.result["data"]
         labels = unpack(data["labels"])
-        for protocol, figures in row.result["protocols"].items():
-            found[name].accuracies[data["name"], protocol].append(figures["accuracy"])
-            found[name].right[data["name"], protocol].append(unpack(figures["predictions"]) == labels)
+        for title, accuracy, predictions in _columns(row.result["protocols"]):
+            found[name].accuracies[data["name"], title].append(accuracy)
+            found[name].right[data["name"], title].append(unpack(predictions) == labels)
     return found
+
+
+def _columns(protocols: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """The columns of a probe's figures: title, accuracy and packed predictions."""
+    for name in PROTOCOLS:
+        if (figures := protocols.get(name)) is None or "predictions" not in figures:
+            continue
+        yield PROTOCOLS[name].title, figures["accuracy"], figures["predictions"]
+        if "predictions_standardised" in figures:
+            yield STANDARDISED, figures["accuracy_standardised"], figures["predictions_standardised"]
 
 
 def difference(method: Method, reference: Method, measure: Measure, between: float | None) -> tuple[float, float]:
@@ -89,8 +102,8 @@ def difference(method: Method, reference: Method, measure: Measure, between: flo
     return mean(after) - mean(before), math.hypot(images, math.sqrt(seeds))
 
 
-def table(study: str | Path, reference: str, protocols: Sequence[str] = ("knn", "linear-fast")) -> str:
-    """A Markdown table of a study's methods: accuracies, with their difference from the reference and its standard error.
+def table(study: str | Path, reference: str) -> str:
+    """Markdown tables of a study's methods, and of their accuracies with the difference from the reference and its error.
 
     Raises:
         ValueError: if the reference is no method of the study.
@@ -98,13 +111,20 @@ def table(study: str | Path, reference: str, protocols: Sequence[str] = ("knn", 
     found = methods(study)
     if reference not in found:
         raise ValueError(f"--reference must be one of {', '.join(found) or 'none'}, got {reference!r}")
-    measures = [
-        (data, name)
-        for data in dict.fromkeys(data for data, _ in found[reference].accuracies)
-        for name in protocols
-        if (data, name) in found[reference].accuracies
-    ]
+    names = [reference, *sorted(name for name in found if name != reference and found[name].accuracies)]
+    measures = list(found[reference].accuracies)
     between = {each: pooled_variance(method.accuracies.get(each, []) for method in found.values()) for each in measures}
+
+    def about(name: str) -> dict[str, Any]:
+        method = found[name]
+        return {
+            "run": f"`{name}`",
+            "method": method_name(method.config),
+            "decoder blocks": method.config["decoder_num_hidden_layers"],
+            "learning rate": f"{method.learning_rate:.0e}".replace("e-0", "e-"),
+            "seeds": len(method.images_seen),
+            "images seen, thousands": round(mean(method.images_seen) / 1000),
+        }
 
     def cell(method: Method, each: Measure) -> str:
         if each not in method.accuracies:
@@ -114,21 +134,20 @@ def table(study: str | Path, reference: str, protocols: Sequence[str] = ("knn", 
             text += " ({:+.1f} ± {:.1f})".format(*difference(method, found[reference], each, between[each]))
         return text
 
-    def row(name: str) -> dict[str, Any]:
-        method = found[name]
-        columns = {f"{PROTOCOLS[each[1]].title}, {each[0]}": cell(method, each) for each in measures}
-        seen = round(mean(method.images_seen) / 1000)
-        return {"method": method_name(method.config), "run": f"`{name}`", "seeds": len(method.images_seen),
-                "images seen, thousands": seen, **columns}  # fmt: skip
-
-    others = sorted(name for name in found if name != reference and found[name].accuracies)
-    return markdown([row(name) for name in (reference, *others)], left=("method", "run"))
+    tables = [markdown(map(about, names), left=("run", "method"))]
+    for data in dict.fromkeys(data for data, _ in measures):
+        rows = [
+            {data: f"`{name}`", **{each[1]: cell(found[name], each) for each in measures if each[0] == data}}
+            for name in names
+        ]
+        tables.append(markdown(rows, left=(data,)))
+    return "\n\n".join(tables)
 
 
 def main(argv: list[str] | None = None):
     parser = option_parser(PairedArguments, description=__doc__.split("\n")[0])
     (options,) = parser.parse_args_into_dataclasses(argv)
-    publish(table(options.study, options.reference, options.protocols), options.study, options.write)
+    publish(table(options.study, options.reference), options.study, options.write)
 
 
 if __name__ == "__main__":
