@@ -1,5 +1,6 @@
 """`python -m ldae.generation`."""
 
-from ldae.generation.command import command
+from ldae.generation.command import main
+from ldae.mistakes import run_command
 
-command()
+run_command(main)
