@@ -4,13 +4,13 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features
+from ldae.loading import load_model
 from ldae.probes.knn import Knn
 from ldae.probes.linear_fast import LinearFast
 from ldae.probes.measure import Result, format_figure
@@ -26,14 +26,9 @@ Known = dict[str, Features | None]  # of "train" and "validation"; None on other
 
 def load_with_decoder(encoder: Encoder) -> LDAEForPreTraining | None:
     """The whole l-DAE of which `load_encoder` loaded the encoder; None for other models, or if its folder has no decoder."""
-    if encoder.config.model_type != "ldae":
+    if LDAEForPreTraining.__name__ not in (encoder.config.architectures or []):
         return None
-    folder = Path(encoder.name).expanduser()
-    name = str(folder) if folder.is_dir() else encoder.name
-    model, loaded = LDAEForPreTraining.from_pretrained(name, output_loading_info=True)
-    if any(key.startswith("decoder.") for key in loaded["missing_keys"]):
-        return None
-    return model.to(encoder.device)
+    return load_model(encoder.name).to(encoder.device)
 
 
 def sweep(
