@@ -116,9 +116,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, content: dict[str, Any]):
-    """Writes indented JSON, whole or not at all."""
+    """Writes indented JSON, whole or not at all; what JSON has no type for becomes its text."""
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 @contextmanager
