@@ -6,10 +6,10 @@ import sys
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.order import evaluation_loader
+from ldae.progress import progress_bar
 from modeling_ldae import LDAEForPreTraining
 from moments_ldae import PatchMoments
 from tokenizers_ldae import PatchTokenizer, Tokenizer, patchify
@@ -68,7 +68,7 @@ def fit_to_images(
 
     def batches():
         loader, readable = evaluation_loader(images, 64, num_workers, share), False
-        for batch in tqdm(loader, "PCA of patches", leave=False, disable=not state.is_main_process):
+        for batch in progress_bar(loader, state.is_main_process, desc="PCA of patches"):
             bad.extend(batch["bad"])
             if batch["pixel_values"] is not None:
                 readable = True
