@@ -16,13 +16,13 @@ import torch
 from tqdm.auto import tqdm
 
 from benchmarks import command
+from ldae.data.crops import KINDS
 from ldae.data.images import ImageDataset
 from ldae.data.order import DeviceLoader, StepSampler, fill_cache, training_loader
 from ldae.data.sources import load_examples
 from ldae.options import option
 from ldae.report.tables import markdown
 
-CROPS = ("center", "random", "random_resized")
 FIRST = "first pass: decoding, center crop and flip"
 
 
@@ -59,7 +59,7 @@ def contenders(arguments: LoaderSpeedArguments) -> dict[str, Callable[[], Iterab
             return lambda: loader
         return lambda: training_loader(sampler(images), arguments.num_workers)
 
-    return {FIRST: first, **{f"cached, {crop} crop and flip": cached(crop) for crop in CROPS}}
+    return {FIRST: first, **{f"cached, {crop} crop and flip": cached(crop) for crop in KINDS}}
 
 
 def measure(arguments: LoaderSpeedArguments) -> Iterator[dict]:
