@@ -24,7 +24,7 @@ class ResizeArguments:
     size: int = option(MISSING, "Side of the images in pixels.", minimum=1)
 
 
-def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("train", "validation")):
+def resize(source: str, target: Path, size: int):
     """Writes `target`/data/SPLIT.parquet with square images of `size` pixels as PNG, and names the unreadable ones it leaves out.
 
     Raises:
@@ -33,7 +33,7 @@ def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("tra
     """
     if any(target.glob("*")):
         raise FileExistsError(f"{str(target)!r} is not empty; give another folder")
-    found = {split: load_examples(source, split) for split in splits}
+    found = {split: load_examples(source, split) for split in ("train", "validation")}
     for split, examples in found.items():
         if examples is None or "label" not in examples.features:
             raise ValueError(f"{source!r} needs a {split} split with labels")

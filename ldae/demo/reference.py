@@ -60,10 +60,10 @@ class Reference:
         return list(zip(pictures, captions, strict=True))
 
 
-def embedded_reference(encoder: Encoder, count: int = EMBEDDED) -> Reference:
+def embedded_reference(encoder: Encoder) -> Reference:
     """Embeds crops of the embedded photographs, evenly over all of them."""
     images = _images("photos", "validation", encoder)
-    indices = spread(len(images), count)
+    indices = spread(len(images), EMBEDDED)
     features = extract_features(encoder, images, batch_size=64, indices=indices)
     return Reference(images, torch.tensor(indices), features.features, "crops of the embedded photographs")
 
