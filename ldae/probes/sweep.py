@@ -54,13 +54,16 @@ def sweep(
         "seconds". None on other processes than the main one.
 
     Raises:
-        ValueError: for a t outside [0, T), features that are not finite, or as `Subject.features` does.
+        ValueError: for a t outside [0, T), an encoder without blocks, or features that are not finite; or as
+            `Subject.features` does.
     """
     start, encoder = time.perf_counter(), subject.encoder
     if encoder.config.model_type != "ldae":
         timesteps = ()
     elif outside := [t for t in timesteps if not 0 <= t < encoder.config.num_train_timesteps]:
         raise ValueError(f"timesteps must be in [0, {encoder.config.num_train_timesteps}), got {outside[0]}")
+    if not encoder.blocks:
+        raise ValueError(f"--sweep measures an encoder by its blocks, and {encoder.name} has none; leave it out")
 
     # first, since it validates that the images have labels
     fresh = replace(subject, encoder=encoder.untrained(subject.seed), tokens=False, known={}, predictions={})
