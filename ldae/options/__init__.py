@@ -5,18 +5,16 @@ read that one declaration, and so does whoever asks which options define a run (
 """
 
 from ldae.options.command import parse_arguments, parse_keywords
-from ldae.options.declaration import Domain, domains, option, validate
+from ldae.options.declaration import domains, option, validate
 from ldae.options.model import ModelArguments
 from ldae.options.parser import OptionParser, names_given, option_parser
 from ldae.options.recipes import read_recipe, recipe_path
-from ldae.options.shared import ColumnArguments, EncodingArguments, HubArguments
+from ldae.options.shared import EncodingArguments, HubArguments
 from ldae.options.training import RUN_DEFINING, DataArguments, TrainArguments
 
 __all__ = [
     "RUN_DEFINING",
-    "ColumnArguments",
     "DataArguments",
-    "Domain",
     "EncodingArguments",
     "HubArguments",
     "ModelArguments",
