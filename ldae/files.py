@@ -148,7 +148,7 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
 
 
 def remove(path: Path):
-    """Removes a file or a folder, if it is there; a folder is out of the way at once, and half of it never stands there."""
+    """Removes a file or a folder, if it is there. A folder is renamed first, so that nobody finds half of it under its name."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
