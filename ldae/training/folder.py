@@ -28,7 +28,9 @@ def validate(train_args):
             "it, or another --output_dir"
         )
     if train_args.push_to_hub and os.environ.get("RANK", "0") == "0":
-        train_args.hub_model_id = validate_hub(train_args.hub_model_id or Path(train_args.output_dir).name)
+        train_args.hub_model_id = validate_hub(
+            train_args.hub_model_id or Path(train_args.output_dir).expanduser().resolve().name
+        )
 
 
 def open_folder(
