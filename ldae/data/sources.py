@@ -82,7 +82,7 @@ def load_examples(
     caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
     within = os.pathsep.join(map(str, [folder] if folder.is_dir() else caches))
     examples = _name_columns(splits, found, data, image_column, label_column, within)
-    return _with_own_names(examples, folder, found, label_column) if folder.is_dir() else examples
+    return _with_own_names(examples, folder, found) if folder.is_dir() else examples
 
 
 def _load_splits(data: str, folder: Path, streaming: bool) -> datasets.DatasetDict | datasets.IterableDatasetDict:
@@ -218,7 +218,7 @@ def _name_columns(
     return examples.rename_columns(renamed) if renamed else examples
 
 
-def _with_own_names(examples, folder: Path, split: str, label_column: str | None):
+def _with_own_names(examples, folder: Path, split: str):
     """Gives the labels of a split of parquet files the class names that its own files say: datasets takes the first split's.
 
     Raises:
