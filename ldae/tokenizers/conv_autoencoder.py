@@ -139,7 +139,7 @@ class ConvAutoencoder(PreTrainedModel):
         return AutoencoderOutput(loss=loss, reconstruction=reconstruction)
 
     def players(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The adversarial losses of images and their reconstructions: the autoencoder's, and the discriminator's own."""
+        """The adversarial losses, scalars, of images and reconstructions (B, C, H, W): the autoencoder's, the discriminator's."""
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         adversarial = -functional_call(self.discriminator, frozen, (reconstruction,)).mean()
         return adversarial, hinge(self.discriminator(pixel_values), self.discriminator(reconstruction.detach()))

@@ -44,7 +44,7 @@ def variance_held(tokenizer: Tokenizer, images: ImageDataset, patch_hw: tuple[in
 def fit_to_images(
     model: LDAEForPreTraining, images: ImageDataset, max_patches: int = 1_000_000, num_workers: int = 0
 ) -> list[str]:
-    """Fits the model's tokenizer to all patches of as many images, in random order, as hold `max_patches`; 0 takes all.
+    """Fits the model's tokenizer to the patches of random images, `max_patches` in all; 0 takes all patches of all images.
 
     A convolutional tokenizer, of which only the scale is fitted, is given at most 50,000 patches: each costs a pass of its
     encoder. A stream gives its first images. With several processes each reads its share. Shows a progress bar.
