@@ -213,7 +213,7 @@ class DeviceLoader:
         epochs, indices = np.array([good[i % len(good)] for i in range(len(keys))], np.int64).T
         uniforms, flips = images.crop.draw(epochs, indices)
         boxes = images.crop.boxes(uniforms, *self.cutter.images.shape[1:3])
-        names, labels = images.about(indices)
+        names, labels = images.names_and_labels(indices)
         return {
             "pixel_values": self.cutter(indices, boxes, flips),
             "label": torch.from_numpy(labels),

@@ -47,7 +47,7 @@ class Reference:
     def caption(self, row: int) -> str:
         """An image's class, where the data set has classes, or else the name of its file."""
         index = int(self.indices[row])
-        (name,), (label,) = self.images.about(np.array([index]))
+        (name,), (label,) = self.images.names_and_labels(np.array([index]))
         classes = getattr(self.images.examples.features.get("label"), "names", None)
         return classes[label] if classes and label >= 0 else Path(name).name
 
