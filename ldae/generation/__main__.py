@@ -3,4 +3,5 @@
 from ldae.generation.command import main
 from ldae.mistakes import run_command
 
-run_command(main)
+if __name__ == "__main__":
+    run_command(main)
