@@ -132,9 +132,11 @@ class Page:
         return pixel_values, None, gr.update(visible=False)
 
     def read_example(self, chosen: gr.SelectData) -> tuple:
+        """`read` of the example that was chosen."""
         return self.read(self.examples[chosen.index])
 
     def denoise(self, pixel_values: torch.Tensor, sigma: float, percent: float) -> tuple[Image.Image, Image.Image, str]:
+        """The noisy and the denoised picture of an image (1, C, H, W) and their caption; `percent` of the patches are seen."""
         shown = self.views.denoise(pixel_values, sigma, percent / PERCENT)
         return shown.noisy, shown.denoised, shown.caption
 

@@ -10,8 +10,8 @@ BLOCK = 96  # columns that are multiplied at once, to leave out most of what lie
 class PatchMoments:
     """The number, the sum and the sum of outer products of vectors (..., D), in float64 and O(D^2) memory.
 
-    They are kept on `device`, or on the CPU if that has no float64, such as Apple's MPS. Every question about them is answered
-    by a ValueError if no vector was seen, or one was not finite.
+    They are kept on `device`, or on the CPU if that has no float64, such as Apple's MPS. Whatever is asked of them raises a
+    ValueError if no vector was seen, or if one was not finite.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):

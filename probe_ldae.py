@@ -11,7 +11,6 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae import launch
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples, validate_output, why_not_probed

@@ -1,12 +1,12 @@
 """What the benchmarks' commands share: measure, print the table and keep the numbers as a file; or fill in a file's table."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ldae.files import read_json
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
 from ldae.report.results import environment, save_result
@@ -27,27 +27,26 @@ class FileArguments:
 OWN = tuple(field.name for field in fields(FileArguments))
 
 
-def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str], page: Path = README):
+def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str]):
     """The command line of a benchmark.
 
     Args:
         options: a dataclass that adds its own to `FileArguments`.
         measure: options -> the result to save, as often as it grows: what is stopped has saved what it measured.
         table: a result with its environment -> markdown. `--table NAME.json` puts it between the lines `<!-- NAME -->` of
-            the page.
-        page: the text that holds the tables.
+            README.md.
 
     Raises:
         SystemExit: with status 2 for a mistake, such as an --output that is there; before anything is measured.
     """
-    run_command(partial(_run, options, measure, table, page))
+    run_command(partial(_run, options, measure, table))
 
 
-def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str], page: Path):
+def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str]):
     (given,) = option_parser(options, description=options.__doc__).parse_args_into_dataclasses()
     if given.table:
-        text = table(json.loads(Path(given.table).read_text()))
-        fill(page, Path(given.table).stem, text)
+        text = table(read_json(given.table))
+        fill(README, Path(given.table).stem, text)
     else:
         if given.output and Path(given.output).exists() and not given.overwrite:
             raise FileExistsError(f"{given.output} is there; pass --overwrite or another --output")

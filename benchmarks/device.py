@@ -54,28 +54,34 @@ def durations(call: Callable[[], object], device: torch.device, repeats: int, wa
     return [start.elapsed_time(end) / 1000 for start, end in pairwise(events)]
 
 
-def in_rounds(calls: dict[Any, Callable[[], object]], rounds: int, warmup: int = 0) -> dict[Any, list[float]]:
-    """Seconds of each call on the CPU by its key, in rounds of all in turn, after `warmup` rounds that are not counted."""
-    seconds: dict[Any, list[float]] = {key: [] for key in calls}
-    for i in tqdm(range(warmup + rounds), "rounds"):
-        for key, call in calls.items():
-            duration = timed(call)
-            if i >= warmup:
-                seconds[key].append(duration)
-    return seconds
-
-
-def ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median over the rounds of ours / theirs: neighbours in time, so that slow minutes cancel."""
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-
-
 def timed(call: Callable[[], object]) -> float:
     """Seconds of a call on the CPU: processor time with one thread, which a busy machine disturbs less; else the clock's."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     call()
     return clock() - start
+
+
+def in_rounds(
+    calls: dict[Any, Any], rounds: int, warmup: int = 0, time_of: Callable[[Any], Any] = timed
+) -> dict[Any, list[Any]]:
+    """The times of each call by its key, in rounds of all in turn, after `warmup` rounds that are not counted.
+
+    Args:
+        time_of: what makes a call and gives the time that it took.
+    """
+    times: dict[Any, list[Any]] = {key: [] for key in calls}
+    for i in tqdm(range(warmup + rounds), "rounds"):
+        for key, call in calls.items():
+            taken = time_of(call)
+            if i >= warmup:
+                times[key].append(taken)
+    return times
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median over the rounds of ours / theirs: neighbours in time, so that slow minutes cancel."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 class MatrixProducts(TorchDispatchMode):

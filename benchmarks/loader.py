@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from tqdm.auto import tqdm
 
 from benchmarks import command
+from benchmarks.device import in_rounds
+from ldae.data.crops import KINDS
 from ldae.data.images import ImageDataset
 from ldae.data.order import DeviceLoader, StepSampler, fill_cache, training_loader
 from ldae.data.sources import load_examples
 from ldae.options import option
 from ldae.report.tables import markdown
 
-CROPS = ("center", "random", "random_resized")
 FIRST = "first pass: decoding, center crop and flip"
 
 
@@ -59,7 +59,7 @@ def contenders(arguments: LoaderSpeedArguments) -> dict[str, Callable[[], Iterab
             return lambda: loader
         return lambda: training_loader(sampler(images), arguments.num_workers)
 
-    return {FIRST: first, **{f"cached, {crop} crop and flip": cached(crop) for crop in CROPS}}
+    return {FIRST: first, **{f"cached, {crop} crop and flip": cached(crop) for crop in KINDS}}
 
 
 def measure(arguments: LoaderSpeedArguments) -> Iterator[dict]:
@@ -70,18 +70,16 @@ def measure(arguments: LoaderSpeedArguments) -> Iterator[dict]:
     torch.set_num_threads(1)
     alone = arguments.num_workers == 0 and arguments.device == "cpu"
     clock = time.process_time if alone else time.perf_counter
-    makers = contenders(arguments)
-    seconds: dict[str, list[float]] = {name: [] for name in makers}
-    for i in tqdm(range(arguments.rounds + 1), "rounds"):
-        for name, make in makers.items():
-            start = clock()
-            for _ in make():
-                pass
-            if arguments.device == "cuda":
-                torch.cuda.synchronize()
-            if i:
-                seconds[name].append(clock() - start)
-    yield {"benchmark": "loader", "seconds": seconds}
+
+    def seconds_of(make: Callable[[], Iterable]) -> float:
+        start = clock()
+        for _ in make():
+            pass
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
+        return clock() - start
+
+    yield {"benchmark": "loader", "seconds": in_rounds(contenders(arguments), arguments.rounds, 1, seconds_of)}
 
 
 def table(result: dict) -> str:

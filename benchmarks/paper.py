@@ -3,13 +3,13 @@
 python -m benchmarks.paper    # puts the table into README.md, and into model_cards/README.md
 """
 
-import json
 from pathlib import Path
 
 import torch
 
 from benchmarks.contenders import Contender, flops_per_image
 from ldae import LDAEConfig
+from ldae.files import read_json
 from ldae.hub.energy import published_watts
 from ldae.report.tables import fill, markdown
 
@@ -38,7 +38,7 @@ def table(results: Path = RESULTS) -> str:
     """The table as markdown."""
     rows = []
     for size, name in MEASURED.items():
-        result = json.loads((results / f"{name}.json").read_text())
+        result = read_json(results / f"{name}.json")
         watts = GPUS * (published_watts(result["device"]) or 0)
         costs = {}
         for epochs in EPOCHS:

@@ -13,9 +13,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tqdm.auto import tqdm
-
 from benchmarks import command
+from benchmarks.device import in_rounds
 from ldae.options import option
 from ldae.report.tables import markdown
 
@@ -39,13 +38,8 @@ class StartupArguments(command.FileArguments):
 
 def measure(arguments: StartupArguments) -> Iterator[dict]:
     """Rounds of all commands in turn: for each [processor seconds, the clock's seconds] of every round."""
-    seconds: dict[str, list[list[float]]] = {name: [] for name in COMMANDS}
-    for i in tqdm(range(arguments.rounds + 1), "rounds"):
-        for name, words in COMMANDS.items():
-            taken = seconds_of([sys.executable, *words])
-            if i:
-                seconds[name].append(taken)
-    yield {"benchmark": "startup", "seconds": seconds}
+    calls = {name: [sys.executable, *words] for name, words in COMMANDS.items()}
+    yield {"benchmark": "startup", "seconds": in_rounds(calls, arguments.rounds, 1, seconds_of)}
 
 
 def seconds_of(words: list[str]) -> list[float]:

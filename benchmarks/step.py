@@ -58,6 +58,7 @@ class Task:
     threads: int
 
     def step(self, contender: Contender) -> Step:
+        """A contender's training step."""
         return Step(contender, self.config, self.batch_size, self.device, self.bf16)
 
 

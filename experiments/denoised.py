@@ -9,8 +9,8 @@ from dataclasses import MISSING, dataclass
 
 from PIL import Image
 
-from ldae import LDAEImageProcessor
 from ldae.data.photos import photograph_path
+from ldae.hub.folder import image_processor
 from ldae.loading import load_model
 from ldae.mistakes import reading, run_command
 from ldae.options import option, option_parser
@@ -33,8 +33,7 @@ def main(argv: list[str] | None = None):
     (options,) = option_parser(DenoisedArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses(argv)
     model = load_model(options.model)
     with reading("--image", options.image), Image.open(options.image) as image:
-        processor = LDAEImageProcessor(dict(zip(("height", "width"), model.config.image_hw, strict=True)))
-        (pixel_values,) = processor(image, return_tensors="pt")["pixel_values"]
+        (pixel_values,) = image_processor(model.config)(image, return_tensors="pt")["pixel_values"]
     print(noise_levels(model, pixel_values, options.output))
 
 

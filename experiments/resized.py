@@ -3,18 +3,18 @@
 python -m experiments.resized frgfm/imagenette:320px runs/imagenette-64 --size 64
 """
 
-import shutil
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import datasets
 from torchvision.transforms.v2.functional import to_pil_image
-from tqdm import tqdm
 
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
+from ldae.files import atomic_write
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
+from ldae.progress import progress_bar
 
 
 @dataclass
@@ -24,7 +24,7 @@ class ResizeArguments:
     size: int = option(MISSING, "Side of the images in pixels.", minimum=1)
 
 
-def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("train", "validation")):
+def resize(source: str, target: Path, size: int):
     """Writes `target`/data/SPLIT.parquet with square images of `size` pixels as PNG, and names the unreadable ones it leaves out.
 
     Raises:
@@ -33,29 +33,25 @@ def resize(source: str, target: Path, size: int, splits: tuple[str, ...] = ("tra
     """
     if any(target.glob("*")):
         raise FileExistsError(f"{str(target)!r} is not empty; give another folder")
-    found = {split: load_examples(source, split) for split in splits}
+    found = {split: load_examples(source, split) for split in ("train", "validation")}
     for split, examples in found.items():
         if examples is None or "label" not in examples.features:
             raise ValueError(f"{source!r} needs a {split} split with labels")
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # what a stopped call has left
-    (unfinished / "data").mkdir(parents=True)
-    for split, examples in found.items():
-        images = ImageDataset(examples, (size, size))
-        items = [images[0, i] for i in tqdm(range(len(images)), desc=split, unit=" images", leave=False)]
-        good = [item for item in items if "error" not in item]
-        for item in items:
-            if "error" in item:
-                print(f"Skipping {item['name']}: {item['error']}")
-        columns = {
-            "image": [to_pil_image(item["pixel_values"]) for item in good],
-            "label": [item["label"] for item in good],
-        }
-        features = datasets.Features(image=datasets.Image(), label=examples.features["label"])
-        datasets.Dataset.from_dict(columns, features).to_parquet(unfinished / "data" / f"{split}.parquet")
-    if target.exists():
-        target.rmdir()
-    unfinished.rename(target)
+    with atomic_write(target) as partial:
+        (partial / "data").mkdir(parents=True)
+        for split, examples in found.items():
+            images = ImageDataset(examples, (size, size))
+            items = [images[0, i] for i in progress_bar(range(len(images)), desc=split, unit=" images")]
+            good = [item for item in items if "error" not in item]
+            for item in items:
+                if "error" in item:
+                    print(f"Skipping {item['name']}: {item['error']}")
+            columns = {
+                "image": [to_pil_image(item["pixel_values"]) for item in good],
+                "label": [item["label"] for item in good],
+            }
+            features = datasets.Features(image=datasets.Image(), label=examples.features["label"])
+            datasets.Dataset.from_dict(columns, features).to_parquet(partial / "data" / f"{split}.parquet")
 
 
 def main():

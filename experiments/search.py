@@ -17,7 +17,6 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_mutual_info_score
 from torch import nn
 
-import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from ldae import launch
 from ldae.data.images import ImageDataset, decode, spread, to_pixel_values
 from ldae.data.sources import load_examples, why_not_probed

@@ -116,7 +116,7 @@ def overlaps(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
 
 
 def fine_tune(folder: str | Path, pretrained: bool, seed: int, steps: int) -> torch.Tensor:
-    """Trains the whole network, and gives what it takes the tiles of the image's right part for (n, size, size)."""
+    """Trains the whole network, and returns the classes of the pixels (n, size, size) in the tiles of the image's right part."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     image, mask = nuclei()
@@ -137,7 +137,7 @@ def fine_tune(folder: str | Path, pretrained: bool, seed: int, steps: int) -> to
 
 
 def threshold(size: int) -> torch.Tensor:
-    """The tiles by Otsu's threshold on brightness, chosen on the image's left part."""
+    """The same classes (n, size, size) by Otsu's threshold on brightness, which is chosen on the image's left part."""
     image, _ = nuclei()
     level = threshold_otsu(image[0, :, :COLUMN].numpy())
     return (tiles(image[0, :, COLUMN:], size) > level).long()

@@ -116,9 +116,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, content: dict[str, Any]):
-    """Writes indented JSON, whole or not at all."""
+    """Writes indented JSON, whole or not at all; what JSON has no type for becomes its text."""
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
 
 
 def remove(path: Path):
-    """Removes a file or a folder, if it is there; a folder is out of the way at once, and half of it never stands there."""
+    """Removes a file or a folder, if it is there. A folder is renamed first, so that nobody finds half of it under its name."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return

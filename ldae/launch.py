@@ -32,8 +32,8 @@ def start(
     """Starts accelerate on the device that it finds, and says in one line what the command runs on.
 
     `accelerate launch` gives a process one thread and float32 where its user says nothing. Here such a process takes its
-    share of the cores instead, as its affinity and its cgroup allow, and bf16 where the device multiplies faster in it. Who
-    chose is obeyed: by options of accelerate's launcher, its configuration file, or the environment.
+    share of the cores instead, as its affinity and its cgroup allow, and bf16 where the device multiplies faster in it. What a
+    user has chosen is kept: by options of accelerate's launcher, in its configuration file, or in the environment.
 
     Args:
         mixed_precision: "no", "bf16" or "fp16", the command's own option; None: not chosen there.

@@ -39,7 +39,7 @@ def load_model(
     Args:
         name_of_option: what error messages call `source`.
         model_class: a class with `from_pretrained`.
-        unused: how the names of those weights begin that may be missing.
+        unused: weights may be missing whose names begin with one of these.
         kwargs: of `from_pretrained`.
 
     Raises:
@@ -76,7 +76,7 @@ def _from_pretrained(auto_class: Any, source: str | Path, name_of_option: str, *
 
 
 def validate_folder(source: str | Path, name_of_option: str):
-    """Validates that a sealed folder is as it was written; another folder or a Hub id passes.
+    """Validates that a sealed folder is as it was written. Another folder, or a Hub id, is not looked at.
 
     Raises:
         ValueError: naming the file that is missing or has changed.

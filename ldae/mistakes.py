@@ -46,7 +46,7 @@ def run_command(main: Callable[[], Any]) -> None:
 
 @contextmanager
 def reading(name_of_option: str, source: str | Path) -> Iterator[None]:
-    """Around a library's reading of what a user gave: whatever the library raises there is about that.
+    """A context in which a library reads what a user gave. Whatever the library raises there becomes a mistake about that.
 
     Raises:
         ValueError: for an exception that no check of ours raised, with its first cause.

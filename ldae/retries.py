@@ -1,4 +1,4 @@
-"""What the Hub may do at the next try, though it has not at this one."""
+"""Calls of the Hub, which are tried again after faults that may pass."""
 
 import time
 from collections.abc import Callable
@@ -14,10 +14,13 @@ LONGEST_WAIT = 300  # seconds that the Hub may ask for
 
 
 def retried(call: Callable[[], T]) -> T:
-    """What a call gives, tried again after faults of the Hub that may pass.
+    """Makes a call, again after faults of the Hub that may pass, and returns what it returns.
 
-    The client itself tries uploads of large files again, and downloads whose connection was dropped; answers such as 503 it gives
+    The client itself tries uploads of large files again, and downloads whose connection was dropped. Answers such as 503 it gives
     to its caller. A call that is made twice must do nothing the second time.
+
+    Raises:
+        Exception: what the call raised at its last try, or at once for a fault that does not pass.
     """
     for wait in WAITS:
         try:

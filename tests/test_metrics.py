@@ -11,13 +11,6 @@ def test_accuracy_in_percent_with_its_standard_error():
     assert result == {"accuracy": 75.0, "standard_error": pytest.approx(100 * (0.75 * 0.25 / 4) ** 0.5)}
 
 
-def test_accuracy_adds_batches():
-    metric = Accuracy()
-    metric.add_batch(predictions=[0, 0], references=[0, 1])
-    metric.add_batch(predictions=[1], references=[1])
-    assert metric.compute()["accuracy"] == pytest.approx(200 / 3)
-
-
 def test_accuracy_writes_no_files(tmp_path):
     Accuracy(cache_dir=str(tmp_path)).compute(predictions=[0], references=[0])
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from transformers.utils import logging
 
 import train_ldae
 from ldae.mistakes import run_command
@@ -66,16 +65,6 @@ def test_two_processes_say_it_once(tmp_path):
         status, lines = run(*launch, *given, cwd=tmp_path)
         assert status == 1  # torchrun's
         assert len([line for line in lines if "train_ldae.py: error: " in line]) == 1
-
-
-def test_a_command_shows_no_bars_of_transformers(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train_ldae.py"])
-    logging.enable_progress_bar()
-    try:
-        run_command(lambda: None)
-        assert not logging.is_progress_bar_enabled()
-    finally:
-        logging.enable_progress_bar()
 
 
 def test_python_gets_the_exception():

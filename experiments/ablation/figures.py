@@ -32,6 +32,7 @@ SCHEDULES = {  # the paper's
     "single_sigma": "γ = 1, σ = √(1/3)",
 }
 LARGEST_RATIO = 4.0  # of noise to signal that is drawn
+MOST_FILTERS = 16  # of each tokenizer
 
 Bar = tuple[float, float]  # an accuracy and its standard error, in %
 
@@ -41,14 +42,13 @@ def compared_filters(
     patch_hw: tuple[int, int],
     num_channels: int,
     path: str | Path,
-    count: int = 16,
 ) -> Path:
     """Writes the filters of several tokenizers side by side, each below its name (paper, figure 4).
 
     Raises:
         ValueError: if `num_channels` is not 1, 3 or 4.
     """
-    count = min(count, *(len(tokenizer.V) for tokenizer in tokenizers.values()))
+    count = min(MOST_FILTERS, *(len(tokenizer.V) for tokenizer in tokenizers.values()))
     sheets = [filter_sheet(tokenizer, patch_hw, num_channels, count) for tokenizer in tokenizers.values()]
     return save_image(image_sheet([sheets], GAP, tokenizers), path)
 
@@ -129,23 +129,16 @@ def schedules(path: str | Path) -> Path:
 
 
 @torch.no_grad()
-def noise_spaces(
-    models: Mapping[str, LDAEForPreTraining],
-    pixel_values: torch.Tensor,
-    path: str | Path,
-    timestep: int | None = None,
-    seed: int = 0,
-) -> Path:
-    """Writes images beside what models see of them: noise added where each adds it (paper, figure 7).
+def noise_spaces(models: Mapping[str, LDAEForPreTraining], pixel_values: torch.Tensor, path: str | Path) -> Path:
+    """Writes images beside what models see of them at the middle timestep: noise added where each adds it (paper, figure 7).
 
     Args:
         models: by the title of their column; they see images, of one size.
         pixel_values: clean images (B, C, H, W) in [-1, 1].
-        timestep: of the noise; by default the middle.
     """
     columns = {"clean": pixel_values}
     for name, model in models.items():
-        t = model.config.num_train_timesteps // 2 if timestep is None else timestep
-        generator = torch.Generator(model.device).manual_seed(seed)
+        generator = torch.Generator(model.device).manual_seed(0)
+        t = model.config.num_train_timesteps // 2
         columns[name] = model.denoise(pixel_values.to(model.device), t, generator)[0].cpu()
     return save_image(image_columns(columns), path)

@@ -10,6 +10,7 @@ from queue import Queue
 from threading import Lock
 from typing import IO
 
+import joblib
 import torch
 
 LINUX = sys.platform == "linux"
@@ -75,8 +76,7 @@ class Processes:
 
 def _environment(slot: int, workers: int) -> dict[str, str]:
     """A share of the cores, and a GPU of its own where there are several."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // workers))}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // workers))}
     if (count := torch.cuda.device_count()) > 1:
         devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % count]

@@ -36,6 +36,7 @@ from experiments.ablation.tables import tables
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.interruption import Interruption
 from ldae.mistakes import run_command
+from ldae.names import duration
 from ldae.options import DataArguments, names_given, option, option_parser, parse_arguments
 from ldae.probes.baselines import TITLES
 from ldae.report.results import load_study
@@ -245,9 +246,7 @@ class Ablation:
         for _, rung, _ in jobs:  # the worker that is free first takes the next
             expected = mean(seconds.get(options(rung)["tokenizer_type"], every))
             ends[ends.index(min(ends))] += expected
-        minutes = max(ends) / 60
-        cost = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
-        return f"{cost}, from {len(every)} that are done"
+        return f"{duration(max(ends))}, from {len(every)} that are done"
 
 
 def finished(folder: Path) -> bool:

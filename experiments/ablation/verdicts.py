@@ -13,11 +13,14 @@ VERDICTS = (*JUDGED, "undecided", "not judgeable", "one seed", "not comparable",
 
 
 def compare(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | str | None:
-    """A rung's change in accuracy and its standard error; None where one of the two is not run.
+    """Compares a rung with the one before it.
 
-    Both rungs are measured on the same images. Where the predictions of both were kept, that share of the error is the one of
-    the paired differences; otherwise it is counted as if the images were others, and is too large rather than too small.
-    Where the runs differ in more or in less than the rung's change, a sentence that says so.
+    Both are measured on the same images. Where the predictions of both were kept, the images' share of the error is that of the
+    paired differences. Otherwise it is counted as if the images were others, and is too large rather than too small.
+
+    Returns:
+        The change in accuracy and its standard error, in points; None where one of the two is not run; or a sentence that says
+        so, where the runs differ in more or in less than the rung's change.
     """
     after, before = figures.get(rung.name), figures.get(rung.before or "")
     if after is None or before is None:

@@ -81,6 +81,8 @@ def contrastive_loss(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class MoCoV3Output(ModelOutput):
+    """The loss, a scalar."""
+
     loss: torch.Tensor | None = None
 
 

@@ -91,6 +91,7 @@ def details(study: str | Path) -> str:
 
 
 def method_name(config: dict[str, Any]) -> str:
+    """What tables call the method of a run, by the configuration of its model."""
     if config["model_type"] != "ldae":
         (architecture,) = config["architectures"]
         return BASELINES.get(architecture, architecture)

@@ -195,7 +195,7 @@ class ImageDataset(Dataset):
     def __getitem__(self, key: tuple) -> dict[str, Any]:
         batch = self.__getitems__([key])
         if batch["bad"]:
-            (name,), _ = self.about(np.array([key[1]]), list(key[2:]) or None)
+            (name,), _ = self.names_and_labels(np.array([key[1]]), list(key[2:]) or None)
             return {"name": name, "error": batch["bad"][0].removeprefix(f"{name}: ")}
         return {
             "pixel_values": batch["pixel_values"][0],
@@ -213,7 +213,7 @@ class ImageDataset(Dataset):
         """
         epochs, indices = np.array([key[:2] for key in keys], np.int64).T
         examples = [key[2] for key in keys] if self.streaming else None
-        names, labels = self.about(indices, examples)
+        names, labels = self.names_and_labels(indices, examples)
         uniforms, flips = self.crop.draw(epochs, indices)
         size = None if self.cache is None else tuple(self.cache.shape[1:3])
         boxes = None if size is None else self.crop.boxes(uniforms, *size)
@@ -251,7 +251,7 @@ class ImageDataset(Dataset):
                 bad[index] = f"{self.names([index])[0]}: {_reason(image)}"
         return bad
 
-    def about(self, indices: np.ndarray, examples: list[dict] | None = None) -> tuple[list[str], np.ndarray]:
+    def names_and_labels(self, indices: np.ndarray, examples: list[dict] | None = None) -> tuple[list[str], np.ndarray]:
         """Returns the names and the labels, int64 (B,), of images; those of a stream are read from its `examples`."""
         if examples is None:
             return self.names(indices), np.full(len(indices), -1) if self.labels is None else self.labels[indices]

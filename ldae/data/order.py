@@ -1,21 +1,21 @@
 """The order of images, which depends on (seed, step) alone, and the loaders that read them in batches."""
 
-import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, cast
 
+import joblib
 import numpy as np
 import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm.auto import tqdm
 
 from ldae.data.crops import BatchCutter
 from ldae.data.images import ImageDataset
 from ldae.data.streams import LANES, first_places, read_lane
+from ldae.progress import progress_bar
 from ldae.seeds import mix_seed
 
 
@@ -137,8 +137,7 @@ def training_loader(
     """
     images = sampler.images
     if device is not None and device.type == "cuda" and _fits(images, device):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        unreadable = fill_cache(images, num_workers or cores // PartialState().num_processes)
+        unreadable = fill_cache(images, num_workers or joblib.cpu_count() // PartialState().num_processes)
         if int(images.cached.sum()) + len(unreadable) == len(images):
             return DeviceLoader(sampler, device, unreadable)
     return _loader(images, sampler, refill, num_workers)
@@ -167,8 +166,8 @@ def fill_cache(images: ImageDataset, num_workers: int = 0) -> dict[int, str]:
     num_workers = min(num_workers, len(chunks))
     loader = DataLoader(_Filler(images), batch_sampler=chunks, collate_fn=_as_it_is, num_workers=num_workers)
     unreadable: dict[int, str] = {}
-    hidden = not missing or not PartialState().is_main_process
-    with tqdm(total=len(missing), desc="decoding", unit=" images", disable=hidden) as bar:
+    shown = bool(missing) and PartialState().is_main_process
+    with progress_bar(shown=shown, total=len(missing), desc="decoding", unit=" images") as bar:
         for chunk, bad in zip(chunks, loader, strict=True):
             unreadable |= bad
             bar.update(len(chunk))
@@ -214,7 +213,7 @@ class DeviceLoader:
         epochs, indices = np.array([good[i % len(good)] for i in range(len(keys))], np.int64).T
         uniforms, flips = images.crop.draw(epochs, indices)
         boxes = images.crop.boxes(uniforms, *self.cutter.images.shape[1:3])
-        names, labels = images.about(indices)
+        names, labels = images.names_and_labels(indices)
         return {
             "pixel_values": self.cutter(indices, boxes, flips),
             "label": torch.from_numpy(labels),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -82,7 +82,7 @@ def load_examples(
     caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
     within = os.pathsep.join(map(str, [folder] if folder.is_dir() else caches))
     examples = _name_columns(splits, found, data, image_column, label_column, within)
-    return _with_own_names(examples, folder, found, label_column) if folder.is_dir() else examples
+    return _with_own_names(examples, folder, found) if folder.is_dir() else examples
 
 
 def _load_splits(data: str, folder: Path, streaming: bool) -> datasets.DatasetDict | datasets.IterableDatasetDict:
@@ -185,7 +185,12 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset | None:
 
 
 def _name_columns(
-    splits, split: str, data: str, image_column: str | None, label_column: str | None, within: str
+    splits: datasets.DatasetDict | datasets.IterableDatasetDict,
+    split: str,
+    data: str,
+    image_column: str | None,
+    label_column: str | None,
+    within: str,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Selects one of `splits`, calls its columns `image` and `label`, and notes the folders that paths may lead to."""
     import datasets
@@ -218,7 +223,9 @@ def _name_columns(
     return examples.rename_columns(renamed) if renamed else examples
 
 
-def _with_own_names(examples, folder: Path, split: str, label_column: str | None):
+def _with_own_names(
+    examples: datasets.Dataset | datasets.IterableDataset, folder: Path, split: str
+) -> datasets.Dataset | datasets.IterableDataset:
     """Gives the labels of a split of parquet files the class names that its own files say: datasets takes the first split's.
 
     Raises:
@@ -248,7 +255,7 @@ def _with_own_names(examples, folder: Path, split: str, label_column: str | None
     )
 
 
-def count_classes(examples) -> int:
+def count_classes(examples: datasets.Dataset | datasets.IterableDataset) -> int:
     """Counts the classes of the examples' labels.
 
     Raises:
@@ -321,7 +328,8 @@ def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None)
     return None
 
 
-def _is_label(feature) -> bool:
+def _is_label(feature: Any) -> bool:
+    """Whether a column of such a feature of datasets can hold one class of each image."""
     import datasets
 
     dtype = feature.dtype if isinstance(feature, (datasets.ClassLabel, datasets.Value)) else ""

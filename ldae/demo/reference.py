@@ -47,7 +47,7 @@ class Reference:
     def caption(self, row: int) -> str:
         """An image's class, where the data set has classes, or else the name of its file."""
         index = int(self.indices[row])
-        (name,), (label,) = self.images.about(np.array([index]))
+        (name,), (label,) = self.images.names_and_labels(np.array([index]))
         classes = getattr(self.images.examples.features.get("label"), "names", None)
         return classes[label] if classes and label >= 0 else Path(name).name
 
@@ -60,10 +60,10 @@ class Reference:
         return list(zip(pictures, captions, strict=True))
 
 
-def embedded_reference(encoder: Encoder, count: int = EMBEDDED) -> Reference:
+def embedded_reference(encoder: Encoder) -> Reference:
     """Embeds crops of the embedded photographs, evenly over all of them."""
     images = _images("photos", "validation", encoder)
-    indices = spread(len(images), count)
+    indices = spread(len(images), EMBEDDED)
     features = extract_features(encoder, images, batch_size=64, indices=indices)
     return Reference(images, torch.tensor(indices), features.features, "crops of the embedded photographs")
 

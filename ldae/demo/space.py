@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import metadata_save, snapshot_download
 
-from ldae.files import remove
+from ldae.files import atomic_write, remove
 from ldae.loading import load_config
 from ldae.names import short_name
 from ldae.retries import retried
@@ -43,9 +43,7 @@ def write_space(folder: str | Path, model: str) -> Path:
         raise FileNotFoundError("--space: app.py is not beside the package; run it from a checkout")
     requirements, front_matter = _requirements(), _front_matter(model)
     load_config(model)
-    partial = folder.with_name(f".{folder.name}.partial")
-    remove(partial)
-    try:
+    with atomic_write(folder) as partial:
         shutil.copytree(ROOT / "ldae", partial / "ldae", ignore=shutil.ignore_patterns("__pycache__"))
         for file in (ROOT / "app.py", ROOT / "LICENSE", *ROOT.glob("*_ldae.py")):
             shutil.copy(file, partial)
@@ -53,9 +51,6 @@ def write_space(folder: str | Path, model: str) -> Path:
         (partial / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(TEXT, encoding="utf-8")
         metadata_save(partial / "README.md", front_matter)
-        partial.replace(folder)
-    finally:
-        remove(partial)
     return folder
 
 

@@ -12,12 +12,11 @@ from ldae.demo.reference import Reference, embedded_reference, stored_reference
 from ldae.features.encoders import Encoder, evaluating, load_encoder
 from ldae.loading import load_config, load_model
 from ldae.report.drawing import enlargement, to_images
-from ldae.report.figures import filter_images
+from ldae.report.figures import MOST_FILTERS, filter_images
 from ldae.tokenizers.fitting import explained_variance
 from modeling_ldae import LDAEForPreTraining
 
 SIDE = 384  # pixels to which pictures are enlarged
-MOST_FILTERS = 64
 MOST_COLOURED = 64  # images of the reference on whose patches the colours are fitted
 
 

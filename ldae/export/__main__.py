@@ -1,5 +1,6 @@
-"""`python -m ldae.export`."""
+"""`python -m ldae.export` is the command `ldae-export`."""
 
 from ldae.export.command import command
 
-command()
+if __name__ == "__main__":
+    command()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from configuration_ldae import pair
 from ldae.loading import load_model
@@ -56,11 +56,13 @@ class Encoder(nn.Module):
         self.mean, self.std = mean, std
 
     @property
-    def config(self):
+    def config(self) -> PreTrainedConfig:
+        """The configuration of the model, without a head."""
         return self.model.config
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.parameters()).device
 
     @cached_property

@@ -1,5 +1,7 @@
 """`python -m ldae.generation`."""
 
-from ldae.generation.command import command
+from ldae.generation.command import main
+from ldae.mistakes import run_command
 
-command()
+if __name__ == "__main__":
+    run_command(main)

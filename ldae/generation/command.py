@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 from torchvision.utils import save_image
-from tqdm import tqdm
 
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
@@ -23,8 +22,8 @@ from ldae.generation.frechet import frechet_distance
 from ldae.generation.pipeline import LDAEPipeline
 from ldae.generation.schedulers import respace
 from ldae.loading import load_model
-from ldae.mistakes import run_command
 from ldae.options import option, option_parser
+from ldae.progress import progress_bar
 from ldae.report.results import save_result
 
 SHOWN = 64  # images in samples.png
@@ -90,7 +89,7 @@ def generated(pipe: LDAEPipeline, options: GenerationArguments, samples: Path) -
     """Batches (B, C, H, W) in [-1, 1]; classes take turns, if the model has any. At the end the first images are drawn."""
     generator, shown = torch.Generator().manual_seed(options.seed), []
     num_classes = pipe.model.config.num_classes
-    with tqdm(total=options.num_images, desc="generated", unit=" images", disable=None) as bar:
+    with progress_bar(total=options.num_images, desc="generated", unit=" images") as bar:
         for first in range(0, options.num_images, options.batch_size):
             numbers = range(first, min(first + options.batch_size, options.num_images))
             images = pipe(
@@ -156,8 +155,3 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     save_result(path, result, options.overwrite, options.data or "")
     print(f"{options.num_images} images, {min(SHOWN, options.num_images)} of them drawn: {samples}")
     return result
-
-
-def command() -> None:
-    """The command `python -m ldae.generation`."""
-    run_command(main)

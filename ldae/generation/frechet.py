@@ -24,10 +24,7 @@ class PooledFeatures(nn.Module):
 
     def __init__(self, encoder: Encoder):
         super().__init__()
-        self.encoder = encoder
-        with torch.inference_mode():
-            image = torch.zeros(1, encoder.num_channels, *encoder.image_hw, device=encoder.device)
-            self.num_features = encoder.pool(image).shape[1]  # torchmetrics asks for it
+        self.encoder, self.num_features = encoder, encoder.width  # torchmetrics asks for the latter
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         image_hw = self.encoder.image_hw
@@ -38,8 +35,8 @@ class PooledFeatures(nn.Module):
 
 @torch.inference_mode()
 def frechet_distance(
-    real: ImageDataset | torch.Tensor | Iterable[torch.Tensor],
-    fake: ImageDataset | torch.Tensor | Iterable[torch.Tensor],
+    real: ImageDataset | Iterable[torch.Tensor],
+    fake: ImageDataset | Iterable[torch.Tensor],
     encoder: Encoder | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
@@ -48,7 +45,7 @@ def frechet_distance(
     """|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)) of the means and covariances of two sets' features, by torchmetrics.
 
     Args:
-        real, fake: images: (n, C, H, W) in [-1, 1], batches of those, or a data set.
+        real, fake: images: batches (B, C, H, W) in [-1, 1], or a data set.
         encoder: whose pooled features are taken; None: Inception's, with the original FID's weights and resizing, which
             torch-fidelity downloads once.
         batch_size, num_workers: how a data set is read.
@@ -118,7 +115,7 @@ def _inception() -> FrechetInceptionDistance:
 
 
 def _batches(
-    images: ImageDataset | torch.Tensor | Iterable[torch.Tensor], batch_size: int, num_workers: int
+    images: ImageDataset | Iterable[torch.Tensor], batch_size: int, num_workers: int
 ) -> Iterator[torch.Tensor]:
     """Images (B, C, H, W) in [-1, 1]; unreadable ones are left out."""
     if isinstance(images, ImageDataset):
@@ -126,4 +123,4 @@ def _batches(
             if batch["pixel_values"] is not None:
                 yield to_pixel_values(batch["pixel_values"])
     else:
-        yield from images.split(batch_size) if isinstance(images, torch.Tensor) else images
+        yield from images

@@ -7,7 +7,6 @@ A model that sees images, or whose gamma is 1, generates nothing; its `denoise` 
 """
 
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
+from ldae.files import read_json, write_json
 from ldae.generation.schedulers import SCHEDULERS, make_scheduler, respace, validate_generates, validate_scheduler
 from modeling_ldae import LDAEForPreTraining
 
@@ -70,11 +70,8 @@ class LDAEPipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         (folder / "pipeline_ldae.py").write_text(CODE)
-        index = {
-            **json.loads((folder / "model_index.json").read_text()),
-            "_class_name": ["pipeline_ldae", "LDAEPipeline"],
-        }
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        index = folder / "model_index.json"
+        write_json(index, {**read_json(index), "_class_name": ["pipeline_ldae", "LDAEPipeline"]})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "LDAEPipeline":

@@ -13,7 +13,6 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
-import ldae  # noqa: F401 - registers l-DAE with the Auto classes
 from configuration_ldae import pair
 from ldae.files import read_json
 from ldae.hub.counts import count_encoder

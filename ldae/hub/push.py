@@ -38,12 +38,11 @@ def published_files(folder: Path) -> list[str]:
     )
 
 
-def validate_hub(repo_id: str, token: str | None = None) -> str:
+def validate_hub(repo_id: str) -> str:
     """Validates that the Hub knows the access token, and returns the repository's whole name, with an owner.
 
     Args:
         repo_id: `"organization/name"`, or `"name"` for a repository of the token's owner.
-        token: as for `push_folder`.
 
     Raises:
         ValueError: for what cannot be a repository's name, or without a token.
@@ -53,10 +52,10 @@ def validate_hub(repo_id: str, token: str | None = None) -> str:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f"--hub_model_id {repo_id!r} can be no repository's name: {error}") from error
-    if not (token or get_token()):
+    if not get_token():
         raise ValueError("push_to_hub needs an access token: log in with `hf auth login` or set HF_TOKEN")
     try:
-        owner = retried(HfApi(token=token).whoami)["name"]
+        owner = retried(HfApi().whoami)["name"]
     except (OSError, HTTPError) as error:
         raise ConnectionError(f"nothing can be uploaded to {repo_id}: {reason(error)}") from error
     return repo_id if "/" in repo_id else f"{owner}/{repo_id}"
@@ -74,8 +73,6 @@ def push_folder(
     branch: str | None = None,
     tag: str | None = None,
     private: bool = False,
-    token: str | None = None,
-    commit_message: str = "Upload l-DAE model",
 ) -> str:
     """Uploads what belongs to a Hub folder in one commit, and prints the list of it.
 
@@ -89,8 +86,6 @@ def push_folder(
         branch: is made from main if it does not exist; by default main itself.
         tag: that the commit is given.
         private: whether a repository that is made here is private.
-        token: an access token with the right to write; by default that of `HF_TOKEN` or `hf auth login`.
-        commit_message: the commit's title.
 
     Returns:
         The address of the model.
@@ -106,8 +101,8 @@ def push_folder(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no Hub folder, for it holds no config.json; save a model there first")
     validate_folder(folder, "--model")
-    repo_id = validate_hub(repo_id, token)
-    files, api, commit = published_files(folder), HfApi(token=token), None
+    repo_id = validate_hub(repo_id)
+    files, api, commit = published_files(folder), HfApi(), None
     try:
         url = retried(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
         if private and not retried(lambda: api.repo_info(repo_id)).private:
@@ -117,7 +112,7 @@ def push_folder(
         if branch:
             retried(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
         print(f"Uploading {len(files)} files of {folder} to {repo_id}: {', '.join(files)}")
-        commit = retried(lambda: _commit(api, folder, files, repo_id, branch, commit_message))
+        commit = retried(lambda: _commit(api, folder, files, repo_id, branch))
         if tag:
             retried(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
     except (OSError, HTTPError, RuntimeError) as error:  # the client gives a failed upload of a large file as the last
@@ -136,7 +131,7 @@ def _names() -> list[str]:
     return [*PUBLISHED, *IMAGES, *(path.name for path in code_files())]
 
 
-def _commit(api: HfApi, folder: Path, files: list[str], repo_id: str, branch: str | None, message: str) -> str:
+def _commit(api: HfApi, folder: Path, files: list[str], repo_id: str, branch: str | None) -> str:
     """Makes the commit, unless the branch is what it would make of it, and returns its name.
 
     `HfApi.upload_folder` makes several commits of a large folder.
@@ -144,4 +139,6 @@ def _commit(api: HfApi, folder: Path, files: list[str], repo_id: str, branch: st
     there = filter_repo_objects(api.list_repo_files(repo_id, revision=branch), allow_patterns=_names())
     additions = [CommitOperationAdd(file, folder / file) for file in files]
     deletions = [CommitOperationDelete(file) for file in there if file not in files]
-    return api.create_commit(repo_id, [*additions, *deletions], commit_message=message, revision=branch).oid
+    return api.create_commit(
+        repo_id, [*additions, *deletions], commit_message="Upload l-DAE model", revision=branch
+    ).oid

@@ -1,24 +1,20 @@
 """The options of the commands. Each is declared once, with its type, its bounds, its group and its help.
 
 Dataclasses hold the options (`option`). The command line (`option_parser`), recipes (`read_recipe`) and Python (`validate`)
-read that one declaration, and so does whoever asks which options define a run (`run_defining`).
+read that one declaration, and so does whoever asks which options define a run (`RUN_DEFINING`).
 """
 
-from ldae.options.command import DEFAULT_RECIPE, parse_arguments, parse_keywords
-from ldae.options.declaration import Domain, domains, option, validate
+from ldae.options.command import parse_arguments, parse_keywords
+from ldae.options.declaration import domains, option, validate
 from ldae.options.model import ModelArguments
 from ldae.options.parser import OptionParser, names_given, option_parser
 from ldae.options.recipes import read_recipe, recipe_path
-from ldae.options.shared import ColumnArguments, EncodingArguments, HubArguments
-from ldae.options.training import RUN_DEFINING, TOKENIZER_TRAINING, DataArguments, TrainArguments, run_defining
+from ldae.options.shared import EncodingArguments, HubArguments
+from ldae.options.training import RUN_DEFINING, DataArguments, TrainArguments
 
 __all__ = [
-    "DEFAULT_RECIPE",
     "RUN_DEFINING",
-    "TOKENIZER_TRAINING",
-    "ColumnArguments",
     "DataArguments",
-    "Domain",
     "EncodingArguments",
     "HubArguments",
     "ModelArguments",
@@ -32,6 +28,5 @@ __all__ = [
     "parse_keywords",
     "read_recipe",
     "recipe_path",
-    "run_defining",
     "validate",
 ]

@@ -1,7 +1,6 @@
 """The options of a pre-training run: its images, and how it trains."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from ldae.options.declaration import option
@@ -303,13 +302,5 @@ class TrainArguments(HubArguments):
     )
 
 
-def run_defining(*groups: str) -> tuple[str, ...]:
-    """The options of the data and the training, or those of these groups, that a resumed run must keep.
-
-    Every option of the model defines the run, too; a run's configuration holds those.
-    """
-    fields = (*dataclasses.fields(DataArguments), *dataclasses.fields(TrainArguments))
-    return tuple(f.name for f in fields if f.metadata["defines_run"] and (not groups or f.metadata["group"] in groups))
-
-
-RUN_DEFINING = run_defining()
+# The options of the data and the training that a resumed run must keep. Those of the model it must keep, too.
+RUN_DEFINING = tuple(f.name for f in (*fields(DataArguments), *fields(TrainArguments)) if f.metadata["defines_run"])

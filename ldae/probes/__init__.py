@@ -3,16 +3,11 @@
 import importlib
 import pkgutil
 
-from ldae.probes.attentive import Attentive, AttentiveEfficient
-from ldae.probes.few_shot import FewShot
-from ldae.probes.finetune import FineTune
 from ldae.probes.knn import Knn
-from ldae.probes.linear import Linear
 from ldae.probes.linear_fast import LinearFast
 from ldae.probes.measure import Result, best_baseline, format_figure, format_probe, probe
 from ldae.probes.predictions import pack, unpack
 from ldae.probes.protocol import PROTOCOLS, Protocol, register_protocol
-from ldae.probes.retrieval import Retrieval
 from ldae.probes.subject import Subject
 
 DEFAULT_PROTOCOLS = ("knn", "linear-fast")
@@ -27,7 +22,6 @@ def discover():
 discover()
 
 __all__ = [
-    "DEFAULT_PROTOCOLS", "PROTOCOLS", "Attentive", "AttentiveEfficient", "FewShot", "FineTune", "Knn", "Linear", "LinearFast",
-    "Protocol", "Result", "Retrieval", "Subject", "best_baseline", "discover", "format_figure", "format_probe", "pack", "probe",
-    "register_protocol", "unpack",
+    "DEFAULT_PROTOCOLS", "PROTOCOLS", "Knn", "LinearFast", "Protocol", "Result", "Subject", "best_baseline", "discover",
+    "format_figure", "format_probe", "pack", "probe", "register_protocol", "unpack",
 ]  # fmt: skip

@@ -73,6 +73,7 @@ class Linear(Protocol):
 
     @property
     def rates(self) -> list[float]:
+        """The learning rates per 256 images to choose from, the smallest first."""
         return sorted(set(self.linear_rates or RATES[self.linear_optimizer]))
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:

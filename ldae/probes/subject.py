@@ -53,10 +53,12 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
+        """Where the encoder's weights are."""
         return self.encoder.device
 
     @property
     def is_main_process(self) -> bool:
+        """Whether this process keeps the features and writes the result; one that works alone does."""
         return self.accelerator is None or self.accelerator.is_main_process
 
     @property
@@ -79,6 +81,7 @@ class Subject:
 
     @cached_property
     def num_classes(self) -> int:
+        """One more than the largest class number of both splits."""
         splits = (cast(np.ndarray, images.labels) for images in (self.train, self.validation))  # both are labelled
         return 1 + max(int(labels.max()) for labels in splits)
 

@@ -4,13 +4,13 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features
+from ldae.loading import load_model
 from ldae.probes.knn import Knn
 from ldae.probes.linear_fast import LinearFast
 from ldae.probes.measure import Result, format_figure
@@ -26,14 +26,9 @@ Known = dict[str, Features | None]  # of "train" and "validation"; None on other
 
 def load_with_decoder(encoder: Encoder) -> LDAEForPreTraining | None:
     """The whole l-DAE of which `load_encoder` loaded the encoder; None for other models, or if its folder has no decoder."""
-    if encoder.config.model_type != "ldae":
+    if LDAEForPreTraining.__name__ not in (encoder.config.architectures or []):
         return None
-    folder = Path(encoder.name).expanduser()
-    name = str(folder) if folder.is_dir() else encoder.name
-    model, loaded = LDAEForPreTraining.from_pretrained(name, output_loading_info=True)
-    if any(key.startswith("decoder.") for key in loaded["missing_keys"]):
-        return None
-    return model.to(encoder.device)
+    return load_model(encoder.name).to(encoder.device)
 
 
 def sweep(
@@ -59,13 +54,16 @@ def sweep(
         "seconds". None on other processes than the main one.
 
     Raises:
-        ValueError: for a t outside [0, T), features that are not finite, or as `Subject.features` does.
+        ValueError: for a t outside [0, T), an encoder without blocks, or features that are not finite; or as
+            `Subject.features` does.
     """
     start, encoder = time.perf_counter(), subject.encoder
     if encoder.config.model_type != "ldae":
         timesteps = ()
     elif outside := [t for t in timesteps if not 0 <= t < encoder.config.num_train_timesteps]:
         raise ValueError(f"timesteps must be in [0, {encoder.config.num_train_timesteps}), got {outside[0]}")
+    if not encoder.blocks:
+        raise ValueError(f"--sweep measures an encoder by its blocks, and {encoder.name} has none; leave it out")
 
     # first, since it validates that the images have labels
     fresh = replace(subject, encoder=encoder.untrained(subject.seed), tokens=False, known={}, predictions={})

@@ -5,7 +5,7 @@ And of what a probe found: which classes it takes for which, the nearest neighbo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,36 +38,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FRAME = 5  # pixels of the coloured frame around a neighbour
+LEVELS = 8  # of noise, under which one image is drawn
+MOST_FILTERS = 64  # that are drawn of a tokenizer
 MAX_NUMBERED = 50  # classes up to which a confusion matrix has its numbers written into it
 MAX_NAMED = 100  # and up to which its classes are named
-
-
-def denoising_grid(
-    clean: torch.Tensor,
-    noisy: torch.Tensor,
-    denoised: torch.Tensor,
-    path: str | Path,
-    sigmas: Iterable[float] | None = None,
-    heading: str = "",
-) -> Path:
-    """Writes a PNG with the columns clean, noisy and denoised, a row for each image.
-
-    Args:
-        clean, noisy, denoised: images (B, C, H, W) with C = 1, 3 or 4 (RGBA, shown on white), clamped to [-1, 1].
-        sigmas: noise level of each row, written beside it.
-        heading: stands above all, such as "step 1,000".
-
-    Raises:
-        ValueError: for other channels, shapes that differ, or a number of sigmas that is not B.
-    """
-    if not clean.shape == noisy.shape == denoised.shape:
-        shapes = ", ".join(str(tuple(x.shape)) for x in (clean, noisy, denoised))
-        raise ValueError(f"clean, noisy and denoised must have the same shape, got {shapes}")
-    labels = None if sigmas is None else [f"σ = {float(sigma):.2f}" for sigma in sigmas]
-    if labels is not None and len(labels) != len(clean):
-        raise ValueError(f"sigmas must hold one number for each of the {len(clean)} images, got {len(labels)}")
-    columns = {"clean": clean, "noisy": noisy, "denoised": denoised}
-    return save_image(image_columns(columns, labels, heading), path)
 
 
 @torch.no_grad()
@@ -75,40 +49,41 @@ def save_denoising(
     model: LDAEForPreTraining,
     pixel_values: torch.Tensor,
     path: str | Path,
-    seed: int = 0,
     heading: str = "",
 ) -> Path:
-    """Writes the `denoising_grid` of a model at noise levels from the weakest to the strongest, spread evenly.
+    """Writes a PNG with the columns clean, noisy and denoised, a row for each image, each noisier than the one before.
 
-    The model is left in the mode (training or evaluation) that it was in.
+    Noise levels are spread evenly from the weakest to the strongest. The noise is the same every time. The model is left in the
+    mode (training or evaluation) that it was in.
 
     Args:
-        pixel_values: clean images (B, C, H, W) in [-1, 1].
-        seed: of the noise; the same seed gives the same image.
+        pixel_values: clean images (B, C, H, W) in [-1, 1], with C = 1, 3 or 4 (RGBA, shown on white).
+        heading: stands above all, such as "step 1,000".
+
+    Raises:
+        ValueError: for other channels.
     """
     pixel_values = pixel_values.to(model.device)
     timesteps = _spread(model, len(pixel_values)).to(model.device)
-    noisy, denoised = model.denoise(pixel_values, timesteps, torch.Generator(model.device).manual_seed(seed))
-    sigmas = model.noise_schedule.sigma[timesteps].tolist()
-    return denoising_grid(pixel_values, noisy, denoised, path, sigmas, heading)
+    noisy, denoised = model.denoise(pixel_values, timesteps, torch.Generator(model.device).manual_seed(0))
+    labels = [f"σ = {sigma:.2f}" for sigma in model.noise_schedule.sigma[timesteps].tolist()]
+    columns = {"clean": pixel_values, "noisy": noisy, "denoised": denoised}
+    return save_image(image_columns(columns, labels, heading), path)
 
 
 @torch.no_grad()
-def noise_levels(
-    model: LDAEForPreTraining, image: torch.Tensor, path: str | Path, count: int = 8, heading: str = ""
-) -> Path:
+def noise_levels(model: LDAEForPreTraining, image: torch.Tensor, path: str | Path, heading: str = "") -> Path:
     """Writes one image under the same noise at levels from the weakest to the strongest: a column for each, noisy and denoised.
 
     Args:
         image: clean (C, H, W) in [-1, 1].
-        count: levels, spread evenly.
         heading: stands above all, such as "step 1,000".
     """
     image, (height, width) = image.to(model.device), image.shape[-2:]
-    timesteps = _spread(model, count).to(model.device)
+    timesteps = _spread(model, LEVELS).to(model.device)
     generator = torch.Generator(model.device).manual_seed(0)
     noise = model.sample_noise(1, (height, width), generator)["noise"]
-    rows = model.denoise(image.expand(count, -1, -1, -1), timesteps, generator, noise)
+    rows = model.denoise(image.expand(LEVELS, -1, -1, -1), timesteps, generator, noise)
     factor = enlargement(height, width, SIDE / 2)
     drawn = [to_images(torch.cat([image[None], row]), factor) for row in rows]
     titles = ["clean", *(f"σ {sigma:.2f}" for sigma in model.noise_schedule.sigma[timesteps].tolist())]
@@ -120,21 +95,19 @@ def _spread(model: LDAEForPreTraining, count: int) -> torch.Tensor:
     return (torch.arange(1, count + 1) * model.config.num_train_timesteps // max(count, 1) - 1).clamp(min=0)
 
 
-def filters(
-    tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_channels: int, path: str | Path, count: int = 64
-) -> Path:
-    """Writes the first `count` rows of V as images of patches, row by row, each stretched symmetrically about grey.
+def filters(tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_channels: int, path: str | Path) -> Path:
+    """Writes the first 64 rows of V as images of patches, row by row, each stretched symmetrically about grey.
 
     Below each stand its number and the weight that white is, its largest.
 
     Raises:
         ValueError: if `num_channels` is not 1, 3 or 4 (of which the colours are shown).
     """
-    return save_image(filter_sheet(tokenizer, patch_hw, num_channels, count), path)
+    return save_image(filter_sheet(tokenizer, patch_hw, num_channels, MOST_FILTERS), path)
 
 
 def filter_sheet(tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_channels: int, count: int) -> Image.Image:
-    """The image that `filters` writes."""
+    """The image that `filters` writes, of the first `count` rows."""
     images, largest = filter_images(tokenizer, patch_hw, num_channels, count)
     captions = [f"{i}  ±{scale:.2f}" for i, scale in enumerate(largest, 1)]
     width = max(1, round(len(images) ** 0.5))
@@ -146,7 +119,7 @@ def filter_sheet(tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_chann
 
 
 def filter_images(
-    tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_channels: int, count: int = 64
+    tokenizer: PatchTokenizer, patch_hw: tuple[int, int], num_channels: int, count: int
 ) -> tuple[list[Image.Image], list[float]]:
     """The first `count` rows of V as images of patches, each stretched symmetrically about grey, and the weight that white is.
 
@@ -241,19 +214,10 @@ def confusion_matrix(
 
     Args:
         predictions, labels: class numbers (n,) in [0, len(class_names)).
-
-    Raises:
-        ValueError: for shapes that differ, or a class number without a name.
     """
-    if predictions.shape != labels.shape:
-        raise ValueError(f"predictions and labels must be as many, got {len(predictions)} and {len(labels)}")
-    count = len(class_names)
-    for name, numbers in (("predictions", predictions), ("labels", labels)):
-        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < count:
-            got = f"{int(numbers.min())} to {int(numbers.max())}"
-            raise ValueError(f"{name} must be in [0, {count}), the classes that have a name, got {got}")
     from sklearn.metrics import confusion_matrix as count_confusions
 
+    count = len(class_names)
     percent = 100 * count_confusions(labels.cpu(), predictions.cpu(), labels=range(count), normalize="true")
     side = max(3.0, 0.4 * count) if count <= MAX_NUMBERED else 13.0  # inches
     size = min(9.0, 0.8 * 72 * side / count)  # points
@@ -284,15 +248,8 @@ def neighbours(queries: torch.Tensor, nearest: torch.Tensor, same_class: torch.T
         same_class: bool (B, k).
 
     Raises:
-        ValueError: for other channels, or shapes that do not fit.
+        ValueError: for other channels.
     """
-    fits = queries.ndim == 4 and nearest.ndim == 5
-    fits = fits and queries.shape == nearest[:, 0].shape and same_class.shape == nearest.shape[:2]
-    if not fits:
-        shapes = ", ".join(str(tuple(x.shape)) for x in (queries, nearest, same_class))
-        raise ValueError(
-            f"queries, nearest and same_class must have shapes (B, C, H, W), (B, k, C, H, W), (B, k), got {shapes}"
-        )
     height, width = queries.shape[-2:]
     factor = enlargement(height, width, SIDE / 2)
     rows = []
@@ -312,13 +269,8 @@ def sweep(result: dict[str, Any], path: str | Path) -> Path:
 
     Args:
         result: what `ldae.probes.sweep.sweep` returns.
-
-    Raises:
-        ValueError: if it has no blocks.
     """
     depth, timesteps = result["depth"], result["timesteps"]
-    if not depth:
-        raise ValueError("a sweep without blocks cannot be drawn")
     count = 2 if timesteps else 1
     figure, axes = panels(count, 9 if timesteps else 5.2, 3.6, sharey=True)
     for name, colour in zip(depth[0]["protocols"], (BLUE, RED, GREEN) * len(depth[0]["protocols"]), strict=False):

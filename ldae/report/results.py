@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from ldae.files import atomic_write, read_json
+from ldae.files import atomic_write, read_json, write_json
 from ldae.hardware import hardware
 from ldae.names import without_local_folders
 
@@ -53,9 +53,7 @@ def save_result(path: str | Path, result: dict[str, Any], overwrite: bool = Fals
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} holds another run's result; choose another --output_dir or pass --overwrite")
     root = path.absolute().parent.parent.parent
-    content = without_local_folders({**result, **environment()}, root, data)
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    write_json(path, without_local_folders({**result, **environment()}, root, data))
     return path
 
 
@@ -138,6 +136,8 @@ def open_losses(path: Path, step: int) -> TextIO:
 
 
 def commit() -> str | None:
+    """The commit of the code, with "+changes" if files differ from it; None where the code is in no repository of its own."""
+
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

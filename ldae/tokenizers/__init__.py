@@ -4,15 +4,20 @@ PCA and pixels are fitted to images by `fitting.fit_to_images`. The others are a
 before the l-DAE, into OUTPUT_DIR-tokenizer (`ldae.training.tokenizer_stage`), or that are there already: `--tokenizer FOLDER`.
 """
 
+from __future__ import annotations
+
 import importlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from configuration_ldae import LDAEConfig
 from tokenizers_ldae import TOKENIZERS, Tokenizer
+
+if TYPE_CHECKING:
+    from ldae.options import TrainArguments
 
 
 def trained_tokenizers() -> list[str]:
@@ -28,7 +33,7 @@ def _trainer(config: LDAEConfig) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def build(config: LDAEConfig, train_args: Any) -> nn.Module:
+def build(config: LDAEConfig, train_args: TrainArguments) -> nn.Module:
     """A new autoencoder for the trained tokenizer that an l-DAE's configuration names, its losses from `TrainArguments`."""
     return _trainer(config).build(config, train_args)
 

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from configuration_ldae import LDAEConfig, pair
+from ldae.options import TrainArguments
 from ldae.retries import retried
 from ldae.tokenizers.lpips import LPIPS_BACKBONES, lpips
 from ldae.tokenizers.patch_autoencoder import AutoencoderOutput
@@ -139,13 +139,13 @@ class ConvAutoencoder(PreTrainedModel):
         return AutoencoderOutput(loss=loss, reconstruction=reconstruction)
 
     def players(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The adversarial losses of images and their reconstructions: the autoencoder's, and the discriminator's own."""
+        """The adversarial losses, scalars, of images and reconstructions (B, C, H, W): the autoencoder's, the discriminator's."""
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         adversarial = -functional_call(self.discriminator, frozen, (reconstruction,)).mean()
         return adversarial, hinge(self.discriminator(pixel_values), self.discriminator(reconstruction.detach()))
 
 
-def build(config: LDAEConfig, train_args: Any) -> ConvAutoencoder:
+def build(config: LDAEConfig, train_args: TrainArguments) -> ConvAutoencoder:
     """A new autoencoder for the tokenizer that an l-DAE's configuration names, its losses from `TrainArguments`.
 
     Raises:
@@ -164,7 +164,7 @@ def build(config: LDAEConfig, train_args: Any) -> ConvAutoencoder:
     return ConvAutoencoder(ConvAutoencoderConfig(**fields, autoencoder=config.autoencoder_config))
 
 
-def _validate_lpips(config: LDAEConfig, train_args: Any):
+def _validate_lpips(config: LDAEConfig, train_args: TrainArguments):
     if config.num_channels != 3:
         raise ValueError(f"tokenizer_perceptual_weight needs num_channels=3, got {config.num_channels}")
     distance = lpips(train_args.tokenizer_lpips_net, train_args.tokenizer_lpips_weights)
@@ -200,7 +200,7 @@ def configure(config: LDAEConfig, source: str) -> LDAEConfig:
 
 def _locate(source: str) -> tuple[dict, str | None]:
     """AutoencoderKL's arguments in a folder or Hub id, and the subfolder they are in; None: it is a `ConvAutoencoder`."""
-    source, errors = str(Path(source).expanduser()), []
+    errors = []
     for subfolder in ("", "vae"):
         try:
             found = AutoencoderKL.load_config(source, subfolder=subfolder)

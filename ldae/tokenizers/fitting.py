@@ -6,10 +6,10 @@ import sys
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.order import evaluation_loader
+from ldae.progress import progress_bar
 from modeling_ldae import LDAEForPreTraining
 from moments_ldae import PatchMoments
 from tokenizers_ldae import PatchTokenizer, Tokenizer, patchify
@@ -44,7 +44,7 @@ def variance_held(tokenizer: Tokenizer, images: ImageDataset, patch_hw: tuple[in
 def fit_to_images(
     model: LDAEForPreTraining, images: ImageDataset, max_patches: int = 1_000_000, num_workers: int = 0
 ) -> list[str]:
-    """Fits the model's tokenizer to all patches of as many images, in random order, as hold `max_patches`; 0 takes all.
+    """Fits the model's tokenizer to the patches of random images, `max_patches` in all; 0 takes all patches of all images.
 
     A convolutional tokenizer, of which only the scale is fitted, is given at most 50,000 patches: each costs a pass of its
     encoder. A stream gives its first images. With several processes each reads its share. Shows a progress bar.
@@ -68,7 +68,7 @@ def fit_to_images(
 
     def batches():
         loader, readable = evaluation_loader(images, 64, num_workers, share), False
-        for batch in tqdm(loader, "PCA of patches", leave=False, disable=not state.is_main_process):
+        for batch in progress_bar(loader, state.is_main_process, desc="PCA of patches"):
             bad.extend(batch["bad"])
             if batch["pixel_values"] is not None:
                 readable = True

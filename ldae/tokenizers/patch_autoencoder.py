@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from configuration_ldae import LDAEConfig, pair
+from ldae.options import TrainArguments
 from tokenizers_ldae import PatchTokenizer, patchify, unpatchify
 
 
@@ -94,11 +94,11 @@ class PatchAutoencoder(PreTrainedModel):
         )
 
 
-def build(config: LDAEConfig, train_args: Any) -> PatchAutoencoder:
+def build(config: LDAEConfig, train_args: TrainArguments) -> PatchAutoencoder:
     """A new autoencoder for the tokenizer that an l-DAE's configuration names.
 
     Args:
-        train_args: `TrainArguments`; of a VAE `tokenizer_kl_weight` is its KL weight, 1 by default.
+        train_args: its `tokenizer_kl_weight` is the KL weight of a VAE, 1 by default.
     """
     weight = 0.0
     if config.tokenizer_class.variational:

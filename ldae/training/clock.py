@@ -26,7 +26,7 @@ class Clock:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """A context that takes no time."""
+        """A context whose time is not counted."""
         began = self._now()
         yield
         self._began += self._now() - began

@@ -1,13 +1,12 @@
 """The folder of a run: what may be in it before, what is removed from it, and who else may write to it."""
 
 import os
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from ldae.files import LOCK, hold_folder
+from ldae.files import LOCK, hold_folder, remove
 from ldae.hub.push import validate_hub
 from ldae.training.checkpoints import Checkpoints
 
@@ -29,7 +28,9 @@ def validate(train_args):
             "it, or another --output_dir"
         )
     if train_args.push_to_hub and os.environ.get("RANK", "0") == "0":
-        train_args.hub_model_id = validate_hub(train_args.hub_model_id or Path(train_args.output_dir).name)
+        train_args.hub_model_id = validate_hub(
+            train_args.hub_model_id or Path(train_args.output_dir).expanduser().resolve().name
+        )
 
 
 def open_folder(
@@ -55,8 +56,7 @@ def open_folder(
             )
         if overwrite and last is None and accelerator.is_main_process:
             for name in LEFT:
-                path = output_dir / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                remove(output_dir / name)
     if resume and last is None:
         accelerator.print(f"There is no checkpoint in {checkpoints.folder}: starting afresh.")
     return last

@@ -2,7 +2,7 @@
 
 Two closed-form predictions stand beside the loss, on the same images and the same noise. `mean`: every patch is the mean patch.
 `linear`: the best linear map of each noisy patch alone (the Wiener filter), and the mean of those that the encoder does not see.
-Who is below the second has learned what patches say of each other.
+A network whose loss is below the second has learned what patches say of each other.
 """
 
 from __future__ import annotations

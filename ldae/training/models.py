@@ -1,4 +1,4 @@
-"""An l-DAE to start with: new, or with all of its weights."""
+"""The l-DAE that a run starts with: a new one, or one with the weights of an earlier run."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from ldae.data.images import ImageDataset
 from ldae.data.sources import why_not_probed
 from ldae.features.encoders import Encoder
+from ldae.options import DataArguments, TrainArguments
 from ldae.probes import Knn, Subject, probe
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class RunProbes:
         images: ImageDataset,
         validation: datasets.Dataset | None,
         image_hw: tuple[int, int],
-        data_args,
-        train_args,
+        data_args: DataArguments,
+        train_args: TrainArguments,
         name: str,
     ):
         self.accelerator, self.image_hw, self.num_channels, self.name = accelerator, image_hw, images.num_channels, name

@@ -8,8 +8,7 @@ from PIL import Image
 from ldae import LDAEForImageClassification, LDAEForPreTraining, LDAEModel
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
-from ldae.demo import views as module
-from ldae.demo.reference import Reference, embedded_reference, stored_reference
+from ldae.demo.reference import Reference, stored_reference
 from ldae.demo.views import Views, load_views
 from ldae.features import command
 from ldae.features.encoders import Encoder, load_encoder
@@ -222,13 +221,10 @@ def test_features_of_images_that_have_changed_are_refused(tiny_model, tmp_path, 
 
 
 def test_models_are_loaded_with_what_they_have(tiny_model, tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(
-        module, "embedded_reference", lambda encoder: made.append(encoder) or embedded_reference(encoder, 13)
-    )
+    monkeypatch.setattr("ldae.demo.reference.EMBEDDED", 13)
     tiny_model(dtype="float32").to(torch.bfloat16).save_pretrained(tmp_path / "whole")
     views = load_views(str(tmp_path / "whole"))
-    assert views.denoiser.dtype == made[0].model.dtype == torch.float32
+    assert views.denoiser.dtype == views.encoder.model.dtype == torch.float32
     captions = {views.reference.caption(row) for row in range(13)}
     assert len(captions) == 13  # one of each photograph
     tiny_model(LDAEForImageClassification).save_pretrained(tmp_path / "classifier")

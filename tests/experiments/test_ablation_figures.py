@@ -44,10 +44,10 @@ def test_tokenizers_filters_stand_side_by_side(tmp_path, model):
 
 def test_noise_spaces_are_what_each_model_sees(tmp_path, model):
     pixel_values = torch.rand(2, 3, 16, 16) * 2 - 1
-    sheet = read(plots.noise_spaces({"latent": model}, pixel_values, tmp_path / "noise.png", timestep=700, seed=3))
-    generator = torch.Generator().manual_seed(3)
+    sheet = read(plots.noise_spaces({"latent": model}, pixel_values, tmp_path / "noise.png"))
+    generator = torch.Generator().manual_seed(0)
     noisy = model(
-        pixel_values, timesteps=torch.tensor([700, 700]), generator=generator, return_reconstruction=True
+        pixel_values, timesteps=torch.tensor([500, 500]), generator=generator, return_reconstruction=True
     ).noisy_pixel_values
     for column, images in enumerate((pixel_values, noisy)):
         for row in range(2):

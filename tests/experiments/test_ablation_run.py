@@ -81,7 +81,7 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_
         (tmp_path / "no-adversarial-seed7", False, str(shared)),
         (tmp_path / "patch-pca-seed7", False, None),
     ]
-    assert "1 tokenizers to do, 2 at a time: 1 minutes, from 1 that are done" in ablation.plan()
+    assert "1 tokenizers to do, 2 at a time: 60 seconds, from 1 that are done" in ablation.plan()
 
 
 def test_distances_and_sweeps_are_measured_once_after_the_runs(recipe, tmp_path, monkeypatch):
@@ -313,4 +313,4 @@ def test_the_cost_is_that_of_the_same_kind_of_tokenizer(recipe, tmp_path):
     save_result(path, {**json.loads(path.read_text()), "seconds": 600}, overwrite=True)
     some = [rungs.RUNGS[name] for name in ("no-adversarial", "image-input", "image-output")]
     plan = make_ablation(recipe, some, tmp_path, [0], workers=1).plan()
-    assert "3 runs to do, 1 at a time: 14 minutes, from 2 that are done" in plan
+    assert "3 runs to do, 1 at a time: 13.5 minutes, from 2 that are done" in plan

@@ -30,7 +30,7 @@ def test_unreadable_images_are_named_and_left_out(tmp_path, capsys, monkeypatch)
         lambda row, i: {"image": {"bytes": b"x", "path": "bad.png"} if i == 1 else row["image"]}, with_indices=True
     )
     monkeypatch.setattr("experiments.resized.load_examples", lambda source, split: broken)
-    resize("photos", tmp_path / "small", 24, ("train",))
+    resize("photos", tmp_path / "small", 24)
     assert len(load_examples(str(tmp_path / "small"), "train")) == 2
     assert "Skipping bad.png" in capsys.readouterr().out
 

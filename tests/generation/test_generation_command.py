@@ -1,6 +1,7 @@
 """The command that generates images and measures their distance to real ones."""
 
 import json
+import runpy
 
 import numpy as np
 import pytest
@@ -116,3 +117,9 @@ def test_command_line_validates_before_it_reads_an_image(make, data, tmp_path, m
         with pytest.raises(ValueError, match=f"{option} {text}"):
             command.main([*map(str, given), f"--{option}", str(value)])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_that_is_spawned_does_not_run_the_command_again(monkeypatch):
+    """It imports the main module of its parent, under another name."""
+    monkeypatch.setattr("ldae.mistakes.run_command", lambda main: pytest.fail("the command ran"))
+    runpy.run_module("ldae.generation.__main__", run_name="__mp_main__")

@@ -14,6 +14,8 @@ from ldae.hub import command
 from ldae.hub.folder import save_hub_folder
 from ldae.hub.push import push_folder, validate_hub
 from ldae.mistakes import is_mistake
+from ldae.options import parse_arguments
+from ldae.training.folder import validate
 
 STEPS = {
     "whoami": "GET /api/whoami-v2",
@@ -201,6 +203,14 @@ def test_a_hub_that_cannot_be_reached_is_named(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConnectionError, match=r"nothing can be uploaded to org/ldae-vit-tiny: .*refused"):
         push_folder(folder, MODEL_ID)
+
+
+def test_a_run_in_the_working_directory_is_named_after_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ldae.training.folder.validate_hub", lambda name: f"user/{name}")
+    _, _, options = parse_arguments(["--output_dir", ".", "--push_to_hub"])
+    validate(options)
+    assert options.hub_model_id == f"user/{tmp_path.name}"
 
 
 def test_without_a_token_nothing_is_tried(hub, folder, monkeypatch):

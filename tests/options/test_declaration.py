@@ -14,7 +14,6 @@ from sample_options import JSON, PARSER, TEXT, TRAINING, VALUES, Sample, command
 from configuration_ldae import LDAEConfig
 from ldae.options import (
     RUN_DEFINING,
-    TOKENIZER_TRAINING,
     DataArguments,
     ModelArguments,
     TrainArguments,
@@ -22,7 +21,6 @@ from ldae.options import (
     model,
     option,
     option_parser,
-    run_defining,
     validate,
 )
 from ldae.probes import PROTOCOLS
@@ -171,4 +169,3 @@ def test_options_that_define_the_run():
         "tokenizer_adversarial_weight", "tokenizer_lpips_net", "tokenizer_discriminator_start",
         "tokenizer_discriminator_width", "tokenizer_epochs", "tokenizer_learning_rate",
     }  # fmt: skip
-    assert run_defining(TOKENIZER_TRAINING) == tuple(name for name in RUN_DEFINING if name.startswith("tokenizer"))

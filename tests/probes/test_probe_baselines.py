@@ -10,8 +10,10 @@ from transformers import ViTConfig, ViTModel
 from ldae import LDAEModel
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import Features
-from ldae.probes import Attentive, FineTune, Knn, LinearFast, Subject, probe
+from ldae.probes import Knn, LinearFast, Subject, probe
+from ldae.probes.attentive import Attentive
 from ldae.probes.baselines import baselines, open_gates, thumbnail_features
+from ldae.probes.finetune import FineTune
 
 
 @pytest.mark.parametrize("t", [0, 500])

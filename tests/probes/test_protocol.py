@@ -10,7 +10,9 @@ from blobs import blobs, subject_of
 import ldae.probes
 import probe_ldae
 from ldae.options import option
-from ldae.probes import PROTOCOLS, FewShot, Knn, LinearFast, Protocol, Retrieval, pack, register_protocol, unpack
+from ldae.probes import PROTOCOLS, Knn, LinearFast, Protocol, pack, register_protocol, unpack
+from ldae.probes.few_shot import FewShot
+from ldae.probes.retrieval import Retrieval
 
 NEW = """
 from dataclasses import dataclass

@@ -154,6 +154,12 @@ def test_impossible_timesteps(subject):
         sweep(subject, timesteps=(0, 1000))
 
 
+def test_an_encoder_without_blocks(subject, monkeypatch):
+    monkeypatch.setattr(Encoder, "blocks", [])
+    with pytest.raises(ValueError, match=r"--sweep measures .* blocks, and .* has none"):
+        sweep(subject)
+
+
 def test_features_that_are_not_finite(subject):
     subject.encoder.model.layers[1].mlp.fc2.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="not all finite"):
