@@ -1,12 +1,12 @@
 """What the benchmarks' commands share: measure, print the table and keep the numbers as a file; or fill in a file's table."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ldae.files import read_json
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
 from ldae.report.results import environment, save_result
@@ -46,7 +46,7 @@ def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable
 def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str], page: Path):
     (given,) = option_parser(options, description=options.__doc__).parse_args_into_dataclasses()
     if given.table:
-        text = table(json.loads(Path(given.table).read_text()))
+        text = table(read_json(given.table))
         fill(page, Path(given.table).stem, text)
     else:
         if given.output and Path(given.output).exists() and not given.overwrite:

@@ -97,6 +97,10 @@ def test_a_benchmark_that_is_stopped_keeps_what_it_measured(tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="2"):
         command.run(step.StepArguments, measure, str)
     assert "pass --overwrite" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["step", "--table", str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit, match="2"):
+        command.run(step.StepArguments, measure, str)
+    assert f"there is no file {tmp_path / 'none.json'}" in capsys.readouterr().err
 
 
 def test_table_of_a_gpu_shows_utilization():

@@ -7,7 +7,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 import train_ldae
@@ -81,6 +85,29 @@ def test_a_command_shows_no_bars_of_transformers(monkeypatch):
 def test_python_gets_the_exception():
     with pytest.raises(FileNotFoundError, match="/nonexistent"):
         train_ldae.main(["--data", "/nonexistent"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda: Path("/dev/full").write_text("x"),  # names no file
+        lambda: Image.new("RGB", (8, 8)).save("/dev/full", "PNG"),
+        lambda: pq.write_table(pa.table({"a": [1]}), "/dev/full"),
+        lambda: raises(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")),
+    ],
+    ids=["python", "pillow", "pyarrow", "safetensors"],
+)
+def test_a_full_disk_is_no_fault_of_the_program(monkeypatch, capsys, write):
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    with pytest.raises(SystemExit, match="2"):
+        run_command(write)
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"x.py: error: .*No space left on device.*: make room on the disk, or choose .*\n", err)
+
+
+def raises(error):
+    raise error
 
 
 @pytest.mark.parametrize(

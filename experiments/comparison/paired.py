@@ -93,7 +93,7 @@ def table(study: str | Path, reference: str, protocols: Sequence[str] = ("knn", 
     """A Markdown table of a study's methods: accuracies, with their difference from the reference and its standard error.
 
     Raises:
-        ValueError: if the reference is no method of the study.
+        ValueError: if the reference is no method of the study, or was measured by none of the protocols.
     """
     found = methods(study)
     if reference not in found:
@@ -104,6 +104,10 @@ def table(study: str | Path, reference: str, protocols: Sequence[str] = ("knn", 
         for name in protocols
         if (data, name) in found[reference].accuracies
     ]
+    if not measures:
+        raise ValueError(
+            f"{reference} of {str(study)!r} has no result of --protocols {' '.join(protocols)}; probe it first"
+        )
     between = {each: pooled_variance(method.accuracies.get(each, []) for method in found.values()) for each in measures}
 
     def cell(method: Method, each: Measure) -> str:

@@ -51,6 +51,12 @@ def test_one_seed_has_the_error_of_its_images_alone(tmp_path):
     ]
 
 
+def test_a_reference_that_was_not_measured_is_refused(tmp_path):
+    run(tmp_path / "mae-seed0", MAE, [0])
+    with pytest.raises(ValueError, match=r"mae of '.*' has no result of --protocols linear attentive; probe it first"):
+        table(tmp_path, "mae", ["linear", "attentive"])
+
+
 def test_seeds_are_averaged_and_their_variance_is_part_of_the_error(tmp_path):
     for seed, right in enumerate(([0, 1, 2, 3], [0, 1], [0, 1, 2])):
         run(tmp_path / f"mae-seed{seed}", MAE, right)

@@ -13,6 +13,7 @@ from tiny_runs import ROOT, TINY, at_step, let_a_worker_die, losses, same_run, t
 
 import train_ldae
 from ldae import interruption
+from ldae.mistakes import is_mistake
 from ldae.training.checkpoints import Checkpoints
 
 
@@ -110,4 +111,21 @@ def test_a_worker_that_dies_ends_the_run_with_its_cause_and_a_checkpoint(
         str(ended.value),
     )
     train(data, tmp_path / "run", *options, "--resume")
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(folder, tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    train(folder, tmp_path / "whole")
+    try:
+        with monkeypatch.context() as context:  # files may have 20,000 bytes at most: losses, but not weights
+            at_step(context, 3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1])))
+            with pytest.raises(Exception, match="File too large") as error:
+                train(folder, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert is_mistake(error.value)
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["checkpoint-00000002"]
+    train(folder, tmp_path / "run", "--resume")
     same_run(tmp_path / "whole", tmp_path / "run")
