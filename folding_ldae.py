@@ -93,6 +93,9 @@ def _image_hw(config: Any, image_size: int | Iterable[int] | None) -> tuple[int,
         raise ValueError(
             f"image_size must be a multiple of patch_size={config.patch_hw} high and wide, got {image_size}"
         )
+    resized = copy.copy(config)
+    resized.image_size = list(sizes)
+    resized.validate_architecture()  # which bounds the memory that positions take
     return sizes
 
 

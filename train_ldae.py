@@ -43,7 +43,7 @@ def train_step(run: Run, batches: Iterable[dict[str, Any]]):
     if run.ema is not None and not optimizer.step_was_skipped:
         run.ema.step(model.parameters())
     run.advance()
-    run.recorder.record(losses, norm, rate, names, run.interruption.number is not None)
+    run.recorder.record(losses, norm, rate, names, run.interruption.ends_run)
 
 
 def train(model_args, data_args, train_args, model: torch.nn.Module | None = None) -> Path:
@@ -60,6 +60,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
             unreadable image with --on_bad_image error, and for --resume with other options than the run's.
         FloatingPointError: if a loss or gradient is not finite; the last checkpoint is whole.
         SystemExit: with the status 130 or 143, after SIGINT or SIGTERM; the last step is in a checkpoint.
+        ChildProcessError: if a worker that reads images died; the last step is in a checkpoint.
     """
     with Run(model_args, data_args, train_args, model) as run:
         look(run)

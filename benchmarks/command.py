@@ -45,7 +45,12 @@ def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable
 def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str]):
     (given,) = option_parser(options, description=options.__doc__).parse_args_into_dataclasses()
     if given.table:
-        text = table(read_json(given.table))
+        result = read_json(given.table)
+        if "arguments" not in result:
+            raise ValueError(
+                f"--table {given.table} is no result of a benchmark, for it has no 'arguments'; give one of --output"
+            )
+        text = table(result)
         fill(README, Path(given.table).stem, text)
     else:
         if given.output and Path(given.output).exists() and not given.overwrite:

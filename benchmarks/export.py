@@ -40,9 +40,9 @@ class ExportSpeedArguments(command.FileArguments):
     """Time the forward pass of an encoder and of its folded forms."""
 
     model: str = option("model_cards/ldae-vit-small-tiny-imagenet64", "An l-DAE folder or Hub id.")
-    batch_sizes: list[int] = option([1, 32], "Images in a forward pass.")
-    rounds: int = option(7, "Timed rounds of each contender.")
-    threads: int = option(1, "CPU threads.")
+    batch_sizes: list[int] = option([1, 32], "Images in a forward pass.", minimum=1)
+    rounds: int = option(7, "Timed rounds of each contender.", minimum=1)
+    threads: int = option(1, "CPU threads.", minimum=1)
 
 
 def contenders(model: str, threads: int) -> dict[str, Pool]:

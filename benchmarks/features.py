@@ -33,10 +33,10 @@ class FeatureSpeedArguments(command.FileArguments):
 
     model: str = option("runs/ldae-tiny-photos", "An l-DAE folder or Hub id.")
     data: str = option("photos", "'photos', a folder, parquet files or a Hub data set; its training split is read.")
-    num_images: int = option(512, "Images in a round.")
-    batch_size: int = option(64, "Images in a forward pass.")
-    rounds: int = option(7, "Timed rounds of each contender.")
-    threads: int = option(1, "CPU threads.")
+    num_images: int = option(512, "Images in a round.", minimum=1)
+    batch_size: int = option(64, "Images in a forward pass.", minimum=1)
+    rounds: int = option(7, "Timed rounds of each contender.", minimum=1)
+    threads: int = option(1, "CPU threads.", minimum=1)
 
 
 def contenders(arguments: FeatureSpeedArguments) -> dict[str, Callable]:

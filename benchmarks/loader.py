@@ -31,11 +31,11 @@ class LoaderSpeedArguments(command.FileArguments):
     """Time the loading of training batches."""
 
     data: str = option("photos", "'photos', a folder, parquet files or a Hub data set; its training split is read.")
-    image_size: int = option(64, "Side of the crops in pixels.")
-    num_images: int = option(4096, "Images in a round.")
-    batch_size: int = option(64, "Images in a batch.")
-    num_workers: int = option(0, "Processes that load images; with 0, this process does.")
-    rounds: int = option(5, "Timed rounds.")
+    image_size: int = option(64, "Side of the crops in pixels.", minimum=1)
+    num_images: int = option(4096, "Images in a round.", minimum=1)
+    batch_size: int = option(64, "Images in a batch.", minimum=1)
+    num_workers: int = option(0, "Processes that load images; with 0, this process does.", minimum=0)
+    rounds: int = option(5, "Timed rounds.", minimum=1)
     device: Literal["cpu", "cuda"] = option("cpu", "Where batches of cached images are cut.")
 
 

@@ -34,12 +34,14 @@ class PCASpeedArguments(command.FileArguments):
     """Time the fit of PCA to patches."""
 
     data: str = option("photos", "'photos', a folder, parquet files or a Hub data set; its training split is read.")
-    image_size: int = option(64, "Side of the images in pixels.")
-    patch_sizes: list[int] = option([8, 16], "Sides of the patches in pixels.")
-    num_patches: int = option(200_000, "Patches that PCA is fitted to. Images of a small set are taken several times.")
-    batch_size: int = option(64, "Images in a batch of the tokenizer's.")
-    rounds: int = option(5, "Timed rounds of each contender.")
-    threads: int = option(1, "CPU threads.")
+    image_size: int = option(64, "Side of the images in pixels.", minimum=1)
+    patch_sizes: list[int] = option([8, 16], "Sides of the patches in pixels.", minimum=1)
+    num_patches: int = option(
+        200_000, "Patches that PCA is fitted to. Images of a small set are taken several times.", minimum=1
+    )
+    batch_size: int = option(64, "Images in a batch of the tokenizer's.", minimum=1)
+    rounds: int = option(5, "Timed rounds of each contender.", minimum=1)
+    threads: int = option(1, "CPU threads.", minimum=1)
 
 
 def contenders(images: torch.Tensor, patches: np.ndarray, config: LDAEConfig, batch_size: int) -> dict[str, Callable]:

@@ -33,16 +33,20 @@ class StepArguments(command.FileArguments):
     """Time a training step of l-DAE beside ViTMAE's and DiT's."""
 
     model_size: str = option("tiny", "Named size: tiny, small, base, half-large, large.")
-    num_hidden_layers: int | None = option(None, "Blocks of the encoder and of the decoder, in place of the size's.")
-    image_size: int = option(64, "Side of the images in pixels.")
-    patch_size: int = option(8, "Side of a patch in pixels.")
-    batch_size: int = option(64, "Images in a step.")
+    num_hidden_layers: int | None = option(
+        None, "Blocks of the encoder and of the decoder, in place of the size's.", minimum=1
+    )
+    image_size: int = option(64, "Side of the images in pixels.", minimum=1)
+    patch_size: int = option(8, "Side of a patch in pixels.", minimum=1)
+    batch_size: int = option(64, "Images in a step.", minimum=1)
     attention: list[str] = option(["sdpa", "eager"], "Attention implementations of l-DAE and ViTMAE.")
-    keep_ratio: float = option(1.0, "Time l-DAE and ViTMAE also with this share of the tokens in the encoder.")
+    keep_ratio: float = option(
+        1.0, "Time l-DAE and ViTMAE also with this share of the tokens in the encoder.", exclusive_minimum=0, maximum=1
+    )
     compile: bool = option(False, "Time everything also with compiled blocks.")
-    steps: int = option(9, "Timed steps of each contender.")
-    warmup: int = option(2, "Steps of each contender that are not counted.")
-    threads: int = option(1, "CPU threads.")
+    steps: int = option(9, "Timed steps of each contender.", minimum=1)
+    warmup: int = option(2, "Steps of each contender that are not counted.", minimum=0)
+    threads: int = option(1, "CPU threads.", minimum=1)
     mixed_precision: Literal["auto", "no", "bf16"] = option("auto", "bf16 autocast, or auto: where it is faster.")
     device: str = option("cpu", "cpu or cuda.")
 

@@ -104,8 +104,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """What a file of JSON holds.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it holds no JSON object.
     """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file {path}")
     try:
         content = json.loads(Path(path).read_text())
         if not isinstance(content, dict):

@@ -51,15 +51,19 @@ class Interruption:
         finally:
             self._waits = False
         if self.number is not None:
-            self.end()
+            self.end(self.number)
 
-    def end(self, number: int | None = None) -> NoReturn:
-        """Ends the command by a signal: the one that was noted, or that of another process, which is taken for SIGTERM.
+    @property
+    def ends_run(self) -> bool:
+        """Whether a signal or the death of a worker was noted."""
+        return self.number is not None or self.death is not None
+
+    def end(self, number: int) -> NoReturn:
+        """Ends the command by a signal, which another process may have received.
 
         Raises:
             SystemExit: in any case.
         """
-        number = number or self.number or signal.SIGTERM
         if os.environ.get("RANK", "0") == "0":
             print(f"\nInterrupted by {signal.Signals(number).name}: {self.remedy}.", file=sys.stderr)
         raise SystemExit(128 + number)
@@ -67,9 +71,9 @@ class Interruption:
     def note_deaths(self):
         """Notes the death of workers from now on, which torch would raise anywhere, in the middle of a step too.
 
-        To be called once there are workers, since torch sets its handler with the first of them; again does nothing.
+        To be called once there are workers, since torch sets its handler with the first of them.
         """
-        if self._raises is None and hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
+        if hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
             self._raises = signal.getsignal(signal.SIGCHLD)
             self._handle(signal.SIGCHLD, self._note)
 

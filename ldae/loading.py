@@ -67,6 +67,8 @@ def load_model(
 
 def _from_pretrained(auto_class: Any, source: str | Path, name_of_option: str, **kwargs) -> Any:
     folder = Path(source).expanduser()
+    if folder.is_file():
+        raise FileNotFoundError(f"{name_of_option}: {str(source)!r} is a file; give the model's folder")
     try:
         return retried(lambda: auto_class.from_pretrained(str(folder) if folder.is_dir() else str(source), **kwargs))
     except OSError as error:

@@ -3,6 +3,7 @@
 import dis
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,25 +18,25 @@ from ldae.progress import hide_bars_of_libraries
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"ldae", "experiments", "benchmarks", "app.py"}
 MISTAKES = (ValueError, OSError, ImportError, FloatingPointError)  # what checks raise
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a user's part of it, or the largest file allowed
 SYSTEM = {  # where an error of the operating system is about the user's files
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-    errno.ENAMETOOLONG,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
 }  # fmt: skip
 
 
 def run_command(main: Callable[[], Any]) -> None:
     """Runs a command's `main`. A mistake of its user ends the program with one line on stderr and status 2.
 
-    A mistake is what a check of ours has raised, or an error of the operating system about a file. Anything else is a fault of
-    the program or of a library, and goes on as it is. With `--debug` on the command line, which is taken off it, mistakes go on
-    as they are, too.
+    A mistake is what a check of ours has raised, or an error of the operating system about a file or a full disk. Anything else
+    is a fault of the program or of a library, and goes on as it is. With `--debug` on the command line, which is taken off it,
+    mistakes go on as they are, too.
     """
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     hide_bars_of_libraries()
     try:
         main()
-    except MISTAKES as error:
+    except Exception as error:
         if debug or not is_mistake(error):
             raise
         if is_first():
@@ -64,8 +65,8 @@ def reading(name_of_option: str, source: str | Path) -> Iterator[None]:
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether a `raise` statement of this project made the error, or the operating system did for a file."""
-    if isinstance(error, OSError) and error.errno in SYSTEM and error.filename is not None:
+    """Whether a `raise` statement of this project made the error, or the operating system did for a file or a full disk."""
+    if _of_system(error):
         return True
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
@@ -106,6 +107,20 @@ def _is_raise_statement(traceback: TracebackType) -> bool:
 
 
 def _sentence(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno in SYSTEM and error.filename is not None:
+    if _fills_disk(error):
+        return f"{error}: make room on the disk, or choose a folder on another"
+    if isinstance(error, OSError) and _of_system(error):
         return f"{error.filename}: {error.strerror}; choose another file or folder, or put this one right"
     return str(error)
+
+
+def _of_system(error: BaseException) -> bool:
+    named = isinstance(error, OSError) and error.errno in SYSTEM and error.filename is not None
+    return named or _fills_disk(error)
+
+
+def _fills_disk(error: BaseException) -> bool:
+    """Whether a disk was full. Libraries in Rust, such as safetensors, raise their own errors, which give the number in words."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(int(number) in FULL for number in re.findall(r"\(os error (\d+)\)", str(error)))

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import command, export, growth, paper, pca, startup, step
+from benchmarks import command, export, features, growth, loader, paper, pca, startup, step
 from benchmarks.contenders import Contender, Step, contenders, flops_per_image
 from benchmarks.device import MatrixProducts, peak_flops
 from ldae import LDAEConfig, LDAEModel
 from ldae.data.photos import load_photos
+from ldae.options.declaration import domains
 from ldae.report.results import environment
 from tokenizers_ldae import patchify
 
@@ -97,6 +98,22 @@ def test_a_benchmark_that_is_stopped_keeps_what_it_measured(tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="2"):
         command.run(step.StepArguments, measure, str)
     assert "pass --overwrite" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["step", "--table", str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit, match="2"):
+        command.run(step.StepArguments, measure, str)
+    assert f"there is no file {tmp_path / 'none.json'}" in capsys.readouterr().err
+    (tmp_path / "none.json").write_text("{}")
+    with pytest.raises(SystemExit, match="2"):
+        command.run(step.StepArguments, measure, str)
+    assert "is no result of a benchmark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("benchmark", [export, features, growth, loader, pca, startup, step])
+def test_numbers_of_a_benchmark_are_bounded(benchmark):
+    (options,) = [cls for cls in command.FileArguments.__subclasses__() if cls.__module__ == benchmark.__name__]
+    for option, domain in domains(options).items():
+        if domain.type in (int, float):
+            assert domain.bounds, option
 
 
 def test_table_of_a_gpu_shows_utilization():

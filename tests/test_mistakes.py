@@ -7,7 +7,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 import train_ldae
 from ldae.mistakes import run_command
@@ -70,6 +75,29 @@ def test_two_processes_say_it_once(tmp_path):
 def test_python_gets_the_exception():
     with pytest.raises(FileNotFoundError, match="/nonexistent"):
         train_ldae.main(["--data", "/nonexistent"])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("x" * 1000),  # names no file
+        lambda path: Image.effect_noise((64, 64), 50).save(path, "PNG"),
+        lambda path: pq.write_table(pa.table({"a": range(1000)}), path),
+        lambda path: save_file({"a": torch.zeros(1000)}, path),
+    ],
+    ids=["python", "pillow", "pyarrow", "safetensors"],
+)
+def test_a_full_disk_is_no_fault_of_the_program(tmp_path, monkeypatch, capsys, write):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+        with pytest.raises(SystemExit, match="2"):
+            run_command(partial(write, tmp_path / "file"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.fullmatch(r"x.py: error: .*File too large.*: make room on the disk, or .*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

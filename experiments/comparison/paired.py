@@ -106,13 +106,15 @@ def table(study: str | Path, reference: str) -> str:
     """Markdown tables of a study's methods, and of their accuracies with the difference from the reference and its error.
 
     Raises:
-        ValueError: if the reference is no method of the study.
+        ValueError: if the reference is no method of the study, or was measured by none of the protocols.
     """
     found = methods(study)
     if reference not in found:
         raise ValueError(f"--reference must be one of {', '.join(found) or 'none'}, got {reference!r}")
     names = [reference, *sorted(name for name in found if name != reference and found[name].accuracies)]
     measures = list(found[reference].accuracies)
+    if not measures:
+        raise ValueError(f"{reference} of {str(study)!r} was measured by no protocol that classifies; probe it first")
     between = {each: pooled_variance(method.accuracies.get(each, []) for method in found.values()) for each in measures}
 
     def about(name: str) -> dict[str, Any]:

@@ -60,6 +60,19 @@ class StepSampler(Sampler):
         self.batch_size, self.accumulation, self.rank, self.world = batch_size, accumulation, rank, world
         self.places, self.passed = places, deque[list[dict[str, Any]]]()
 
+    def later(self, start: int, places: Sequence[dict[str, Any]] = ()) -> "StepSampler":
+        """The same order from another step on.
+
+        Args:
+            start: The number of that step.
+            places: Where this process's lanes of a stream stand before it, once they have been read.
+        """
+        lanes = {place["lane"]: place for place in (*self.places, *places)}
+        return StepSampler(
+            self.images, start, self.stop, self.batch_size, self.accumulation, self.rank, self.world,
+            [lanes[lane] for lane in sorted(lanes)],
+        )  # fmt: skip
+
     def __len__(self) -> int:
         return (self.stop - self.start) * self.accumulation
 
@@ -86,7 +99,7 @@ class StepSampler(Sampler):
         if examples.num_shards < LANES:
             examples = examples.reshard()
         size = self.batch_size * self.accumulation  # this process's images in a step
-        places = self.places or first_places(examples.num_shards, size * self.world, self.world)
+        self.places = places = self.places or first_places(examples.num_shards, size * self.world, self.world)
         lanes = len(places)
         if lanes % self.world and self.rank == 0:
             print(

@@ -131,7 +131,8 @@ class Domain:
         if self.choices:
             return value in self.choices
         if isinstance(value, str):
-            return bool(value.strip())  # "" is what an unset variable of a shell leaves
+            # "" is what an unset variable of a shell leaves; no name of a file may hold NUL
+            return bool(value.strip()) and "\0" not in value
         return self.type not in (int, float) or self._within_bounds(value)
 
     def _within_bounds(self, value: Any) -> bool:

@@ -89,12 +89,14 @@ def load_study(path: str | Path) -> list[Row]:
         for file in sorted(path.rglob("results/*.json")):
             run = file.parent.parent.relative_to(path).as_posix()
             result = read_json(file)
+            if "kind" not in result:
+                raise ValueError(f"{file} is no result, for it has no 'kind'; remove it to go on without it")
             rows.append(Row(name, name if run == "." else run, result["kind"], result))
         return _sorted(rows)
     if not path.is_file():
         raise FileNotFoundError(f"there is no study {str(path)!r}: give a folder of runs or a .jsonl of results")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             rows.append(Row(**json.loads(line)))
         except (TypeError, ValueError) as error:

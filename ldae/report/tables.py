@@ -40,9 +40,12 @@ def fill(path: str | Path, marker: str, text: str):
     """Replaces what stands between two lines `<!-- marker -->` of a file.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: if there are not two of them.
     """
     path, line = Path(path), f"<!-- {marker} -->"
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}: give one that holds the line {line!r} twice")
     parts = path.read_text().split(line)
     if len(parts) != 3:
         raise ValueError(f"{path} must hold the line {line!r} twice, got it {len(parts) - 1} times")

@@ -47,7 +47,8 @@ class Recorder:
         images_per_step: of all processes.
 
     Attributes:
-        interrupted: whether a signal had reached one of the processes when they made the last step that was read.
+        interrupted: whether a signal or a worker's death had reached one of the processes when they made the last step that
+            was read.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Recorder:
             losses: this process's loss of each micro-batch, scalars on the device.
             norm: of the gradient, a scalar on the device.
             names: of this process's images, for each micro-batch.
-            interrupted: whether a signal has reached this process, which all learn when they read the step.
+            interrupted: whether a signal or a worker's death has reached this process, which all learn when they read the step.
 
         Raises:
             FloatingPointError: on all processes, if the loss or gradient of a step that is now read is not finite.

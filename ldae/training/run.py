@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -247,21 +248,30 @@ class Run:
             self.accelerator.wait_for_everyone()
 
     def end_if_interrupted(self):
-        """Ends the run with a checkpoint of the last step, if a signal has reached one of its processes.
+        """Ends the run with a checkpoint of the last step, if a signal or the death of a worker has reached one of its processes.
 
         Raises:
-            SystemExit: if it has.
+            SystemExit: for a signal.
+            ChildProcessError: for a worker that died.
         """
-        if self.recorder.interrupted:
-            self.save_checkpoint()
-            self.interruption.end()
+        if not self.recorder.interrupted:
+            return
+        checkpoint = self.save_checkpoint()
+        received = gather_object([(self.interruption.number, str(self.interruption.death or "").strip())])
+        numbers, deaths = ([one for one in each if one] for each in zip(*received, strict=True))
+        if numbers:  # which have ended the workers too
+            self.interruption.end(numbers[0])
+        raise ChildProcessError(
+            f"{deaths[0]} The steps before it are in {checkpoint}; --resume goes on from it. "
+            "Fewer --num_workers need less memory."
+        )
 
     def batches(self) -> Iterator[Iterator[dict[str, Any]]]:
         """Gives the micro-batches of each step, until the run is over. The run's clock starts here, once the images are ready.
 
         Raises:
-            Exception: what the reading of images raised, such as a `RuntimeError` for a worker that died, or a `ValueError` for
-                an unreadable image with --on_bad_image error. The steps before it are in a checkpoint, of a run of one process.
+            Exception: what the reading of images raised, such as a `ValueError` for an unreadable image with --on_bad_image
+                error. The steps before it are in a checkpoint, of a run of one process.
         """
         train_args, accelerator = self.train_args, self.accelerator
         sampler = StepSampler(
@@ -276,25 +286,37 @@ class Run:
             yield islice(batches, train_args.gradient_accumulation_steps)
 
     def _received(self, loader: Iterable[dict[str, Any]], sampler: StepSampler) -> Iterator[dict[str, Any]]:
-        """Gives the loader's batches, notes where a stream stands after each, and reports unreadable images."""
+        """Gives the loader's batches.
+
+        Where a worker has died, this process reads what the step lacks by itself. It can so take part in the step, whose end all
+        processes reach, and learn there that the run ends.
+        """
+        given = 0
         try:
-            for batch in loader:
-                self.interruption.note_deaths()
-                if self.interruption.death is not None:
-                    raise self.interruption.death
-                if self.images.streaming:
-                    self.place = sampler.passed.popleft()
-                self.report_unreadable(batch["bad"])
-                yield batch
-        except Exception:  # whatever reading raises, a decoder's or a dead worker's error, the steps so far are kept
-            if self.state["step"] and self.accelerator.num_processes == 1:  # others would wait for each other
-                self.save_checkpoint()
-                print(f"\nThe steps before it are in {self.checkpoints.last()}; --resume goes on from it.")
-            if self.interruption.number is not None:  # which has ended the workers too
-                self.interruption.end()
-            if self.interruption.death is not None:  # of which torch may only say that it happened
-                raise self.interruption.death from None
-            raise
+            batches = iter(loader)
+            self.interruption.note_deaths()
+            for batch in batches:
+                noted = self._noted(batch, sampler)
+                given += 1
+                yield noted
+        except Exception as error:  # whatever reading raises, such as a decoder's error, the steps so far are kept
+            if isinstance(error, OSError | EOFError):
+                time.sleep(1)  # a worker's connections break just before its death is told
+            if self.interruption.death is None:
+                if self.state["step"] and self.accelerator.num_processes == 1:  # others would wait for each other
+                    print(f"\nThe steps before it are in {self.save_checkpoint()}; --resume goes on from it.")
+                raise
+        if self.interruption.death is not None:
+            rest = sampler.later(self.state["step"], self.state["stream"])
+            for batch in islice(training_loader(rest), given % sampler.accumulation, None):
+                yield self._noted(batch, rest)
+
+    def _noted(self, batch: dict[str, Any], sampler: StepSampler) -> dict[str, Any]:
+        """A batch, once it is noted where a stream stands after it and which images are unreadable."""
+        if self.images.streaming:
+            self.place = sampler.passed.popleft()
+        self.report_unreadable(batch["bad"])
+        return batch
 
     def report_unreadable(self, names: Iterable[str]):
         """Notes unreadable images, "name: error" each, and prints those that are new.
@@ -332,8 +354,8 @@ class Run:
         self.averaged.load_state_dict(full_state(self.model, self.ema, FULL))
         return self.averaged.to(self.accelerator.device).eval()
 
-    def save_checkpoint(self):
-        """Writes a checkpoint, unless the loss or gradient of a step so far was not finite.
+    def save_checkpoint(self) -> Path:
+        """Writes a checkpoint and returns its path, unless the loss or gradient of a step so far was not finite.
 
         Raises:
             FloatingPointError: if it was not.
@@ -342,8 +364,8 @@ class Run:
         self.state["bad_images"] = sorted(set(gather_object(self.state["bad_images"])))  # each process has met its own
         lanes = {place["lane"]: place for place in gather_object(self.state["stream"])}  # and has read its own
         self.state["stream"] = [lanes[lane] for lane in sorted(lanes)]
-        self.checkpoints.save(self.accelerator, self.model, self.optimizer, self.ema, self.state)
         self.saved_at = self.state["seconds"]
+        return self.checkpoints.save(self.accelerator, self.model, self.optimizer, self.ema, self.state)
 
 
 def _accelerator(train_args, output_dir: Path) -> Accelerator:

@@ -63,6 +63,13 @@ def test_one_seed_has_the_error_of_its_images_alone(tmp_path):
     assert tiny.splitlines()[2:] == ["| `mae` | 50.0 |", f"| `ours` | 75.0 (+25.0 ± {error:.1f}) |"]
 
 
+def test_a_reference_that_was_not_measured_is_refused(tmp_path):
+    run(tmp_path / "mae-seed0", MAE, [0])
+    (tmp_path / "mae-seed0/results/probe-tiny.json").unlink()
+    with pytest.raises(ValueError, match=r"mae of '.*' was measured by no protocol that classifies; probe it first"):
+        table(tmp_path, "mae")
+
+
 def test_seeds_are_averaged_and_their_variance_is_part_of_the_error(tmp_path):
     for seed, right in enumerate(([0, 1, 2, 3], [0, 1], [0, 1, 2])):
         run(tmp_path / f"mae-seed{seed}", MAE, right)

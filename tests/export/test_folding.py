@@ -79,5 +79,7 @@ def test_what_cannot_be_exact_is_refused(tiny_model):
     for size in (10, (8, 10), (8,), (8, 8, 8), 0):
         with pytest.raises(ValueError, match=r"image_size must be a multiple of patch_size=\(4, 4\)"):
             model.fold(image_size=size)
+    with pytest.raises(ValueError, match=r"make .* numbers of positions, which must be at most"):
+        model.fold(image_size=10**9)
     with pytest.raises(ValueError, match=r"timesteps must be in \[0, 1000\), got 1000"):
         model.fold(timestep=1000)

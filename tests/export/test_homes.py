@@ -319,6 +319,7 @@ def test_oblong_images_get_no_processor_that_would_cut_them_otherwise(tiny_model
             ["--model", "nowhere/model/there"],
             "--model: 'nowhere/model/there' is neither a model's folder nor on the Hub",
         ),
+        (["--model", __file__], "--model: '.*test_homes.py' is a file; give the model's folder"),
         (["--to", "vitdet", "--image_size", "8", "12"], "VitDet takes as many patches high as wide, got 2 and 3"),
     ],
 )

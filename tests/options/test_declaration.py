@@ -101,6 +101,7 @@ def test_every_option_of_training_reads_recipes_as_the_command_line(tmp_path, na
         ("tokenizer_adversarial_weight", [0], [-1e-9]),
         ("weight_decay", [0], [-1e-9]),
         ("max_grad_norm", [0], [-1e-9]),
+        ("output_dir", ["a b\n"], ["", " ", "a\0b"]),  # no name of a file holds NUL
         ("checkpointing_steps", [0], [-1]),
         ("knn_steps", [0], [-1]),
         ("image_steps", [0], [-1]),

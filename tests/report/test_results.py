@@ -56,12 +56,18 @@ def test_what_is_no_study(tmp_path):
         path.write_text(f"{good}\n{line}\n")
         with pytest.raises(ValueError, match=r"bad.jsonl, line 2: not a row of results"):
             load_study(path)
+    path.write_bytes(b"\xff\xfe\0")
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 1: not a row of results"):
+        load_study(path)
 
 
 def test_a_broken_result_is_named(tmp_path):
     write(tmp_path / "a", "train.json", kind="train")
     (tmp_path / "a/results/probe.json").write_text('{"kind": "pro')
     with pytest.raises(ValueError, match=r"a/results/probe\.json is damaged"):
+        load_study(tmp_path)
+    (tmp_path / "a/results/probe.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a/results/probe\.json is no result, for it has no 'kind'"):
         load_study(tmp_path)
 
 

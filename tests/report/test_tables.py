@@ -29,3 +29,7 @@ def test_text_between_markers_is_replaced(tmp_path):
     for marker, count in (("other", 1), ("none", 0)):
         with pytest.raises(ValueError, match=f"must hold the line '<!-- {marker} -->' twice, got it {count} times"):
             fill(path, marker, "")
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no file .*none\.md: give one that holds the line '<!-- t -->'"
+    ):
+        fill(tmp_path / "none.md", "t", "")

@@ -20,10 +20,10 @@ from ldae.training.checkpoints import Checkpoints
 from ldae.training.run import Run
 
 
-def launch(folder: Path, output: Path, *options: str) -> subprocess.Popen:
+def launch(folder: Path, output: Path, *options: str, script: Path = ROOT / "train_ldae.py") -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [
-        str(ROOT / "train_ldae.py"),
+        str(script),
         "--data",
         str(folder),
         "--output_dir",
@@ -32,6 +32,7 @@ def launch(folder: Path, output: Path, *options: str) -> subprocess.Popen:
         *options,
     ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
@@ -76,6 +77,34 @@ def test_two_processes_killed_and_resumed(folder, files, tmp_path, streaming):
     same_run(tmp_path / "whole", tmp_path / "broken")
     train(data, tmp_path / "one", *options, "--per_device_batch_size", "8")
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_both_processes_with_a_checkpoint(files, tmp_path):
+    """The other process is in the same step, and waits for the gradient of the one that has no images for it."""
+    options = ["--streaming", "--gradient_accumulation_steps", "2", "--num_workers", "2"]
+    options += ["--max_steps", "30", "--checkpointing_steps", "0"]
+    script = tmp_path / "dying.py"
+    script.write_text(
+        "import os, train_ldae\n"
+        "from pytest import MonkeyPatch\n"
+        "from tiny_runs import let_a_worker_die\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    let_a_worker_die(MonkeyPatch())\n"
+        "train_ldae.command()\n"
+    )
+    broken = launch(files, tmp_path / "broken", *options, script=script)
+    _, said = broken.communicate(timeout=300)
+    assert broken.returncode != 0
+    last = Checkpoints(tmp_path / "broken/checkpoints").last()
+    assert 30 > int(last.name[-8:]) == len(losses(tmp_path / "broken")) >= 3
+    (line,) = [line for line in said.splitlines() if "dying.py: error: " in line]
+    assert "is killed by signal: Killed. The steps before it are in" in line
+    assert f"{last}; --resume goes on from it." in line
+    for output, more in ((tmp_path / "whole", []), (tmp_path / "broken", ["--resume"])):
+        run = launch(files, output, *options, *more)
+        assert run.wait(300) == 0, run.stderr.read()
+    same_run(tmp_path / "whole", tmp_path / "broken")
 
 
 def test_every_process_takes_its_part_of_all_noise(folder, tmp_path):

@@ -1,6 +1,7 @@
 """Signals and deaths of workers: a run ends in a good place, with its cause, and goes on from there."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,10 +9,11 @@ import time
 
 import psutil
 import pytest
-from tiny_runs import ROOT, TINY, at_step, losses, same_run, train
+from tiny_runs import ROOT, TINY, at_step, let_a_worker_die, losses, same_run, train
 
 import train_ldae
 from ldae import interruption
+from ldae.mistakes import is_mistake
 from ldae.training.checkpoints import Checkpoints
 
 
@@ -84,15 +86,46 @@ def test_a_signal_ends_the_processes_of_a_run(folder, tmp_path):
     assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
-def test_a_worker_that_dies_ends_the_run_with_its_cause_and_a_checkpoint(folder, tmp_path, monkeypatch, capsys):
-    options = ("--num_workers", "2", "--max_steps", "30", "--checkpointing_steps", "0")
-    train(folder, tmp_path / "whole", *options)
+def kill_a_worker(monkeypatch):
+    """When a step has been made, before the next batch is asked for."""
+    at_step(monkeypatch, 3, lambda: psutil.Process().children()[-1].kill())
+
+
+@pytest.mark.parametrize("kill", [kill_a_worker, let_a_worker_die])
+@pytest.mark.parametrize("options", ["", "--streaming --gradient_accumulation_steps 2"])
+def test_a_worker_that_dies_ends_the_run_with_its_cause_and_a_checkpoint(
+    folder, files, tmp_path, monkeypatch, kill, options
+):
+    data = files if "--streaming" in options else folder
+    options = (*options.split(), "--num_workers", "2", "--max_steps", "30", "--checkpointing_steps", "0")
+    train(data, tmp_path / "whole", *options)
     with monkeypatch.context() as context:
-        at_step(context, 3, lambda: psutil.Process().children()[-1].kill())
-        with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*is killed by signal: Killed"):
-            train(folder, tmp_path / "run", *options)
+        kill(context)
+        with pytest.raises(ChildProcessError) as ended:
+            train(data, tmp_path / "run", *options)
     last = Checkpoints(tmp_path / "run/checkpoints").last()
-    assert int(last.name[-8:]) == len(losses(tmp_path / "run")) >= 3
-    assert f"The steps before it are in {last}; --resume goes on from it." in capsys.readouterr().out
-    train(folder, tmp_path / "run", *options, "--resume")
+    assert 30 > int(last.name[-8:]) == len(losses(tmp_path / "run")) >= 3
+    assert re.fullmatch(
+        rf"DataLoader worker \(pid \d+\) is killed by signal: Killed\. The steps before it are in {re.escape(str(last))}; "
+        r"--resume goes on from it\. Fewer --num_workers need less memory\.",
+        str(ended.value),
+    )
+    train(data, tmp_path / "run", *options, "--resume")
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(folder, tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    train(folder, tmp_path / "whole")
+    try:
+        with monkeypatch.context() as context:  # files may have 20,000 bytes at most: losses, but not weights
+            at_step(context, 3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1])))
+            with pytest.raises(Exception, match="File too large") as error:
+                train(folder, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert is_mistake(error.value)
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["checkpoint-00000002"]
+    train(folder, tmp_path / "run", "--resume")
     same_run(tmp_path / "whole", tmp_path / "run")

@@ -1,13 +1,18 @@
 """A tiny run that the tests of training make, what it leaves, and how it is disturbed."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import torch
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
+from torch.utils.data import get_worker_info
 
 import train_ldae
+from ldae.data.images import ImageDataset
 from ldae.training.checkpoints import Checkpoints
 from ldae.training.recorder import Recorder
 
@@ -60,6 +65,19 @@ def at_step(monkeypatch, step: int, do):
             do()
 
     monkeypatch.setattr(EMAModel, "step", ema_step)
+
+
+def let_a_worker_die(monkeypatch):
+    """Makes a worker of the next run die over a batch for which the run waits."""
+    real, asked = ImageDataset.__getitems__, iter(range(1, 1000))
+
+    def getitems(self, keys):
+        if get_worker_info() is not None and next(asked) == 3:  # each worker counts for itself
+            time.sleep(1)  # in which the steps before are made
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, keys)
+
+    monkeypatch.setattr(ImageDataset, "__getitems__", getitems)
 
 
 def read_later(monkeypatch):
