@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ldae import LDAEConfig, LDAEForPreTraining
+from ldae.data import photos
 
 collect_ignore = ["common"]  # upstream's tests: `bash tests/common/run.sh` collects those
 
@@ -26,6 +27,12 @@ def shipped_model() -> Path:
     if (root / "PKG-INFO").exists():  # setuptools writes it into source distributions alone
         pytest.skip("needs a checkout: MANIFEST.in leaves weights out of a source distribution, to keep it small")
     return root / "model_cards/ldae-vit-small-tiny-imagenet64"
+
+
+@pytest.fixture
+def few_photos(monkeypatch):
+    """The data `photos` has two crops of each photograph in place of hundreds."""
+    monkeypatch.setattr(photos, "CROPS", {"train": 2, "validation": 2})
 
 
 @pytest.fixture(autouse=True)

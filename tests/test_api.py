@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from PIL import Image
 import ldae
 import probe_ldae
 import train_ldae
-from ldae.data import photos
 from ldae.features import command
 from ldae.options import parse_arguments, parse_keywords
 
@@ -119,18 +117,6 @@ def test_probe_is_the_command(data, folder, tmp_path):
     for part in (result, expected):
         part["protocols"]["knn"].pop("seconds")
     assert result["protocols"] == expected["protocols"]
-
-
-def test_the_example_of_readme_works_as_it_stands(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(photos, "CROPS", {"train": 2, "validation": 2})  # of each photograph, in place of hundreds
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    page = (Path(ldae.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    names: dict = {}
-    exec(re.search(r"### In Python\n.*?```python\n(.*?)```", page, re.DOTALL)[1], names)
-    assert names["folder"] == Path("runs/mine")
-    assert names["features"].column_names == ["name", "label", "pooled"]
-    assert json.loads(Path("runs/mine/results/probe-photos.json").read_text()) == names["result"]
 
 
 # -------------------------------------------------------------------------------------------------------------- refused

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -245,20 +246,37 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-# the tests of their rooms run the others, with the commands between their examples
-OWN_TESTS = {"docs/extending.md", "docs/export.md", "docs/search.md"}
+# a test below runs README's, and the tests of their rooms the others', with the commands between their examples
+OWN_TESTS = {"README.md", "docs/extending.md", "docs/export.md", "docs/search.md"}
 SHOWING_PYTHON = [page for page in PAGES if blocks(page, "python") and page not in OWN_TESTS]
+
+
+def run_python(page: str) -> dict:
+    """What the blocks of a page, one after the other in one program, leave under their names."""
+    names = {"__name__": "__main__"}
+    exec(compile("\n".join(blocks(page, "python")), page, "exec"), names)
+    return names
 
 
 @pytest.mark.parametrize("page", SHOWING_PYTHON)
 def test_python_runs_as_it_stands(page, workplace):
-    """The blocks of a page, one after the other, in one program."""
-    program = "\n".join(blocks(page, "python"))
-    exec(compile(program, page, "exec"), {"__name__": "__main__"})
+    run_python(page)
 
 
 def test_python_is_seen_to_be_run():
-    assert {"README.md", "docs/fine-tuning.md"} <= set(SHOWING_PYTHON)
+    assert {"docs/dense.md", "docs/fine-tuning.md"} <= set(SHOWING_PYTHON)
+
+
+@pytest.mark.usefixtures("shipped_model", "few_photos")
+def test_the_examples_of_readme_give_what_it_says(workplace, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(workplace / "home"))
+    names = run_python("README.md")
+    assert names["nearest"][0] == 0
+    assert len(set(names["nearest"].tolist())) == 6
+    assert "astronaut-validation-0000.png" in capsys.readouterr().out
+    assert names["folder"] == Path("runs/mine")
+    assert names["features"].column_names == ["name", "label", "pooled"]
+    assert json.loads(Path("runs/mine/results/probe-photos.json").read_text()) == names["result"]
 
 
 def test_the_hours_of_own_images_are_those_of_the_benchmarks():

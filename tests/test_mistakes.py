@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from functools import partial
@@ -28,11 +29,12 @@ def run(*command: str | Path, cwd: Path) -> tuple[int, list[str]]:
     return done.returncode, done.stderr.splitlines()
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize(
     ("command", "named"),
     [
-        ("{root}/train_ldae.py --data /nonexistent --report_to none", "train_ldae.py: error: .*data.*'/nonexistent'"),
-        ("{root}/probe_ldae.py --model /nonexistent", "probe_ldae.py: error: .*/nonexistent"),
+        ("train_ldae.py --data /nonexistent --report_to none", "train_ldae.py: error: .*data.*'/nonexistent'"),
+        ("probe_ldae.py --model /nonexistent", "probe_ldae.py: error: .*/nonexistent"),
         (
             "-m ldae.features --model /nonexistent --data photos --output_dir x",
             "python -m ldae.features: error: .*/non",
@@ -46,20 +48,34 @@ def run(*command: str | Path, cwd: Path) -> tuple[int, list[str]]:
         ),
     ],
 )
-def test_a_mistake_is_the_last_line_and_the_only_one_of_an_error(tmp_path, command, named):
+def test_a_mistake_ends_every_command_with_one_line(tmp_path, monkeypatch, capfd, command, named):
+    """As Python starts scripts and modules, but in this process, which has imported what they need."""
     (tmp_path / "here.json").touch()
-    status, lines = run(*command.format(root=ROOT).split(), cwd=tmp_path)
-    assert status == 2
-    assert not any("Traceback" in line for line in lines)
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = command.removeprefix("-m ").split()
+    start = partial(runpy.run_module, alter_sys=True) if command.startswith("-m ") else runpy.run_path
+    name = program if command.startswith("-m ") else str(ROOT / program)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        start(name, run_name="__main__")
+    assert ended.value.code == 2
+    lines = capfd.readouterr().err.splitlines()
     assert [line for line in lines if ": error: " in line] == lines[-1:]
     assert re.search(named, lines[-1])
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    status, lines = run(ROOT / "train_ldae.py", "--debug", "--data", "/nonexistent", cwd=tmp_path)
-    assert status == 1
-    assert any("Traceback" in line for line in lines)
-    assert lines[-1].startswith("FileNotFoundError: ")
+def test_a_mistake_is_the_last_line_of_a_process(tmp_path):
+    status, lines = run(ROOT / "train_ldae.py", "--data", "/nonexistent", "--report_to", "none", cwd=tmp_path)
+    assert status == 2
+    assert not any("Traceback" in line for line in lines)
+    assert [line for line in lines if ": error: " in line] == lines[-1:]
+
+
+def test_debug_lets_a_mistake_go_on(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_ldae.py", "--debug", "--data", "/nonexistent"])
+    with pytest.raises(FileNotFoundError, match="/nonexistent"):
+        run_command(train_ldae.main)
+    assert ": error: " not in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Search by features: README's first example and docs/search.md as they stand, and the figures of experiments.search."""
+"""Search by features: docs/search.md as it stands, and the figures of experiments.search."""
 
 import re
 import shlex
@@ -15,7 +15,6 @@ from PIL import Image
 
 import ldae
 from experiments import search
-from ldae.data import photos
 from ldae.features import command
 from ldae.features.extraction import Features
 
@@ -24,12 +23,11 @@ MODEL = "model_cards/ldae-vit-small-tiny-imagenet64"
 
 
 @pytest.fixture
-def few_photos(tmp_path, monkeypatch):
-    """A folder from which the examples find the model, and two crops of each photograph in place of hundreds."""
+def workplace(few_photos, tmp_path, monkeypatch):
+    """A folder from which the examples find the model."""
     AcceleratorState._reset_state(True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(photos, "CROPS", {"train": 2, "validation": 2})
     (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
     monkeypatch.chdir(tmp_path)
 
@@ -39,17 +37,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return re.findall(r"```(python|bash)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_first_example_of_readme_searches_images(few_photos, capsys):
-    code = next(text for language, text in blocks("README.md") if language == "python")
-    assert MODEL in code
-    names: dict = {}
-    exec(code, names)
-    assert names["nearest"][0] == 0
-    assert len(set(names["nearest"].tolist())) == 6
-    assert "astronaut-validation-0000.png" in capsys.readouterr().out
-
-
-def test_the_page_works_as_it_stands(few_photos, capsys):
+def test_the_page_works_as_it_stands(workplace, capsys):
     pytest.importorskip("faiss")
     names: dict = {}
     for language, text in blocks("docs/search.md"):
@@ -118,7 +106,7 @@ def test_alterations_change_an_image_and_not_its_content(name):
         assert np.corrcoef(before, after)[0, 1] > 0.8
 
 
-def test_data_without_labels_is_refused(few_photos, tmp_path):
+def test_data_without_labels_is_refused(workplace, tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "images/a.png")
     with pytest.raises(ValueError, match="--data 'images' cannot be searched: it has no validation split"):

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 def test_runs_reload_and_are_reported(recipe, tmp_path, capsys):
     """Two rungs as the command runs them: processes of their own."""
     command = [recipe, "--output_dir", str(tmp_path / "ablation"), "--rungs", "patch-ae", "l-dae", "--seeds", "3"]
+    command += ["--workers", "2"]
     run.main([*command, "--dry_run", "--", *TINY])
     assert "2 runs to do" in capsys.readouterr().out
     assert not (tmp_path / "ablation").exists()
@@ -197,7 +198,8 @@ def test_runs_end_with_the_ablation(recipe, tmp_path, number, status):
     """With a checkpoint of their last step."""
     folder = tmp_path / "ablation/l-dae-seed0"
     command = [sys.executable, "-m", "experiments.ablation.run", recipe, "--output_dir", str(folder.parent)]
-    command += ["--rungs", "l-dae", "--seeds", "0", "--", *TINY, "--max_steps", "100000", "--checkpointing_steps", "0"]
+    command += ["--workers", "2", "--rungs", "l-dae", "--seeds", "0", "--", *TINY]
+    command += ["--max_steps", "100000", "--checkpointing_steps", "0"]
     ablation = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     losses = folder / "losses.jsonl"
     while not (losses.exists() and losses.read_text()):

@@ -8,6 +8,7 @@ from ldae.data.order import DeviceLoader, StepSampler, fill_cache, training_load
 from ldae.data.sources import load_examples
 
 
+@pytest.mark.usefixtures("few_photos")
 @pytest.mark.parametrize("crop", ["center", "random", "random_resized"])
 def test_batches_cut_on_the_device_are_those_of_the_processor(device, crop):
     def sampler() -> StepSampler:

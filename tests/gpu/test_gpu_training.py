@@ -64,6 +64,7 @@ def stop_at(monkeypatch, step: int):
     monkeypatch.setattr(train_ldae, "train_step", train_step)
 
 
+@pytest.mark.usefixtures("few_photos")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, monkeypatch, deterministic, precision):
     """In fp16 the loss scale starts too high, so that it falls from step to step and has to be taken up again."""

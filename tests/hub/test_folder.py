@@ -20,8 +20,10 @@ from ldae import LDAEBackbone, LDAEForImageClassification, LDAEForPreTraining, L
 from ldae.hub.cards import write_card
 from ldae.hub.folder import save_hub_folder
 
+MODELS = (LDAEForPreTraining, LDAEModel, LDAEForImageClassification, LDAEBackbone)
 
-@pytest.mark.parametrize("model_class", [LDAEForPreTraining, LDAEModel, LDAEForImageClassification, LDAEBackbone])
+
+@pytest.mark.parametrize("model_class", MODELS)
 def test_saved_folder_loads_bit_for_bit_and_carries_its_code(model_class, tmp_path):
     model = tiny_model(model_class)
     save_hub_folder(model, tmp_path)
@@ -78,22 +80,22 @@ def test_a_baseline_of_transformers_is_saved_without_our_model_s_code(tmp_path):
 
 OPENS = """
 import sys, transformers
-folder = sys.argv[1]
-for name in ("AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassification"):
-    model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)
-    assert type(model).__module__.startswith("transformers_modules."), type(model)
-config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
-assert transformers.AutoBackbone.from_config(config, trust_remote_code=True).channels == [32]
+for folder in sys.argv[1:]:
+    for name in ("AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassification"):
+        model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert transformers.AutoBackbone.from_config(config, trust_remote_code=True).channels == [32]
 """
 
 
-@pytest.mark.parametrize("model_class", [LDAEForPreTraining, LDAEModel, LDAEForImageClassification, LDAEBackbone])
-def test_what_save_pretrained_writes_opens_without_the_package(model_class, tmp_path):
-    model = tiny_model(model_class)
-    model.save_pretrained(tmp_path / "model")
-    assert {path.name for path in (tmp_path / "model").glob("*.py")} == CODE
+def test_what_save_pretrained_writes_opens_without_the_package(tmp_path):
+    for model_class in MODELS:
+        folder = tmp_path / model_class.__name__
+        tiny_model(model_class).save_pretrained(folder)
+        assert {path.name for path in folder.glob("*.py")} == CODE
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-I", "-c", OPENS, str(tmp_path / "model")]
+    command = [sys.executable, "-I", "-c", OPENS, *(model_class.__name__ for model_class in MODELS)]
     subprocess.run(command, env=environment, cwd=tmp_path, check=True)
 
 

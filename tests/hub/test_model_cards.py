@@ -1,10 +1,7 @@
 """What lies in model_cards: cards that the command of model_cards/README.md makes, and examples that run as they stand."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -39,14 +36,16 @@ def test_a_card_is_what_its_command_makes_of_the_results(arguments, tmp_path, mo
 
 @pytest.mark.parametrize("card", sorted(CARDS.glob("*/README.md")), ids=lambda card: card.parent.name)
 @pytest.mark.usefixtures("shipped_model")
-def test_the_example_of_a_card_runs_as_it_stands(card, tmp_path):
+def test_the_example_of_a_card_runs_as_it_stands(card, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "model_cards").symlink_to(CARDS)
     Image.effect_noise((80, 60), 50).convert("RGB").save(tmp_path / "image.jpg")
     (example,) = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
-    check = "import torch\ntorch.save((features, outputs.pooler_output, outputs.last_hidden_state), 'answers.pt')\n"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", example + check], cwd=tmp_path, env=environment, check=True)
-    features, pooled, patches = torch.load(tmp_path / "answers.pt")
+    assert "import ldae" in example  # which this process has done
+    names: dict = {}
+    exec(example, names)
+    features, outputs = names["features"], names["outputs"]
+    pooled, patches = outputs.pooler_output, outputs.last_hidden_state
     size = int(re.search(r"# (\d+) numbers: the mean", example)[1])
     assert torch.tensor(features).shape == pooled.shape == (1, size)
     close = {"rtol": 0.02, "atol": 0.02}  # the weights are bf16, and the pipeline makes the images bf16 too

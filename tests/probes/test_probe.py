@@ -101,6 +101,7 @@ def test_every_protocol_with_sweep_and_figures(folder, data, capsys):
     assert sorted(EVERY) == sorted(probe_ldae.PROTOCOLS)
     few = ["--linear_epochs", 2, "--linear_batch_size", 8, "--attentive_epochs", 1, "--attentive_efficient_epochs", 1]
     few += ["--finetune_epochs", 1, "--finetune_batch_size", 10, "--few_shot_shots", 1, 2, "--few_shot_draws", 2]
+    few += ["--linear_fast_iterations", 20]
     result = run("--model", folder, "--data", data, "--protocols", *EVERY, *few, "--sweep", "--figures")
     assert list(result["protocols"]) == EVERY
     assert list(result["floor"]) == ["description", *EVERY]

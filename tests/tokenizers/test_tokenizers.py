@@ -70,8 +70,8 @@ def test_a_vaes_deviation_is_the_best_for_its_decoder():
 def optimum(x, **kwargs) -> PatchAutoencoder:
     model = PatchAutoencoder(PatchAutoencoderConfig(**SIZE, **kwargs)).double()
     optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=4000, max_eval=8000, history_size=50, line_search_fn="strong_wolfe",
-        tolerance_grad=1e-9, tolerance_change=1e-13,
+        model.parameters(), max_iter=700, history_size=50, line_search_fn="strong_wolfe", tolerance_grad=1e-9,
+        tolerance_change=1e-13,
     )  # fmt: skip
 
     def closure():

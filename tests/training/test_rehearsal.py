@@ -10,6 +10,8 @@ import train_ldae
 from ldae.names import duration
 from ldae.training import learning
 
+pytestmark = pytest.mark.usefixtures("few_photos")
+
 MODEL = "--image_size 16 --patch_size 4 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --latent_dim 4"
 
 
@@ -21,17 +23,17 @@ def rehearsed(capsys, tmp_path, *options: str) -> dict[str, str]:
 
 
 def test_facts(capsys, tmp_path):
-    said = rehearsed(capsys, tmp_path, "--epochs", "3", "--keep_ratio", "0.5")
+    said = rehearsed(capsys, tmp_path, "--epochs", "3", "--keep_ratio", "0.5", "--per_device_batch_size", "13")
     assert not (tmp_path / "run").exists()
     AcceleratorState._reset_state(True)
     length = ("--max_steps", "1", "--no_probe", "--report_to", "none")
     folder = train_ldae.main([*MODEL.split(), "--output_dir", str(tmp_path / "run"), *length, "--keep_ratio", "0.5"])
     parameters = sum(p.numel() for p in train_ldae_model(folder).parameters())
     assert f" {parameters / 1e6:.1f} M parameters" in said["model"]
-    assert said["images"].startswith("photos: 1,664 images at 16 x 16 px, 16 patches of 4 x 4, ")
+    assert said["images"].startswith("photos: 26 images at 16 x 16 px, 16 patches of 4 x 4, ")
     assert said["images"].endswith("sees 50%")
-    assert said["step"].startswith("64 images; ")
-    assert said["time"].endswith(": 78 steps, 3 epochs")  # 3 * 1,664 / 64
+    assert said["step"].startswith("13 images; ")
+    assert said["time"].endswith(": 6 steps, 3 epochs")  # 3 * 26 / 13
     assert json.loads((folder / "results/train.json").read_text())["steps"] == 1
 
 
@@ -41,12 +43,12 @@ def train_ldae_model(folder):
     return LDAEForPreTraining.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(("few", "expected"), [(1665, True), (1664, False)])
+@pytest.mark.parametrize(("few", "expected"), [(27, True), (26, False)])
 def test_few_images_are_said(capsys, tmp_path, monkeypatch, few, expected):
     monkeypatch.setattr(learning, "FEW", few)
     arguments = [*MODEL.split(), "--output_dir", str(tmp_path / "run"), "--dry_run", "--held_out", "0"]
     train_ldae.main(arguments)
-    assert ("1664 images are few to learn from: " in capsys.readouterr().out) == expected
+    assert ("26 images are few to learn from: " in capsys.readouterr().out) == expected
 
 
 def test_the_clock_ends_a_run(capsys, tmp_path):
