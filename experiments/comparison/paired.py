@@ -57,6 +57,11 @@ class Method:
     accuracies: dict[Measure, list[float]] = field(default_factory=lambda: defaultdict(list))
     right: dict[Measure, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
 
+    @property
+    def measures(self) -> list[Measure]:
+        """By what all seeds were measured: a mean over some of them would be another method's."""
+        return [each for each, accuracies in self.accuracies.items() if len(accuracies) == len(self.images_seen)]
+
 
 def methods(study: str | Path) -> dict[str, Method]:
     """The methods of a study that were trained, by the name of their runs without the seed."""
@@ -111,8 +116,8 @@ def table(study: str | Path, reference: str) -> str:
     found = methods(study)
     if reference not in found:
         raise ValueError(f"--reference must be one of {', '.join(found) or 'none'}, got {reference!r}")
-    names = [reference, *sorted(name for name in found if name != reference and found[name].accuracies)]
-    measures = list(found[reference].accuracies)
+    names = [reference, *sorted(name for name in found if name != reference and found[name].measures)]
+    measures = found[reference].measures
     if not measures:
         raise ValueError(f"{reference} of {str(study)!r} was measured by no protocol that classifies; probe it first")
     between = {each: pooled_variance(method.accuracies.get(each, []) for method in found.values()) for each in measures}
@@ -129,7 +134,7 @@ def table(study: str | Path, reference: str) -> str:
         }
 
     def cell(method: Method, each: Measure) -> str:
-        if each not in method.accuracies:
+        if each not in method.measures:
             return MISSING
         text = f"{mean(method.accuracies[each]):.1f}"
         if method is not found[reference]:

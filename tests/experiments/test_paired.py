@@ -104,6 +104,16 @@ def test_the_vote_on_standardised_features_has_a_column(tmp_path):
     assert lines[-1] == f"| `ours` | 25.0 (-25.0 ± {error:.1f}) | 50.0 (+25.0 ± {error:.1f}) |"
 
 
+def test_what_some_seeds_alone_were_measured_by_is_left_out(tmp_path):
+    run(tmp_path / "mae-seed0", MAE, [0, 1])
+    run(tmp_path / "mae-seed1", MAE, [0, 1], standardised=[0, 1, 2, 3])
+    run(tmp_path / "ours-seed0", LDAE, [0, 1])
+    run(tmp_path / "ours-seed1", LDAE, [0])
+    (tmp_path / "ours-seed1/results/probe-tiny.json").unlink()
+    _, tiny = table(tmp_path, "mae").split("\n\n")
+    assert tiny.splitlines() == ["| tiny | k-NN |", "| --- | ---: |", "| `mae` | 25.0 |"]
+
+
 def test_the_document_holds_what_the_results_say(tmp_path):
     copy, document = tmp_path / "copy.md", ROOT / "docs/comparison.md"
     copy.write_text(document.read_text())
