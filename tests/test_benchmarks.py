@@ -170,6 +170,7 @@ def test_hours_on_paper_are_those_of_the_measured_images_a_second():
     assert paper.hours("tiny", result, 3) == pytest.approx(3 * 1_281_167 / images_a_second / 3600)
 
 
+@pytest.mark.slow
 def test_folded_forms_are_measured_on_what_they_give(tiny_model, tmp_path):
     """k-NN is asked of the features of l-DAE and of its graph in int8, and every form is timed."""
     tiny_model(LDAEModel, image_size=8).save_pretrained(tmp_path)

@@ -64,6 +64,7 @@ def test_each_example_touches_the_promised_files():
     assert all(re.fullmatch(r"tests/test_\w+\.py", files[-1]) for files in touched.values())
 
 
+@pytest.mark.slow
 def test_the_examples_work_as_they_stand(tmp_path):
     copy_sources(tmp_path)
     extend(tmp_path, PAGE.read_text(encoding="utf-8"))

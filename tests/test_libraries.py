@@ -218,6 +218,7 @@ def test_models_that_take_a_backbone(tiny_config, tmp_path, model_type):
     assert torch.equal(loaded(x)[0], output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imported", [True, False])
 def test_a_model_with_our_backbone_opens_where_ldae_is_imported(tiny_config, tmp_path, imported):
     """docs/dense.md and docs/design.md say so. Once transformers runs code of a nested configuration, they must say that."""

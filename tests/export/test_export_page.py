@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -17,6 +18,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_page(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = tiny_model(LDAEModel, image_size=64, patch_size=8, num_hidden_layers=12)

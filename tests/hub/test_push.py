@@ -104,6 +104,7 @@ def test_push_is_one_commit_with_everything_and_nothing_else(pushed):
     assert f"Uploading {len(FILES)} files of {pushed.folder} to {MODEL_ID}: {', '.join(sorted(FILES))}" in pushed.output
 
 
+@pytest.mark.slow
 def test_a_newcomer_gets_the_same_model_bit_for_bit(pushed, tmp_path):
     model = tiny_model()
     torch.manual_seed(1)
