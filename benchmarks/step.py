@@ -180,10 +180,11 @@ def conditions(result: dict) -> str:
 def table(result: dict) -> str:
     """A result as markdown."""
     found, batch_size = result["contenders"], result["arguments"]["batch_size"]
-    ours = {}  # of the l-DAEs that differ in their attention only, the fastest
-    for name in sorted((name for name in found if name.startswith("l-DAE")), key=lambda name: -found[name]["median"]):
-        contender = found[name]["contender"]
-        ours[contender["compiled"], -contender["keep_ratio"]] = name
+    fastest: dict[tuple, str] = {}  # of the l-DAEs that differ in their attention only
+    for name, it in found.items():
+        if name.startswith("l-DAE"):
+            kind = it["contender"]["keep_ratio"], it["contender"]["compiled"]
+            fastest[kind] = min(name, fastest.get(kind, name), key=lambda name: found[name]["median"])
     columns: dict[str, Callable[[dict], str]] = {
         "parameters": lambda it: f"{it['parameters'] / 1e6:.1f} M" if it["parameters"] else "",
         "ms a step (quartiles)": lambda it: "{:.0f} ({:.0f} to {:.0f})".format(
@@ -196,7 +197,7 @@ def table(result: dict) -> str:
     for title, rate in rates.items():
         if rate:
             columns[title] = lambda it, rate=rate: f"{it['flops'] / it['median'] / rate:.0%}" if it["flops"] else ""
-    for _, name in sorted(ours.items()):
+    for name in fastest.values():
         columns[f"{name} / it"] = lambda it, name=name: f"{ratio(found[name]['seconds'], it['seconds']):.2f}"
     rows = [{"": name, **{title: cell(it) for title, cell in columns.items()}} for name, it in found.items()]
     return f"{conditions(result)}\n\n{markdown(rows)}"

@@ -45,14 +45,14 @@ class Method:
 
     Args:
         config: of its model.
-        learning_rate: of 256 images in a step.
+        base_learning_rate: of 256 images in a step.
         images_seen: in training, by each seed.
         accuracies: in %, by each seed.
         right: for each validation image, whether a seed classifies it rightly (n,), by each seed.
     """
 
     config: dict[str, Any]
-    learning_rate: float
+    base_learning_rate: float
     images_seen: list[int] = field(default_factory=list)
     accuracies: dict[Measure, list[float]] = field(default_factory=lambda: defaultdict(list))
     right: dict[Measure, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
@@ -127,8 +127,8 @@ def table(study: str | Path, reference: str) -> str:
         return {
             "run": f"`{name}`",
             "method": method_name(method.config),
-            "decoder blocks": method.config["decoder_num_hidden_layers"],
-            "learning rate": f"{method.learning_rate:.0e}".replace("e-0", "e-"),
+            "decoder blocks": method.config.get("decoder_num_hidden_layers"),
+            "base learning rate": f"{method.base_learning_rate:.0e}".replace("e-0", "e-"),
             "seeds": len(method.images_seen),
             "images seen, thousands": round(mean(method.images_seen) / 1000),
         }

@@ -19,6 +19,7 @@ PHOTOGRAPHS = (
     "skimage/coins.png", "skimage/grass.png", "skimage/gravel.png", "skimage/hubble_deep_field.jpg",
     "skimage/motorcycle_left.png", "skimage/rocket.jpg", "sklearn/china.jpg", "sklearn/flower.jpg",
 )  # fmt: skip
+FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}  # of the photographs, within their packages
 CROPS = {"train": 128, "validation": 40}  # of each photograph
 CROP_SIZE = 64  # pixels
 
@@ -63,7 +64,13 @@ def load_photos(split: str) -> datasets.Dataset:
 
 
 def photograph_path(name: str) -> Path:
-    """The file of one of `PHOTOGRAPHS`, found without importing its package, which takes a second."""
+    """The file of one of `PHOTOGRAPHS`, found without importing its package, which takes a second.
+
+    Raises:
+        ModuleNotFoundError: if the package is not installed.
+    """
     package, file = name.split("/")
-    (folder,) = find_spec(package).submodule_search_locations  # type: ignore[union-attr, misc]
-    return Path(folder) / {"skimage": "data", "sklearn": "datasets/images"}[package] / file
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"data 'photos' is cut out of photographs in {package}, which is not installed")
+    return Path(spec.origin).parent / FOLDERS[package] / file

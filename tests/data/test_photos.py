@@ -1,5 +1,6 @@
 """The embedded images."""
 
+import builtins
 import io
 
 import numpy as np
@@ -42,3 +43,20 @@ def test_photos_share_no_pixel_between_the_splits(monkeypatch):
         assert crops(split) == before[split]  # the same every time
     with pytest.raises(ValueError, match=r"photos.*got 'test'"):
         load_examples("photos", "test")
+
+
+def test_photographs_are_found_without_importing_their_packages(monkeypatch):
+    real = builtins.__import__
+
+    def imported(name, *arguments, **keywords):
+        assert name.split(".")[0] not in photos.FOLDERS
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", imported)
+    assert all(photos.photograph_path(name).is_file() for name in photos.PHOTOGRAPHS)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(photos, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="photographs in skimage, which is not installed"):
+        photos.load_photos("train")

@@ -70,6 +70,12 @@ def test_a_reference_that_was_not_measured_is_refused(tmp_path):
         table(tmp_path, "mae")
 
 
+def test_a_method_without_a_decoder_has_a_dash(tmp_path):
+    run(tmp_path / "mae-seed0", MAE, [0])
+    run(tmp_path / "labels-seed0", {"model_type": "vit", "architectures": ["Supervised"]}, [0])
+    assert "| `labels` | supervised ViT | – | 2e-3 | 1 | 2 |" in table(tmp_path, "mae")
+
+
 def test_seeds_are_averaged_and_their_variance_is_part_of_the_error(tmp_path):
     for seed, right in enumerate(([0, 1, 2, 3], [0, 1], [0, 1, 2])):
         run(tmp_path / f"mae-seed{seed}", MAE, right)
