@@ -22,6 +22,14 @@ run() { # name, module or script, options
   python -m experiments.collect "$runs" "$study" --runs "$name"
 }
 
+finetune() { # name, as in imagenette64.sh
+  wanted "$1" || return 0
+  python probe_ldae.py --model "$runs/$1-seed$seed" --data "$transfer" --protocols finetune --no_baseline \
+    --features_cache none --finetune_epochs 3 --finetune_base_learning_rate 4e-3 --finetune_mixup 0 --finetune_cutmix 0 \
+    --finetune_randaugment 0 --finetune_erasing 0 --finetune_drop_path 0
+  python -m experiments.collect "$runs" "$study" --runs "$1-seed$seed"
+}
+
 ldae() { run "$1" train_ldae.py "${@:2}"; }
 mae() { run "$1" "-m experiments.baselines.vit_mae" --adam_beta2 0.95 --weight_decay 0.05 "${@:2}"; }
 
@@ -45,6 +53,11 @@ ldae ldae-keep50-whitened-decoder1 "${whitened[@]}" --keep_ratio 0.5 --decoder_n
 ldae ldae-whitened "${whitened[@]}"
 ldae ldae-keep50 "${raw[@]}" --keep_ratio 0.5
 ldae ldae-keep25-whitened "${whitened[@]}" --keep_ratio 0.25
+ldae ldae-keep25-whitened-decoder1 "${whitened[@]}" --keep_ratio 0.25 --decoder_num_hidden_layers 1
 ldae ldae-keep25 "${raw[@]}" --keep_ratio 0.25
 
-python -m experiments.comparison.paired "$study" --reference mae --write docs/comparison.md
+# the finalists, fine-tuned on the data on which nothing was trained
+finetune mae-decoder1
+finetune ldae-keep50-whitened-decoder1
+
+python -m experiments.comparison.paired "$study" --reference mae-decoder1 --write docs/comparison.md
