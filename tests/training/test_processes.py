@@ -99,7 +99,7 @@ def test_a_worker_that_dies_ends_both_processes_with_a_checkpoint(files, tmp_pat
     last = Checkpoints(tmp_path / "broken/checkpoints").last()
     assert 30 > int(last.name[-8:]) == len(losses(tmp_path / "broken")) >= 3
     (line,) = [line for line in said.splitlines() if "dying.py: error: " in line]
-    assert "is killed by signal: Killed. The steps before it are in" in line
+    assert "was ended by a signal: Killed. The steps before it are in" in line
     assert f"{last}; --resume goes on from it." in line
     for output, more in ((tmp_path / "whole", []), (tmp_path / "broken", ["--resume"])):
         run = launch(files, output, *options, *more)
