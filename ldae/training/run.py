@@ -299,7 +299,9 @@ class Run:
                 yield batch
         except Exception:  # whatever reading raises, such as a decoder's error, the steps so far are kept
             if self.state["step"] and self.accelerator.num_processes == 1:  # others would wait for each other
-                print(f"\nThe steps before it are in {self.save_checkpoint()}; --resume goes on from it.")
+                self.save_checkpoint()
+            if (last := self.checkpoints.last()) is not None:
+                print(f"\nThe last checkpoint is {last}; --resume goes on from it.")
             raise
 
     def report_unreadable(self, names: Iterable[str]):

@@ -107,6 +107,23 @@ def test_a_worker_that_dies_ends_both_processes_with_a_checkpoint(files, tmp_pat
     same_run(tmp_path / "whole", tmp_path / "broken")
 
 
+@pytest.mark.slow
+def test_an_unreadable_image_ends_both_processes_with_one_line(folder, tmp_path):
+    """The other process waits for a gradient, and its connection breaks."""
+    data = shutil.copytree(folder, tmp_path / "data")
+    last = torch.randperm(22, generator=torch.Generator().manual_seed(mix_seed(0, 0)))[-1]  # of the first epoch
+    unreadable = sorted(data.glob("*/*.png"))[last]
+    unreadable.write_bytes(b"no image")
+    options = ["--on_bad_image", "error", "--pca_patches", "16", "--max_steps", "30", "--checkpointing_steps", "1"]
+    run = launch(data, tmp_path / "run", *options)
+    _, said = run.communicate(timeout=300)
+    assert run.returncode == 1  # torchrun's
+    (line,) = [line for line in said.splitlines() if "train_ldae.py: error: " in line]
+    assert f"train_ldae.py: error: unreadable image (--on_bad_image error): {unreadable}: " in line
+    assert said.count("Traceback") == 1  # torchrun's
+    assert Checkpoints(tmp_path / "run/checkpoints").last() is not None
+
+
 def test_every_process_takes_its_part_of_all_noise(folder, tmp_path):
     """Whatever tensors a model's noise holds."""
     options = ["--data", str(folder), "--output_dir", str(tmp_path / "run"), *TINY]
