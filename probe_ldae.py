@@ -15,7 +15,7 @@ from ldae import launch
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples, validate_output, why_not_probed
 from ldae.features.encoders import load_encoder
-from ldae.files import read_json
+from ldae.files import read_json, validate_writable
 from ldae.hub.cards import write_card
 from ldae.hub.push import push, validate_hub
 from ldae.mistakes import run_command
@@ -211,6 +211,7 @@ def run(options: ProbeArguments, protocols: list[Protocol]) -> Path:
     """Probes a model; returns the result's file."""
     path = result_path(options)
     validate_output(path.parent, options.data)
+    validate_writable(path.parent)
     if options.push_to_hub and os.environ.get("RANK", "0") == "0":
         validate_push(options)
     accelerator = launch.start(options.mixed_precision, cpu=options.device == "cpu")

@@ -43,7 +43,7 @@ def train_step(run: Run, batches: Iterable[dict[str, Any]]):
     if run.ema is not None and not optimizer.step_was_skipped:
         run.ema.step(model.parameters())
     run.advance()
-    run.recorder.record(losses, norm, rate, names, run.interruption.ends_run)
+    run.recorder.record(losses, norm, rate, names, run.ends)
 
 
 def train(model_args, data_args, train_args, model: torch.nn.Module | None = None) -> Path:

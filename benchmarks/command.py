@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldae.files import read_json
+from ldae.files import read_json, validate_writable
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
 from ldae.report.results import environment, save_result
@@ -55,6 +55,8 @@ def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callabl
     else:
         if given.output and Path(given.output).exists() and not given.overwrite:
             raise FileExistsError(f"{given.output} is there; pass --overwrite or another --output")
+        if given.output:
+            validate_writable(Path(given.output).parent, "--output")
         arguments = {name: value for name, value in vars(given).items() if name not in OWN}
         for measured in measure(given):
             result = {**measured, "arguments": arguments}

@@ -6,10 +6,12 @@ By default it is the small model of this repository and scikit-image's cup of co
 """
 
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 
 from PIL import Image
 
 from ldae.data.photos import photograph_path
+from ldae.files import validate_writable
 from ldae.hub.folder import image_processor
 from ldae.loading import load_model
 from ldae.mistakes import reading, run_command
@@ -28,9 +30,10 @@ def main(argv: list[str] | None = None):
     """Draws the picture.
 
     Raises:
-        FileNotFoundError, ValueError: for a model or an image that cannot be read.
+        FileNotFoundError, ValueError: for a model or an image that cannot be read, or a picture that cannot be written.
     """
     (options,) = option_parser(DenoisedArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses(argv)
+    validate_writable(Path(options.output).parent, "output")
     model = load_model(options.model)
     with reading("--image", options.image), Image.open(options.image) as image:
         (pixel_values,) = image_processor(model.config)(image, return_tensors="pt")["pixel_values"]

@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
-from ldae.files import atomic_write
+from ldae.files import atomic_write, validate_writable
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
 from ldae.progress import progress_bar
@@ -29,10 +29,11 @@ def resize(source: str, target: Path, size: int):
 
     Raises:
         FileExistsError: if `target` holds something.
-        ValueError: without one of the splits, or without labels.
+        ValueError: without one of the splits, or without labels, or if `target` cannot be written to.
     """
     if any(target.glob("*")):
         raise FileExistsError(f"{str(target)!r} is not empty; give another folder")
+    validate_writable(target, "target")
     found = {split: load_examples(source, split) for split in ("train", "validation")}
     for split, examples in found.items():
         if examples is None or "label" not in examples.features:

@@ -23,7 +23,7 @@ from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
 from ldae.features.extraction import Features, extract_features
 from ldae.features.neighbours import centred, nearest, standardised
-from ldae.files import read_json
+from ldae.files import read_json, validate_writable
 from ldae.mistakes import run_command
 from ldae.names import short_name
 from ldae.options import option, option_parser
@@ -249,6 +249,8 @@ def main():
     if options.draw and not options.output:
         raise ValueError("--draw needs --output, beside which it draws")
     if options.write is None:
+        if options.output:
+            validate_writable(Path(options.output).parent, "--output")
         run(options)
         return
     page = Path(options.write)

@@ -20,6 +20,7 @@ from tqdm import trange
 from transformers import AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from ldae import LDAEBackbone
+from ldae.files import validate_writable
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
 from ldae.report.drawing import image_columns, save_image
@@ -178,6 +179,7 @@ def table(results: Path) -> str:
 
 def run(model: str, seeds: list[int], steps: int, results: Path, figure: str | None):
     """Measures the threshold, and the network from random and from pre-trained weights with each seed, into `results`."""
+    validate_writable(results.parent, "--results")
     size = AutoConfig.from_pretrained(model).image_hw[0]
     expected = tiles(nuclei()[1][:, COLUMN:], size)
     common = {"model": Path(model).name, "steps": steps, **environment()}

@@ -7,8 +7,9 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -148,6 +149,32 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         lock.release()
+
+
+def validate_writable(folder: str | Path, name_of_option: str = "--output_dir"):
+    """Validates that a folder, which need not be there, can be written to: before any work whose results would be lost.
+
+    It is tried, and nothing is left of that. The first of several processes tries it for all.
+
+    Raises:
+        ValueError: naming the option, if it cannot.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    folder = Path(folder).expanduser()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{name_of_option}: the folder {str(folder)!r} cannot be written to ({error.strerror}); choose another"
+        ) from error
+    finally:
+        with suppress(OSError):  # it was not made, or another process uses it already
+            for path in new:
+                path.rmdir()
 
 
 def remove(path: Path):

@@ -22,20 +22,17 @@ class Interruption:
 
     Attributes:
         number: the signal that came while it was `postponed`, or None.
-        death: the death of a `DataLoader`'s worker that was noted, or None.
     """
 
     def __init__(self, remedy: str):
         self.remedy, self._waits = remedy, False
         self.number: int | None = None
-        self.death: RuntimeError | None = None
         self._before: dict[int, Any] = {}
         self._noted = 0.0  # when `number` came
-        self._raises: Any = None  # torch's handler of a worker's death
 
     def __enter__(self) -> "Interruption":
-        for number in SIGNALS:
-            self._handle(number, self._receive)
+        if threading.current_thread() is threading.main_thread():  # Python allows it there only
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *exception):
@@ -53,11 +50,6 @@ class Interruption:
         if self.number is not None:
             self.end(self.number)
 
-    @property
-    def ends_run(self) -> bool:
-        """Whether a signal or the death of a worker was noted."""
-        return self.number is not None or self.death is not None
-
     def end(self, number: int) -> NoReturn:
         """Ends the command by a signal, which another process may have received.
 
@@ -67,26 +59,6 @@ class Interruption:
         if os.environ.get("RANK", "0") == "0":
             print(f"\nInterrupted by {signal.Signals(number).name}: {self.remedy}.", file=sys.stderr)
         raise SystemExit(128 + number)
-
-    def note_deaths(self):
-        """Notes the death of workers from now on, which torch would raise anywhere, in the middle of a step too.
-
-        To be called once there are workers, since torch sets its handler with the first of them.
-        """
-        if hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
-            self._raises = signal.getsignal(signal.SIGCHLD)
-            self._handle(signal.SIGCHLD, self._note)
-
-    def _note(self, number: int, frame: Any):
-        try:
-            self._raises(number, frame)
-        except RuntimeError as error:
-            self.death = error
-
-    def _handle(self, number: int, handler: Any):
-        if threading.current_thread() is threading.main_thread():  # Python allows it there only
-            before = signal.signal(number, handler)
-            self._before.setdefault(number, before)
 
     def _receive(self, number: int, frame: Any):
         if not self._waits or (self.number is not None and time.monotonic() - self._noted > ECHO):

@@ -28,8 +28,8 @@ def run_command(main: Callable[[], Any]) -> None:
     """Runs a command's `main`. A mistake of its user ends the program with one line on stderr and status 2.
 
     A mistake is what a check of ours has raised, or an error of the operating system about a file or a full disk. Anything else
-    is a fault of the program or of a library, and goes on as it is. With `--debug` on the command line, which is taken off it,
-    mistakes go on as they are, too.
+    is a fault of the program or of a library, and goes on as it is, unless another process has met a mistake and left this one
+    alone. With `--debug` on the command line, which is taken off it, mistakes go on as they are, too.
     """
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
@@ -37,9 +37,9 @@ def run_command(main: Callable[[], Any]) -> None:
     try:
         main()
     except Exception as error:
-        if debug or not is_mistake(error):
+        if debug or not (is_mistake(error) or _was_said()):
             raise
-        if is_first():
+        if is_mistake(error) and is_first():
             print(f"{program()}: error: {' '.join(_sentence(error).split())}", file=sys.stderr)
         sys.stdout.flush()
         raise SystemExit(2) from None
@@ -93,6 +93,14 @@ def is_first() -> bool:
         return dist.distributed_c10d._get_default_store().add("mistakes", 1) == 1
     except RuntimeError:  # the process that kept count has ended
         return True
+
+
+def _was_said() -> bool:
+    """Whether another process has said what is wrong. A library here then meets the end of that process."""
+    try:
+        return dist.is_initialized() and dist.distributed_c10d._get_default_store().add("mistakes", 0) > 0
+    except RuntimeError:  # the process that kept count has ended
+        return False
 
 
 def _is_ours(traceback: TracebackType) -> bool:

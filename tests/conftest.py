@@ -16,8 +16,9 @@ from ldae.data import photos
 collect_ignore = ["common"]  # upstream's tests: `bash tests/common/run.sh` collects those
 
 torch.set_num_threads(1)
-# seconds that workers of a run that was stopped are waited for; they are 5
+# seconds that workers of a run that was stopped are waited for, and after which dead ones are noticed; they are 5
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
+torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.5,)
 
 
 @pytest.fixture(scope="session")

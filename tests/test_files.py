@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from ldae.files import DIGESTS, LOCK, atomic_write, damage, digests_of, hold_folder, read_json, replace_files
+from ldae.files import (
+    DIGESTS,
+    LOCK,
+    atomic_write,
+    damage,
+    digests_of,
+    hold_folder,
+    read_json,
+    replace_files,
+    validate_writable,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -157,3 +167,17 @@ def test_a_process_that_was_killed_holds_no_folder_even_if_its_children_live_on(
             pass
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_what_can_be_written_to_is_left_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    for good in ("there", "new", "there/new/and/deep"):
+        validate_writable(tmp_path / good)
+    with pytest.raises(
+        ValueError, match=r"^--output: the folder '.*file' cannot be written to \(File exists\); choose"
+    ):
+        validate_writable(tmp_path / "file", "--output")
+    monkeypatch.setenv("RANK", "1")  # which leaves it to the first process
+    validate_writable(tmp_path / "file")
+    assert {path.name for path in tmp_path.rglob("*")} == {"there", "file"}

@@ -29,6 +29,20 @@ def run(*command: str | Path, cwd: Path) -> tuple[int, list[str]]:
     return done.returncode, done.stderr.splitlines()
 
 
+def ended_by_mistake(monkeypatch, capfd, command: str) -> str:
+    """The one line that a command ends with, as Python starts it, but in this process, which has imported what it needs."""
+    program, *arguments = command.removeprefix("-m ").split()
+    start = partial(runpy.run_module, alter_sys=True) if command.startswith("-m ") else runpy.run_path
+    name = program if command.startswith("-m ") else str(ROOT / program)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        start(name, run_name="__main__")
+    assert ended.value.code == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert [line for line in lines if ": error: " in line] == lines[-1:]
+    return lines[-1]
+
+
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize(
     ("command", "named"),
@@ -49,19 +63,34 @@ def run(*command: str | Path, cwd: Path) -> tuple[int, list[str]]:
     ],
 )
 def test_a_mistake_ends_every_command_with_one_line(tmp_path, monkeypatch, capfd, command, named):
-    """As Python starts scripts and modules, but in this process, which has imported what they need."""
     (tmp_path / "here.json").touch()
     monkeypatch.chdir(tmp_path)
-    program, *arguments = command.removeprefix("-m ").split()
-    start = partial(runpy.run_module, alter_sys=True) if command.startswith("-m ") else runpy.run_path
-    name = program if command.startswith("-m ") else str(ROOT / program)
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    with pytest.raises(SystemExit) as ended:
-        start(name, run_name="__main__")
-    assert ended.value.code == 2
-    lines = capfd.readouterr().err.splitlines()
-    assert [line for line in lines if ": error: " in line] == lines[-1:]
-    assert re.search(named, lines[-1])
+    assert re.search(named, ended_by_mistake(monkeypatch, capfd, command))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder in which root itself can make none")
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("train_ldae.py --data {there} --output_dir", "--output_dir"),
+        ("probe_ldae.py --model /nonexistent --data photos --output_dir", "--output_dir"),
+        ("-m ldae.features --model /nonexistent --data photos --output_dir", "--output_dir"),
+        ("-m ldae.generation --model /nonexistent --output_dir", "--output_dir"),
+        ("-m ldae.export --model /nonexistent --output_dir", "--output_dir"),
+        ("-m ldae.hub.cards --model /nonexistent --output", "--output"),
+        ("-m benchmarks.loader --output", "--output"),
+        ("-m experiments.ablation.run photos --output_dir", "--output_dir"),
+        ("-m experiments.denoised --model /nonexistent", "output"),
+        ("-m experiments.resized --size 8 /nonexistent", "target"),
+        ("-m experiments.search --model /nonexistent --output", "--output"),
+        ("-m experiments.segmentation MODEL --results", "--results"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch, capfd, command, option):
+    monkeypatch.chdir(tmp_path)
+    line = ended_by_mistake(monkeypatch, capfd, f"{command.format(there=ROOT / 'docs')} /proc/x/y")
+    assert re.search(rf"error: {option}: the folder '/proc/x(/y)?' cannot be written to \(.+\); choose another$", line)
 
 
 def test_a_mistake_is_the_last_line_of_a_process(tmp_path):
@@ -107,6 +136,7 @@ def test_a_full_disk_is_no_fault_of_the_program(tmp_path, monkeypatch, capsys, w
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     monkeypatch.setattr(sys, "argv", ["x.py"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # `python -m pytest` names the program by it
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
         with pytest.raises(SystemExit, match="2"):

@@ -34,6 +34,7 @@ from experiments.ablation.rungs import (
 )
 from experiments.ablation.tables import tables
 from ldae.data.sources import load_examples, why_not_probed
+from ldae.files import validate_writable
 from ldae.interruption import Interruption
 from ldae.mistakes import run_command
 from ldae.names import duration
@@ -312,6 +313,7 @@ def main(argv: list[str] | None = None):
     print(ablation.plan())
     if given.dry_run:
         return
+    validate_writable(output_dir)
     if data_args.streaming:
         raise ValueError("rungs are probed, which --streaming cannot be: leave it out")
     names = (data_args.train_split, data_args.validation_split)

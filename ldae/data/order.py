@@ -1,9 +1,14 @@
 """The order of images, which depends on (seed, step) alone, and the loaders that read them in batches."""
 
+import multiprocessing
 import signal
+import sys
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 import joblib
@@ -59,19 +64,6 @@ class StepSampler(Sampler):
         self.images, self.start, self.stop = images, start, stop
         self.batch_size, self.accumulation, self.rank, self.world = batch_size, accumulation, rank, world
         self.places, self.passed = places, deque[list[dict[str, Any]]]()
-
-    def later(self, start: int, places: Sequence[dict[str, Any]] = ()) -> "StepSampler":
-        """The same order from another step on.
-
-        Args:
-            start: The number of that step.
-            places: Where this process's lanes of a stream stand before it, once they have been read.
-        """
-        lanes = {place["lane"]: place for place in (*self.places, *places)}
-        return StepSampler(
-            self.images, start, self.stop, self.batch_size, self.accumulation, self.rank, self.world,
-            [lanes[lane] for lane in sorted(lanes)],
-        )  # fmt: skip
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.accumulation
@@ -138,9 +130,99 @@ def refill(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class Loader:
+    """Batches in their order, which worker processes read ahead. Where a worker dies, this process reads the others by itself.
+
+    It can so take part in what other processes of a training wait for. It says on stderr of what the worker died.
+
+    Args:
+        dataset: Gives a batch for a list of keys.
+        batches: The keys of each batch.
+        collate_fn: Is given what the data set gives.
+        num_workers: The number of worker processes; 0: this process reads.
+
+    Attributes:
+        death: What a worker has died of, a sentence; None: none has died.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batches: Iterable[list], collate_fn: Callable | None = None, num_workers: int = 0
+    ):
+        self.dataset, self.batches, self.collate_fn = dataset, batches, collate_fn or _as_it_is
+        self.num_workers = num_workers
+        self.death: str | None = None
+
+    def __len__(self) -> int:
+        return len(cast(Sequence, self.batches))
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.num_workers:
+            yield from self._read(self.batches)
+            return
+        self.death = None
+        keys, ahead = iter(self.batches), deque[list]()  # what workers were asked for and have not given yet
+
+        def asked() -> Iterator[list]:
+            for batch in keys:
+                ahead.append(batch)
+                yield batch
+
+        for batch in self._by_workers(asked()):
+            ahead.popleft()
+            yield batch
+        if self.death is not None:
+            print(
+                f"\n{self.death} This process reads its images. Fewer --num_workers need less memory.", file=sys.stderr
+            )
+            yield from self._read(chain(ahead, keys))
+
+    def _by_workers(self, batches: Iterable[list]) -> Iterator[Any]:
+        """The batches that workers read, up to the first that is lost."""
+        others, workers = {*multiprocessing.active_children()}, set[BaseProcess]()
+        try:
+            read = iter(self._read(batches, self.num_workers))
+            workers = {*multiprocessing.active_children()} - others
+            _leave_deaths_to_loaders()
+            yield from read
+        except (RuntimeError, OSError, EOFError) as error:  # what is not a worker's own fault will be raised again
+            self.death = _death(workers, error)
+
+    def _read(self, batches: Iterable[list], num_workers: int = 0) -> DataLoader:
+        return DataLoader(
+            self.dataset,
+            batch_sampler=cast(Any, batches),
+            collate_fn=self.collate_fn,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_finish_the_batch,
+        )
+
+
+def _leave_deaths_to_loaders():
+    """Takes away torch's handler, which would raise a worker's death anywhere, in the middle of a step too.
+
+    Whoever waits for a batch of a dead worker notices within seconds.
+    """
+    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    is_torchs = getattr(handler, "__module__", "").startswith("torch.")
+    if is_torchs and threading.current_thread() is threading.main_thread():  # Python allows it there only
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _death(workers: set[BaseProcess], error: Exception) -> str:
+    """A sentence on what ended the workers: their own end, or the error that came of it."""
+    wait([worker.sentinel for worker in workers], timeout=1)  # its connections break just before a worker has ended
+    for worker in workers:
+        if (code := worker.exitcode or 0) < 0:
+            return f"A process that reads images was ended by a signal: {signal.strsignal(-code)}."
+        if code:
+            return f"A process that reads images has ended with the status {code}."
+    return f"Processes that read images have failed: {str(error).partition(chr(10))[0].rstrip('.')}."
+
+
 def training_loader(
     sampler: StepSampler, num_workers: int = 0, device: torch.device | None = None
-) -> Iterable[dict[str, Any]]:
+) -> "Loader | DeviceLoader":
     """Loads the batches of a run in the sampler's order, as `ImageDataset` makes them, with `refill`.
 
     Args:
@@ -153,7 +235,7 @@ def training_loader(
         unreadable = fill_cache(images, num_workers or joblib.cpu_count() // PartialState().num_processes)
         if int(images.cached.sum()) + len(unreadable) == len(images):
             return DeviceLoader(sampler, device, unreadable)
-    return _loader(images, sampler, refill, num_workers)
+    return Loader(images, sampler, refill, num_workers)
 
 
 def _fits(images: ImageDataset, device: torch.device) -> bool:
@@ -177,7 +259,7 @@ def fill_cache(images: ImageDataset, num_workers: int = 0) -> dict[int, str]:
     missing = torch.nonzero(~images.cached).flatten().tolist()
     chunks = [missing[i : i + 256] for i in range(0, len(missing), 256)]
     num_workers = min(num_workers, len(chunks))
-    loader = DataLoader(_Filler(images), batch_sampler=chunks, collate_fn=_as_it_is, num_workers=num_workers)
+    loader = Loader(_Filler(images), chunks, num_workers=num_workers)
     unreadable: dict[int, str] = {}
     shown = bool(missing) and PartialState().is_main_process
     with progress_bar(shown=shown, total=len(missing), desc="decoding", unit=" images") as bar:
@@ -198,12 +280,14 @@ class _Filler(Dataset):
 
 
 class DeviceLoader:
-    """Batches that are cut on a device from a copy of the images there: the batches of `training_loader`, bit for bit.
+    """Batches that are cut on a device from a copy of the images there: the batches of a `Loader`, bit for bit.
 
     Args:
         sampler: The order. Its images' cache holds all images that can be read.
         unreadable: The "name: error" of the others, by their index.
     """
+
+    death = None  # it has no workers
 
     def __init__(self, sampler: StepSampler, device: torch.device, unreadable: dict[int, str]):
         self.sampler, self.unreadable = sampler, unreadable
@@ -238,7 +322,7 @@ class DeviceLoader:
 
 def evaluation_loader(
     images: ImageDataset, batch_size: int, num_workers: int = 0, indices: Sequence[int] | None = None, view: int = 0
-) -> DataLoader:
+) -> Loader:
     """Loads every image once and in order. Unreadable images are left out.
 
     Args:
@@ -247,10 +331,10 @@ def evaluation_loader(
     """
     if images.streaming:
         part = cast(range | None, indices)
-        return _loader(images, _Chunks(images.examples, batch_size, part), _as_it_is, num_workers)
+        return Loader(images, _Chunks(images.examples, batch_size, part), num_workers=num_workers)
     indices = range(len(images)) if indices is None else indices
     batches = [[(view, int(i)) for i in indices[b : b + batch_size]] for b in range(0, len(indices), batch_size)]
-    return _loader(images, batches, _as_it_is, num_workers)
+    return Loader(images, batches, num_workers=num_workers)
 
 
 class _Chunks:
@@ -268,17 +352,6 @@ class _Chunks:
 
 def _as_it_is(batch: dict) -> dict:
     return batch
-
-
-def _loader(images: ImageDataset, batch_sampler, collate_fn, num_workers: int) -> DataLoader:
-    return DataLoader(
-        images,
-        batch_sampler=batch_sampler,
-        collate_fn=collate_fn,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_finish_the_batch,
-    )
 
 
 def _finish_the_batch(worker: int):

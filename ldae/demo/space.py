@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import metadata_save, snapshot_download
 
-from ldae.files import atomic_write, remove
+from ldae.files import atomic_write, remove, validate_writable
 from ldae.loading import load_config
 from ldae.names import short_name
 from ldae.retries import retried
@@ -34,11 +34,12 @@ def write_space(folder: str | Path, model: str) -> Path:
         FileExistsError: if the folder exists.
         FileNotFoundError: if there is no such model, or this is no checkout.
         ImportError: if the package or Gradio is not installed, since their versions are part of a Space.
-        ValueError: if the model is no l-DAE.
+        ValueError: if the model is no l-DAE, or the folder cannot be made.
     """
     folder = Path(folder).expanduser()
     if folder.exists():
         raise FileExistsError(f"--space: {str(folder)!r} exists; name a new folder")
+    validate_writable(folder.parent, "--space")
     if not (ROOT / "app.py").is_file():
         raise FileNotFoundError("--space: app.py is not beside the package; run it from a checkout")
     requirements, front_matter = _requirements(), _front_matter(model)

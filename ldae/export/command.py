@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from folding_ldae import PlainViT, plain_vit
 from ldae.export.card import card, licence_of
-from ldae.files import replace_files
+from ldae.files import replace_files, validate_writable
 from ldae.loading import load_config, load_model
 from ldae.mistakes import run_command
 from ldae.names import short_name
@@ -56,7 +56,8 @@ def parse_arguments(argv: list[str] | None = None) -> ExportArguments:
     Raises:
         SystemExit: for an unknown option or value, named on stderr.
         FileExistsError: for an output_dir that holds files.
-        ValueError: for a home that l-DAE does not fit, or options that contradict each other.
+        ValueError: for a home that l-DAE does not fit, options that contradict each other, or an output_dir that cannot be
+            written to.
         ImportError: for a library that is not installed.
     """
     (options,) = option_parser(ExportArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses(argv)
@@ -78,6 +79,7 @@ def parse_arguments(argv: list[str] | None = None) -> ExportArguments:
         raise ValueError(f"--image_size takes a side, or height and width, got {len(options.image_size)} numbers")
     if options.folder.is_dir() and any(options.folder.iterdir()):
         raise FileExistsError(f"{options.output_dir} holds files; remove them or choose another --output_dir")
+    validate_writable(options.folder)
     return options
 
 

@@ -20,7 +20,7 @@ from ldae.features.embedding import EmbedArguments, describe, embedded, load
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import features_bar
 from ldae.features.shards import ABOUT, claim, missing, read_header, write_shard
-from ldae.files import write_json
+from ldae.files import validate_writable, write_json
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
 
@@ -47,11 +47,12 @@ def parse_arguments(argv: list[str] | None = None) -> FeatureArguments:
 
     Raises:
         SystemExit: for an unknown option or value, named on stderr.
-        ValueError: for an output_dir inside the data's folder.
+        ValueError: for an output_dir inside the data's folder, or one that cannot be written to.
     """
     parser = option_parser(FeatureArguments, description="Writes the features of images to files.")
     (options,) = parser.parse_args_into_dataclasses(argv)
     validate_output(options.folder, options.data)
+    validate_writable(options.folder)
     return options
 
 

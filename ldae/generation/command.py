@@ -18,6 +18,7 @@ from torchvision.utils import save_image
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
 from ldae.features.encoders import load_encoder
+from ldae.files import validate_writable
 from ldae.generation.frechet import frechet_distance
 from ldae.generation.pipeline import LDAEPipeline
 from ldae.generation.schedulers import respace
@@ -134,13 +135,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     Raises:
         FileExistsError: if output_dir holds another run's result.
-        ValueError: for a model that does not generate, or options that contradict it or each other.
+        ValueError: for a model that does not generate, options that contradict it or each other, or an output_dir that cannot
+            be written to.
     """
     options, start = parse_arguments(argv), time.perf_counter()
     output_dir = Path(options.output_dir).expanduser()
     path, samples = output_dir / "results" / "generation.json", output_dir / "samples.png"
     if path.exists() and not options.overwrite:
         raise FileExistsError(f"{path} holds another run's result; choose another --output_dir or pass --overwrite")
+    validate_writable(output_dir)
     pipe = load_pipeline(options)
     result = {"kind": "generation", **{name: getattr(options, name) for name in RECORDED}}
     batches = generated(pipe, options, samples)

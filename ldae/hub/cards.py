@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
 from configuration_ldae import pair
-from ldae.files import read_json
+from ldae.files import read_json, validate_writable
 from ldae.hub.counts import count_encoder
 from ldae.hub.energy import energy
 from ldae.mistakes import run_command
@@ -321,6 +321,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a command line."""
     parser = option_parser(CardArguments, description="Writes the model card of a Hub folder from its own files.")
     (options,) = parser.parse_args_into_dataclasses(argv)
+    if options.output is not None:
+        validate_writable(Path(options.output).parent, "--output")
     print(write_card(options.model, options.hub_model_id, options.output, options.data_name))
 
 

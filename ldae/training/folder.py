@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ldae.files import LOCK, hold_folder, remove
+from ldae.files import LOCK, hold_folder, remove, validate_writable
 from ldae.hub.push import validate_hub
 from ldae.training.checkpoints import Checkpoints
 
@@ -18,7 +18,8 @@ def validate(train_args):
 
     Raises:
         FileExistsError: if output_dir holds another run's results.
-        ValueError: if the run is to be uploaded and there is no access token, or the repository's name can be none.
+        ValueError: if output_dir cannot be written to; if the run is to be uploaded and there is no access token, or the
+            repository's name can be none.
         ConnectionError: if the run is to be uploaded and the Hub cannot be reached, or does not take the token.
     """
     found = {path.name for path in Path(train_args.output_dir).expanduser().glob("*")} - {LOCK}
@@ -27,6 +28,7 @@ def validate(train_args):
             f"output_dir {train_args.output_dir!r} is not empty; pass --resume to go on with its run, --overwrite to replace "
             "it, or another --output_dir"
         )
+    validate_writable(train_args.output_dir)
     if train_args.push_to_hub and os.environ.get("RANK", "0") == "0":
         train_args.hub_model_id = validate_hub(
             train_args.hub_model_id or Path(train_args.output_dir).expanduser().resolve().name

@@ -44,8 +44,8 @@ def rehearse(model_args, data_args, train_args, train_step: TrainStep) -> str:
             for batches in islice(run.batches(), WARMUP + STEPS):
                 train_step(run, batches)
                 run.recorder.flush()
-                if run.interruption.death is not None:
-                    raise ChildProcessError(f"{run.interruption.death} Fewer --num_workers need less memory.")
+                if run.loader.death is not None:
+                    raise ChildProcessError(f"{run.loader.death} Fewer --num_workers need less memory.")
                 times.append(time.perf_counter())
             run.recorder.close()
             run.accelerator.end_training()

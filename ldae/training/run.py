@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -240,6 +239,11 @@ class Run:
         self.state["step"] += 1
         self.state["stream"] = self.place
 
+    @property
+    def ends(self) -> bool:
+        """Whether a signal has reached this process, or a worker of its loader has died."""
+        return self.interruption.number is not None or self.loader.death is not None
+
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:
         """What is done in it takes no time of the run: it is not training, and other methods do without."""
@@ -257,7 +261,7 @@ class Run:
         if not self.recorder.interrupted:
             return
         checkpoint = self.save_checkpoint()
-        received = gather_object([(self.interruption.number, str(self.interruption.death or "").strip())])
+        received = gather_object([(self.interruption.number, self.loader.death)])
         numbers, deaths = ([one for one in each if one] for each in zip(*received, strict=True))
         if numbers:  # which have ended the workers too
             self.interruption.end(numbers[0])
@@ -279,44 +283,26 @@ class Run:
             train_args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes,
             self.state["stream"],
         )  # fmt: skip
-        loader = training_loader(sampler, self.data_args.num_workers, accelerator.device)
+        self.loader = training_loader(sampler, self.data_args.num_workers, accelerator.device)
         self.clock.start(after=self.state["seconds"])
-        batches = self._received(loader, sampler)
+        batches = self._received(sampler)
         while self.progress < 1:
             yield islice(batches, train_args.gradient_accumulation_steps)
 
-    def _received(self, loader: Iterable[dict[str, Any]], sampler: StepSampler) -> Iterator[dict[str, Any]]:
-        """Gives the loader's batches.
-
-        Where a worker has died, this process reads what the step lacks by itself. It can so take part in the step, whose end all
-        processes reach, and learn there that the run ends.
-        """
-        given = 0
+    def _received(self, sampler: StepSampler) -> Iterator[dict[str, Any]]:
+        """Gives the loader's batches, once it is noted where a stream stands after each and which images are unreadable."""
         try:
-            batches = iter(loader)
-            self.interruption.note_deaths()
-            for batch in batches:
-                noted = self._noted(batch, sampler)
-                given += 1
-                yield noted
-        except Exception as error:  # whatever reading raises, such as a decoder's error, the steps so far are kept
-            if isinstance(error, OSError | EOFError):
-                time.sleep(1)  # a worker's connections break just before its death is told
-            if self.interruption.death is None:
-                if self.state["step"] and self.accelerator.num_processes == 1:  # others would wait for each other
-                    print(f"\nThe steps before it are in {self.save_checkpoint()}; --resume goes on from it.")
-                raise
-        if self.interruption.death is not None:
-            rest = sampler.later(self.state["step"], self.state["stream"])
-            for batch in islice(training_loader(rest), given % sampler.accumulation, None):
-                yield self._noted(batch, rest)
-
-    def _noted(self, batch: dict[str, Any], sampler: StepSampler) -> dict[str, Any]:
-        """A batch, once it is noted where a stream stands after it and which images are unreadable."""
-        if self.images.streaming:
-            self.place = sampler.passed.popleft()
-        self.report_unreadable(batch["bad"])
-        return batch
+            for batch in self.loader:
+                if self.images.streaming:
+                    self.place = sampler.passed.popleft()
+                self.report_unreadable(batch["bad"])
+                yield batch
+        except Exception:  # whatever reading raises, such as a decoder's error, the steps so far are kept
+            if self.state["step"] and self.accelerator.num_processes == 1:  # others would wait for each other
+                self.save_checkpoint()
+            if (last := self.checkpoints.last()) is not None:
+                print(f"\nThe last checkpoint is {last}; --resume goes on from it.")
+            raise
 
     def report_unreadable(self, names: Iterable[str]):
         """Notes unreadable images, "name: error" each, and prints those that are new.

@@ -1,7 +1,11 @@
 """The order of images depends on (seed, step) alone; loaders read them in any number of workers and processes."""
 
+import gc
 import itertools
+import multiprocessing
+import os
 import pickle
+import signal
 
 import datasets
 import pytest
@@ -15,6 +19,7 @@ from torchvision.transforms import v2
 from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.order import (
     DeviceLoader,
+    Loader,
     StepSampler,
     fill_cache,
     training_loader,
@@ -159,12 +164,12 @@ def test_a_batch_on_a_device_without_a_readable_image():
     ("change", "expected"),
     [
         ({}, "DeviceLoader"),
-        ({"device": "cpu"}, "DataLoader"),
-        ({"num_channels": 4}, "DataLoader"),  # Pillow resizes transparent images by rules of its own
+        ({"device": "cpu"}, "Loader"),
+        ({"num_channels": 4}, "Loader"),  # Pillow resizes transparent images by rules of its own
         ({"num_channels": 4, "crop": "random"}, "DeviceLoader"),
-        ({"augment": True}, "DataLoader"),
-        ({"free": 10_000}, "DataLoader"),
-        ({"sizes": [(20, 30), (30, 20)]}, "DataLoader"),
+        ({"augment": True}, "Loader"),
+        ({"free": 10_000}, "Loader"),
+        ({"sizes": [(20, 30), (30, 20)]}, "Loader"),
     ],
 )
 def test_images_are_kept_on_a_gpu_where_they_fit(monkeypatch, change, expected):
@@ -189,3 +194,52 @@ def test_loader_can_be_sent_to_spawned_workers(crop):
 
 def test_pixel_values_span_minus_one_to_one():
     assert to_pixel_values(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+
+
+class Mortal(torch.utils.data.Dataset):
+    """Gives each list of keys back; a worker ends in its own way over one that holds a 13."""
+
+    def __init__(self, end):
+        self.end = end
+
+    def __getitems__(self, keys):
+        if 13 in keys and torch.utils.data.get_worker_info() is not None:
+            self.end()
+        return keys
+
+
+def broken():
+    raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize(
+    ("end", "place", "sentence"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), 0, "A process that reads images was ended by a signal: Killed."),
+        (
+            lambda: os.kill(os.getpid(), signal.SIGKILL),
+            39,
+            "A process that reads images was ended by a signal: Killed.",
+        ),
+        (lambda: os._exit(7), 12, "A process that reads images has ended with the status 7."),
+        (broken, 12, "Processes that read images have failed: Caught RuntimeError in DataLoader worker process 0."),
+    ],
+)
+def test_a_worker_that_fails_costs_no_batch(capfd, end, place, sentence):
+    batches = [[i] for i in range(100, 140)]
+    batches[place].append(13)
+    loader = Loader(Mortal(end), (batch for batch in batches), num_workers=2)  # an order that can be drawn once
+    assert list(loader) == batches
+    assert loader.death == sentence
+    assert f"{sentence} This process reads its images." in capfd.readouterr().err
+    gc.collect()  # an error that a worker sends holds its readers in a circle
+    assert not multiprocessing.active_children()  # the other worker has ended too
+
+
+def test_what_is_not_the_workers_fault_is_raised():
+    class Broken(Mortal):
+        def __getitems__(self, keys):
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match=r"^broken$"):
+        list(Loader(Broken(None), [[1], [2]], num_workers=1))

@@ -165,16 +165,6 @@ def test_a_run_goes_on_where_the_stream_stood(tmp_path):
             assert torch.equal(torch.cat([pixels for pixels, _ in rest]), torch.cat([p for p, _ in whole[stop:]]))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_reads_its_order_from_a_later_step_on(rank):
-    whole = StepSampler(opened([10] * 9), 0, 8, 4, 2, rank, world=2)
-    batches, sampler = list(whole), StepSampler(opened([10] * 9), 0, 8, 4, 2, rank, world=2)
-    assert names(list(sampler.later(0))) == names(batches)  # before anything is read
-    for _ in zip(range(10), sampler, strict=False):  # a loader runs ahead
-        pass
-    assert names(list(sampler.later(3, whole.passed[2 * 3 - 1]))) == names(batches[2 * 3 :])
-
-
 def test_a_resumed_stream_opens_no_shard_that_it_has_passed():
     sampler = StepSampler(opened([20] * 24), 0, 25, 8)  # three shards for each lane, which is in its second then
     past, places = names(list(sampler)), sampler.passed[-1]

@@ -115,6 +115,19 @@ def test_without_gradio_one_line_says_so():
     assert ran.stderr == 'app.py: error: Gradio is not installed; pip install -e ".[demo]"\n'
 
 
+@pytest.mark.parametrize("value", [None, "x", "0.5", -1, 2, float("nan"), float("inf"), [1]])
+def test_a_slider_answers_what_it_cannot_be_with_a_sentence(monkeypatch, value):
+    gradio = pytest.importorskip("gradio")
+    monkeypatch.syspath_prepend(ROOT)
+    import app
+
+    slider = gradio.Slider(0.0, 1.5, label="Noise σ")
+    assert app._number_within(slider, 1.5) == 1.5
+    with pytest.raises(gradio.Error) as error:
+        app._number_within(slider, value)
+    assert error.value.message == "Noise σ takes a number from 0 to 1.5."
+
+
 @pytest.mark.browser
 def test_mistakes_end_with_one_line(page):
     port = page.rpartition(":")[2]

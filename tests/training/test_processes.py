@@ -99,12 +99,29 @@ def test_a_worker_that_dies_ends_both_processes_with_a_checkpoint(files, tmp_pat
     last = Checkpoints(tmp_path / "broken/checkpoints").last()
     assert 30 > int(last.name[-8:]) == len(losses(tmp_path / "broken")) >= 3
     (line,) = [line for line in said.splitlines() if "dying.py: error: " in line]
-    assert "is killed by signal: Killed. The steps before it are in" in line
+    assert "was ended by a signal: Killed. The steps before it are in" in line
     assert f"{last}; --resume goes on from it." in line
     for output, more in ((tmp_path / "whole", []), (tmp_path / "broken", ["--resume"])):
         run = launch(files, output, *options, *more)
         assert run.wait(300) == 0, run.stderr.read()
     same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_an_unreadable_image_ends_both_processes_with_one_line(folder, tmp_path):
+    """The other process waits for a gradient, and its connection breaks."""
+    data = shutil.copytree(folder, tmp_path / "data")
+    last = torch.randperm(22, generator=torch.Generator().manual_seed(mix_seed(0, 0)))[-1]  # of the first epoch
+    unreadable = sorted(data.glob("*/*.png"))[last]
+    unreadable.write_bytes(b"no image")
+    options = ["--on_bad_image", "error", "--pca_patches", "16", "--max_steps", "30", "--checkpointing_steps", "1"]
+    run = launch(data, tmp_path / "run", *options)
+    _, said = run.communicate(timeout=300)
+    assert run.returncode == 1  # torchrun's
+    (line,) = [line for line in said.splitlines() if "train_ldae.py: error: " in line]
+    assert f"train_ldae.py: error: unreadable image (--on_bad_image error): {unreadable}: " in line
+    assert said.count("Traceback") == 1  # torchrun's
+    assert Checkpoints(tmp_path / "run/checkpoints").last() is not None
 
 
 def test_every_process_takes_its_part_of_all_noise(folder, tmp_path):

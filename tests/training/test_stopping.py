@@ -1,5 +1,6 @@
 """Signals and deaths of workers: a run ends in a good place, with its cause, and goes on from there."""
 
+import json
 import os
 import re
 import signal
@@ -10,9 +11,11 @@ import time
 import psutil
 import pytest
 from tiny_runs import ROOT, TINY, at_step, let_a_worker_die, losses, same_run, train
+from torch.utils.data import get_worker_info
 
 import train_ldae
 from ldae import interruption
+from ldae.data.images import ImageDataset
 from ldae.mistakes import is_mistake
 from ldae.training.checkpoints import Checkpoints
 
@@ -106,12 +109,36 @@ def test_a_worker_that_dies_ends_the_run_with_its_cause_and_a_checkpoint(
     last = Checkpoints(tmp_path / "run/checkpoints").last()
     assert 30 > int(last.name[-8:]) == len(losses(tmp_path / "run")) >= 3
     assert re.fullmatch(
-        rf"DataLoader worker \(pid \d+\) is killed by signal: Killed\. The steps before it are in {re.escape(str(last))}; "
+        rf"A process that reads images was ended by a signal: Killed\. The steps before it are in {re.escape(str(last))}; "
         r"--resume goes on from it\. Fewer --num_workers need less memory\.",
         str(ended.value),
     )
     train(data, tmp_path / "run", *options, "--resume")
     same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("images", [18, 4], ids=["fitted to the tokenizer", "held out"])
+def test_a_worker_that_dies_outside_of_training_costs_nothing(folder, tmp_path, monkeypatch, capfd, images):
+    """Wherever a worker of its own reads: 18 of the 22 images are trained on, and 4 held out."""
+    options, died, real = ("--num_workers", "1", "--held_out", "0.2"), tmp_path / "died", ImageDataset.__getitems__
+
+    def getitems(self, keys):
+        if get_worker_info() is not None and len(self) == len(keys) == images and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, keys)
+
+    train(folder, tmp_path / "whole", *options)
+    monkeypatch.setattr(ImageDataset, "__getitems__", getitems)
+    train(folder, tmp_path / "run", *options)
+    assert died.exists()
+    same_run(tmp_path / "whole", tmp_path / "run")
+    a, b = (json.loads((tmp_path / run / "results/train.json").read_text()) for run in ("whole", "run"))
+    assert a["held_out"] == b["held_out"]
+    assert (
+        "A process that reads images was ended by a signal: Killed. This process reads its images. Fewer --num_workers need "
+        "less memory.\n"
+    ) in capfd.readouterr().err
 
 
 def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(folder, tmp_path, monkeypatch):
