@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import os
+import socket
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -288,27 +289,38 @@ class Page:
         return [self.pixel_values, self.sigma, self.percent], [self.noisy, self.denoised, self.caption]
 
 
+def validate_address(host: str | None, port: int | None) -> None:
+    """Checks that the page can listen at an address, since Gradio tries some wrong ones without an end.
+
+    Raises:
+        ValueError: if it cannot, since the address is not this machine's or is in use.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host or "127.0.0.1", port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()
+    except (OSError, UnicodeError) as error:  # a name that is too long is no name
+        where = f"--host {host} --port {port}"
+        raise ValueError(f"the page cannot listen at {where}; choose others, or leave them out ({error})") from error
+
+
 def main(argv: list[str] | None = None) -> None:
     """Shows the page until Ctrl-C, or writes a Space.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_views` and `write_space` do.
+        FileNotFoundError, ValueError: as `validate_address`, `load_views` and `write_space` do.
     """
     parser = option_parser(DemoArguments, description=__doc__.split(":")[0])
     (options,) = parser.parse_args_into_dataclasses(argv)
     if options.space is not None:
         print(write_space(options.space, options.model))
         return
+    validate_address(options.host, options.port)
     page = Page(load_views(options.model, options.features), short_name(options.model)).blocks().queue(max_size=32)
-    try:
-        _, address, _ = page.launch(
-            server_name=options.host, server_port=options.port, share=False, ssr_mode=False, footer_links=[], quiet=True,
-            max_file_size=MAX_FILE_SIZE, css=STYLE, prevent_thread_lock=True,
-            theme=gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="lg", font=FONTS),
-        )  # fmt: skip
-    except OSError as error:
-        where = f"--host {options.host} --port {options.port}"
-        raise ValueError(f"the page cannot listen at {where}; choose others, or leave them out ({error})") from error
+    _, address, _ = page.launch(
+        server_name=options.host, server_port=options.port, share=False, ssr_mode=False, footer_links=[], quiet=True,
+        max_file_size=MAX_FILE_SIZE, css=STYLE, prevent_thread_lock=True,
+        theme=gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="lg", font=FONTS),
+    )  # fmt: skip
     print(f"The page is at {address} and Ctrl-C ends it.", flush=True)
     page.block_thread()
 

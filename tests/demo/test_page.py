@@ -128,6 +128,30 @@ def test_a_slider_answers_what_it_cannot_be_with_a_sentence(monkeypatch, value):
     assert error.value.message == "Noise σ takes a number from 0 to 1.5."
 
 
+@pytest.mark.parametrize("host", ["999.1.1.1", "no-such-host.invalid", "192.0.2.1", "x" * 70])
+def test_an_address_that_is_not_this_machines_is_refused(host, monkeypatch):
+    pytest.importorskip("gradio")
+    monkeypatch.syspath_prepend(ROOT)
+    import app
+
+    with pytest.raises(ValueError, match="cannot listen at --host"):
+        app.validate_address(host, None)
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.1", "localhost", "0.0.0.0", "::1"])
+def test_a_port_in_use_is_refused_and_a_free_one_taken(host, monkeypatch):
+    pytest.importorskip("gradio")
+    monkeypatch.syspath_prepend(ROOT)
+    import app
+
+    app.validate_address(host, None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if host != "::1":
+            with pytest.raises(ValueError, match=f"--port {port}; choose"):
+                app.validate_address(host, port)
+
+
 @pytest.mark.browser
 def test_mistakes_end_with_one_line(page):
     port = page.rpartition(":")[2]
