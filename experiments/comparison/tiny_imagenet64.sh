@@ -59,5 +59,6 @@ ldae ldae-keep25 "${raw[@]}" --keep_ratio 0.25
 # the finalists, fine-tuned on the data on which nothing was trained
 finetune mae-decoder1
 finetune ldae-keep50-whitened-decoder1
+finetune ldae-keep25-whitened-decoder1
 
 python -m experiments.comparison.paired "$study" --reference mae-decoder1 --write docs/comparison.md
