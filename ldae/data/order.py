@@ -1,6 +1,5 @@
 """The order of images, which depends on (seed, step) alone, and the loaders that read them in batches."""
 
-import multiprocessing
 import signal
 import sys
 import threading
@@ -178,10 +177,10 @@ class Loader:
 
     def _by_workers(self, batches: Iterable[list]) -> Iterator[Any]:
         """The batches that workers read, up to the first that is lost."""
-        others, workers = {*multiprocessing.active_children()}, set[BaseProcess]()
+        workers: list[BaseProcess] = []
         try:
             read = iter(self._read(batches, self.num_workers))
-            workers = {*multiprocessing.active_children()} - others
+            workers = cast(Any, read)._workers  # the only ones that know of what a worker died that died at once
             _leave_deaths_to_loaders()
             yield from read
         except (RuntimeError, OSError, EOFError) as error:  # what is not a worker's own fault will be raised again
@@ -209,9 +208,13 @@ def _leave_deaths_to_loaders():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _death(workers: set[BaseProcess], error: Exception) -> str:
+def _death(workers: Sequence[BaseProcess], error: Exception) -> str:
     """A sentence on what ended the workers: their own end, or the error that came of it."""
-    wait([worker.sentinel for worker in workers], timeout=1)  # its connections break just before a worker has ended
+    if isinstance(error, OSError | EOFError):  # a worker's connections break just before it has ended
+        broken = wait([worker.sentinel for worker in workers], timeout=10)
+        for worker in workers:
+            if worker.sentinel in broken:
+                worker.join(timeout=10)
     for worker in workers:
         if (code := worker.exitcode or 0) < 0:
             return f"A process that reads images was ended by a signal: {signal.strsignal(-code)}."
