@@ -9,7 +9,6 @@ import io
 import os
 import socket
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +114,6 @@ def _path_of(payload: Any) -> str | None:
     return None if payload is None else payload.path
 
 
-def _number_within(slider: gr.Slider, value: Any) -> float:
-    """What a slider was set to, which may be anything where somebody talks to the page by a program."""
-    if not isinstance(value, int | float) or not slider.minimum <= value <= slider.maximum:
-        message = f"{slider.label} takes a number from {slider.minimum:g} to {slider.maximum:g}."
-        raise gr.Error(message, print_exception=False)
-    return value
-
-
 class Page:
     """The page of one model: its parts, and what happens when they are touched."""
 
@@ -204,8 +195,6 @@ class Page:
             1, PERCENT, self.seen, step=1, label="Patches seen, in %", elem_id="percent", buttons=[],
             info=f"The decoder fills in the others. It was trained with {self.seen} %.", visible=self.views.drops_tokens,
         )  # fmt: skip
-        for slider in (self.sigma, self.percent):
-            slider.preprocess = partial(_number_within, slider)
 
     def _pictures(self, first: torch.Tensor):
         height, width = self.views.encoder.image_hw

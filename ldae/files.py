@@ -161,9 +161,9 @@ def validate_writable(folder: str | Path, name_of_option: str = "--output_dir"):
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    folder = Path(folder).expanduser()
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder, new = Path(folder).expanduser(), []
     try:
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
@@ -172,8 +172,8 @@ def validate_writable(folder: str | Path, name_of_option: str = "--output_dir"):
             f"{name_of_option}: the folder {str(folder)!r} cannot be written to ({error.strerror}); choose another"
         ) from error
     finally:
-        with suppress(OSError):  # it was not made, or another process uses it already
-            for path in new:
+        for path in new:
+            with suppress(OSError):  # it was not made, or another process uses it already
                 path.rmdir()
 
 

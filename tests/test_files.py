@@ -178,6 +178,8 @@ def test_what_can_be_written_to_is_left_as_it_was(tmp_path, monkeypatch):
         ValueError, match=r"^--output: the folder '.*file' cannot be written to \(File exists\); choose"
     ):
         validate_writable(tmp_path / "file", "--output")
+    with pytest.raises(ValueError, match=r"^--output_dir: .* cannot be written to \(File name too long\); choose"):
+        validate_writable(tmp_path / "parent" / ("x" * 300))
     monkeypatch.setenv("RANK", "1")  # which leaves it to the first process
     validate_writable(tmp_path / "file")
     assert {path.name for path in tmp_path.rglob("*")} == {"there", "file"}

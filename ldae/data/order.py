@@ -180,7 +180,7 @@ class Loader:
         workers: list[BaseProcess] = []
         try:
             read = iter(self._read(batches, self.num_workers))
-            workers = cast(Any, read)._workers  # the only ones that know of what a worker died that died at once
+            workers = cast(Any, read)._workers  # `active_children` forgets one that died at once
             _leave_deaths_to_loaders()
             yield from read
         except (RuntimeError, OSError, EOFError) as error:  # what is not a worker's own fault will be raised again

@@ -208,6 +208,10 @@ class Mortal(torch.utils.data.Dataset):
         return keys
 
 
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def broken():
     raise RuntimeError("broken")
 
@@ -215,12 +219,8 @@ def broken():
 @pytest.mark.parametrize(
     ("end", "place", "sentence"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), 0, "A process that reads images was ended by a signal: Killed."),
-        (
-            lambda: os.kill(os.getpid(), signal.SIGKILL),
-            39,
-            "A process that reads images was ended by a signal: Killed.",
-        ),
+        (killed, 0, "A process that reads images was ended by a signal: Killed."),
+        (killed, 39, "A process that reads images was ended by a signal: Killed."),
         (lambda: os._exit(7), 12, "A process that reads images has ended with the status 7."),
         (broken, 12, "Processes that read images have failed: Caught RuntimeError in DataLoader worker process 0."),
     ],

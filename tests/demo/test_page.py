@@ -115,41 +115,28 @@ def test_without_gradio_one_line_says_so():
     assert ran.stderr == 'app.py: error: Gradio is not installed; pip install -e ".[demo]"\n'
 
 
-@pytest.mark.parametrize("value", [None, "x", "0.5", -1, 2, float("nan"), float("inf"), [1]])
-def test_a_slider_answers_what_it_cannot_be_with_a_sentence(monkeypatch, value):
-    gradio = pytest.importorskip("gradio")
-    monkeypatch.syspath_prepend(ROOT)
-    import app
-
-    slider = gradio.Slider(0.0, 1.5, label="Noise σ")
-    assert app._number_within(slider, 1.5) == 1.5
-    with pytest.raises(gradio.Error) as error:
-        app._number_within(slider, value)
-    assert error.value.message == "Noise σ takes a number from 0 to 1.5."
-
-
-@pytest.mark.parametrize("host", ["999.1.1.1", "no-such-host.invalid", "192.0.2.1", "x" * 70])
-def test_an_address_that_is_not_this_machines_is_refused(host, monkeypatch):
+@pytest.fixture
+def app(monkeypatch):
     pytest.importorskip("gradio")
     monkeypatch.syspath_prepend(ROOT)
     import app
 
+    return app
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "192.0.2.1", "x" * 70])
+def test_an_address_that_is_not_this_machines_is_refused(app, host):
     with pytest.raises(ValueError, match="cannot listen at --host"):
         app.validate_address(host, None)
 
 
-@pytest.mark.parametrize("host", [None, "127.0.0.1", "localhost", "0.0.0.0", "::1"])
-def test_a_port_in_use_is_refused_and_a_free_one_taken(host, monkeypatch):
-    pytest.importorskip("gradio")
-    monkeypatch.syspath_prepend(ROOT)
-    import app
-
+@pytest.mark.parametrize("host", [None, "127.0.0.1"])
+def test_a_free_port_is_taken_and_one_in_use_refused(app, host):
     app.validate_address(host, None)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        if host != "::1":
-            with pytest.raises(ValueError, match=f"--port {port}; choose"):
-                app.validate_address(host, port)
+        with pytest.raises(ValueError, match=f"--port {port}; choose"):
+            app.validate_address(host, port)
 
 
 @pytest.mark.browser
