@@ -22,7 +22,7 @@ from ldae.data.images import ImageDataset, decode, spread, to_pixel_values
 from ldae.data.sources import load_examples, why_not_probed
 from ldae.features.encoders import load_encoder
 from ldae.features.extraction import Features, extract_features
-from ldae.features.neighbours import centred, nearest, standardised
+from ldae.features.neighbours import as_they_are, centred, nearest, standardised, whitened
 from ldae.files import read_json, validate_writable
 from ldae.mistakes import run_command
 from ldae.names import short_name
@@ -34,7 +34,7 @@ from ldae.report.drawing import GAP, SIDE, enlargement, image_sheet, save_image,
 from ldae.report.results import save_result
 from ldae.report.tables import fill, markdown
 
-KINDS = {"raw": lambda *features: features, "centred": centred, "standardised": standardised}
+KINDS = {"raw": as_they_are, "centred": centred, "standardised": standardised, "whitened": whitened}
 RARE = 1e-4  # the share of pairs of different images that may be taken for copies
 PAIRS = 2_000_000  # of different images, at most, whose cosines are looked at
 

@@ -19,7 +19,9 @@ from ldae.mistakes import run_command
 from ldae.probes import PROTOCOLS
 from ldae.progress import progress_bar
 
-PROTOCOLS_WITH_BARS = sorted(set(PROTOCOLS) - {"knn"})  # it fits nothing and goes through nothing step by step
+PROTOCOLS_WITH_BARS = sorted(
+    set(PROTOCOLS) - {"knn", "knn-whitened"}
+)  # they fit nothing and go through nothing step by step
 FEW = [
     "--linear_epochs=2", "--attentive_epochs=2", "--attentive_efficient_epochs=2", "--few_shot_shots=1", "--few_shot_draws=2",
     "--linear_fast_iterations=5", "--finetune_epochs=1", "--finetune_batch_size=8",

@@ -3,8 +3,9 @@
     accelerate launch -m experiments.baselines.vit_mae [recipe.yaml] [--options of train_ldae.py]
 
 The encoder has the blocks that the options name, and the decoder as many of the same width as an l-DAE's: those of
---decoder_num_hidden_layers (MAE itself takes 8 of width 512). 75 % of the tokens are masked and the pixels of a patch are
-normalised in the target, as the authors recommend (MAE, table 3). Attention is transformers' default, sdpa.
+--decoder_num_hidden_layers (MAE itself takes 8 of width 512). The pixels of a patch are normalised in the target and 75 % of
+the tokens masked, as the authors recommend (MAE, table 3), or all but the share that --keep_ratio names. Attention is
+transformers' default, sdpa.
 """
 
 import torch
@@ -24,6 +25,9 @@ class ViTMAEBaseline(ViTMAEForPreTraining):
         return {"noise": torch.rand(batch_size, num_patches, generator=generator, device=self.device)}
 
 
+KEEP_RATIO = 0.25  # of the tokens, where the options keep all, as an l-DAE does
+
+
 def build(model_args) -> ViTMAEBaseline:
     """A new ViTMAE with the blocks of an l-DAE's options, and its authors' initial values."""
     config = model_args.config()
@@ -35,7 +39,7 @@ def build(model_args) -> ViTMAEBaseline:
             **{f"decoder_{name}": getattr(config, name) for name in decoder},
             decoder_num_hidden_layers=config.decoder_num_hidden_layers,
             layer_norm_eps=config.layer_norm_eps,
-            mask_ratio=0.75,
+            mask_ratio=1 - (config.keep_ratio if config.keep_ratio < 1 else KEEP_RATIO),
             norm_pix_loss=True,
         )
     )

@@ -20,7 +20,7 @@ from ldae.report.tables import fill, markdown
 
 SCALINGS = {"none": "unscaled", "global": "one global factor", "component": "each component scaled"}
 BASELINES = {  # by the class in experiments/baselines; another stands in tables under the name of its class
-    "ViTMAEBaseline": "ViTMAE (transformers), 75 % masked",
+    "ViTMAEBaseline": "ViTMAE (transformers)",
     "MoCoV3": "MoCo v3 (lightly's parts)",
     "Supervised": "supervised ViT",
 }
@@ -94,7 +94,8 @@ def method_name(config: dict[str, Any]) -> str:
     """What tables call the method of a run, by the configuration of its model."""
     if config["model_type"] != "ldae":
         (architecture,) = config["architectures"]
-        return BASELINES.get(architecture, architecture)
+        name = BASELINES.get(architecture, architecture)
+        return f"{name}, {100 * config['mask_ratio']:.0f} % masked" if "mask_ratio" in config else name
     if config["tokenizer_type"] == "pixels":
         return "classical DAE: noise on pixels"
     name = f"l-DAE, d = {config['latent_dim']:>2}, {SCALINGS[config['latent_scaling']]}"

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # l-DAE beside MAE for equal processor time on Tiny-ImageNet at 64 px, one thread each. From the project's root:
 #   DATA=FOLDER_OR_HUB_ID TRANSFER=FOLDER_OR_HUB_ID SEED=0 bash experiments/comparison/tiny_imagenet64.sh [folder of the runs]
+# MINUTES=60 is another study, with a folder, results and a table of its own.
 # All runs of a seed belong on one machine, since a minute is worth more on a faster one. They follow one another; where other
 # cores are free, start several with ONLY="name name". A run that is done is not made again, and one that was stopped goes on.
 set -euo pipefail
 seed=${SEED:-0} data=${DATA:-zh-plus/tiny-imagenet} transfer=${TRANSFER:-frgfm/imagenette:320px}
-runs=${1:-runs/tiny-imagenet64} study=experiments/results/tiny-imagenet64.jsonl
+minutes=${MINUTES:-15} study=tiny-imagenet64
+[ "$minutes" = 15 ] || study+=-${minutes}min
+runs=${1:-runs/$study} results=experiments/results/$study.jsonl
 export OMP_NUM_THREADS=1
 
 wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
@@ -13,13 +16,13 @@ wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
 run() { # name, module or script, options
   wanted "$1" || return 0
   local name=$1-seed$seed images
-  python $2 recipes/tiny-imagenet64.yaml --data "$data" --output_dir "$runs/$name" --seed "$seed" --no_probe --report_to none \
-    --resume "${@:3}"
+  python $2 recipes/tiny-imagenet64.yaml --data "$data" --output_dir "$runs/$name" --max_minutes "$minutes" --seed "$seed" \
+    --no_probe --report_to none --resume "${@:3}"
   for images in "$data" "$transfer"; do
-    python probe_ldae.py --model "$runs/$name" --data "$images" --protocols knn linear-fast ${BASELINE:---no_baseline} \
-      --features_cache none
+    python probe_ldae.py --model "$runs/$name" --data "$images" --protocols knn knn-whitened linear-fast \
+      ${BASELINE:---no_baseline} --features_cache none
   done
-  python -m experiments.collect "$runs" "$study" --runs "$name"
+  python -m experiments.collect "$runs" "$results" --runs "$name"
 }
 
 finetune() { # name, as in imagenette64.sh
@@ -27,7 +30,7 @@ finetune() { # name, as in imagenette64.sh
   python probe_ldae.py --model "$runs/$1-seed$seed" --data "$transfer" --protocols finetune --no_baseline \
     --features_cache none --finetune_epochs 3 --finetune_base_learning_rate 4e-3 --finetune_mixup 0 --finetune_cutmix 0 \
     --finetune_randaugment 0 --finetune_erasing 0 --finetune_drop_path 0
-  python -m experiments.collect "$runs" "$study" --runs "$1-seed$seed"
+  python -m experiments.collect "$runs" "$results" --runs "$1-seed$seed"
 }
 
 ldae() { run "$1" train_ldae.py "${@:2}"; }
@@ -46,6 +49,7 @@ mae mae-lr2e-3 --base_learning_rate 2e-3
 mae mae-lr8e-3 --base_learning_rate 8e-3
 mae mae-decoder1 --decoder_num_hidden_layers 1
 mae mae-decoder4 --decoder_num_hidden_layers 4
+mae mae-decoder1-mask85 --decoder_num_hidden_layers 1 --keep_ratio 0.15
 # what l-DAE's lead is made of: tokens kept, units of the loss, noise
 ldae ldae-keep50-whitened-clean "${whitened[@]}" --keep_ratio 0.5 "${clean[@]}"
 ldae ldae-keep50-whitened-sigma0.7 "${whitened[@]}" --keep_ratio 0.5 --sigma_max 0.7
@@ -61,4 +65,4 @@ finetune mae-decoder1
 finetune ldae-keep50-whitened-decoder1
 finetune ldae-keep25-whitened-decoder1
 
-python -m experiments.comparison.paired "$study" --reference mae-decoder1 --write docs/comparison.md
+python -m experiments.comparison.paired "$results" --reference mae-decoder1 --write docs/comparison.md

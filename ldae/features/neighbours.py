@@ -6,6 +6,11 @@ from torch import nn
 BATCH = 256  # features that are compared with all others at once
 
 
+def as_they_are(*features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The features (n, E) of the reference and of others, untouched."""
+    return features
+
+
 def centred(reference: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
     """Features (n, E), each of mean 0 over the reference's images, and others by the same mean.
 
@@ -23,6 +28,22 @@ def standardised(reference: torch.Tensor, *others: torch.Tensor) -> list[torch.T
     variance, mean = torch.var_mean(reference, dim=0, correction=0)
     deviation = torch.where(variance > 0, variance.sqrt(), 1)
     return [(features - mean) / deviation for features in (reference, *others)]
+
+
+def whitened(reference: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
+    """Features (n, E), uncorrelated and of mean 0 and deviation 1 over the reference's images, and others by the same axes.
+
+    A cosine then gives every direction the same say, and not most of it to the few in which the features vary most. The
+    covariance of few images is shrunk towards a multiple of the identity by as much as Chen et al. (2010, "OAS") advise, so
+    that directions in which they happen not to vary are not blown up.
+    """
+    from sklearn.covariance import oas  # scikit-learn takes a second to import
+
+    mean = reference.mean(dim=0)
+    covariance, _ = oas((reference - mean).double().cpu().numpy(), assume_centered=True)
+    variances, axes = torch.linalg.eigh(torch.from_numpy(covariance))
+    scaled = axes * torch.where(variances > 0, variances, 1).rsqrt()  # (E, E)
+    return [(features - mean) @ scaled.to(features) for features in (reference, *others)]
 
 
 @torch.no_grad()

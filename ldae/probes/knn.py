@@ -1,5 +1,6 @@
 """k-nearest neighbours: nothing is trained, and only k and the temperature are chosen."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -7,12 +8,13 @@ import torch
 
 from ldae.data.images import spread
 from ldae.features.extraction import Features
-from ldae.features.neighbours import nearest, standardised
+from ldae.features.neighbours import as_they_are, nearest, standardised, whitened
 from ldae.options import option
 from ldae.probes.predictions import pack
 from ldae.probes.protocol import Protocol, register_protocol, score
 from ldae.probes.subject import Subject
 
+K, TEMPERATURE = 20, 0.07
 SHOWN = (8, 6)  # validation images in a drawing, and the nearest training images of each
 
 
@@ -30,37 +32,22 @@ class Knn(Protocol):
     name = "knn"
     title = "k-NN"
     position = 0
-    knn_k: int = option(20, "knn: neighbours that vote.", minimum=1)
+    knn_k: int = option(K, "knn: neighbours that vote.", minimum=1)
     knn_temperature: float = option(
-        0.07, "knn: the weight of a neighbour of cosine similarity s is exp(s / temperature).", exclusive_minimum=0
+        TEMPERATURE,
+        "knn: the weight of a neighbour of cosine similarity s is exp(s / temperature).",
+        exclusive_minimum=0,
     )
 
     @property
     def description(self) -> str:
-        return (
-            f"weighted {self.knn_k}-NN by cosine similarity, temperature {self.knn_temperature:g}, on average-pooled "
-            "features"
-        )
+        return _description(self.knn_k, self.knn_temperature, "average-pooled")
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
-        train, validation = subject.features("train"), subject.features("validation")
-        if train is None or validation is None:
+        raw = _vote(subject, as_they_are, self.knn_k, self.knn_temperature)
+        scaled = _vote(subject, standardised, self.knn_k, self.knn_temperature)
+        if raw is None or scaled is None:
             return None
-        found = []
-        for keys, queries in (
-            (train.features, validation.features),
-            standardised(train.features, validation.features),
-        ):
-            predictions = knn_predictions(
-                replace(train, features=keys),
-                queries,
-                subject.num_classes,
-                self.knn_k,
-                self.knn_temperature,
-                subject.device,
-            )
-            found.append(score(predictions, validation.labels))
-        raw, scaled = found
         return {
             **raw,
             "accuracy_standardised": scaled["accuracy"],
@@ -68,13 +55,50 @@ class Knn(Protocol):
         }
 
 
+@register_protocol
+@dataclass
+class KnnWhitened(Protocol):
+    """The vote of `Knn` with its defaults on features that the training images whiten, as `ldae.features.neighbours` does.
+
+    Features of encoders that learned to reconstruct vary most in few directions, which hold brightness and colour and settle
+    what is near. Whitening gives all directions the same say, as the linear probe may. It needs no labels.
+    """
+
+    name = "knn-whitened"
+    title = "k-NN, whitened"
+    position = 0.5
+
+    @property
+    def description(self) -> str:
+        return _description(K, TEMPERATURE, "average-pooled and whitened")
+
+    def measure(self, subject: Subject) -> dict[str, Any] | None:
+        return _vote(subject, whitened, K, TEMPERATURE)
+
+
+def _description(k: int, temperature: float, made: str) -> str:
+    return f"weighted {k}-NN by cosine similarity, temperature {temperature:g}, on {made} features"
+
+
+def _vote(subject: Subject, prepare: Callable, k: int, temperature: float) -> dict[str, Any] | None:
+    """The score of the vote on prepared features, on the main process."""
+    train, validation = subject.features("train"), subject.features("validation")
+    if train is None or validation is None:
+        return None
+    keys, queries = prepare(train.features, validation.features)
+    train = replace(train, features=keys)
+    return score(
+        knn_predictions(train, queries, subject.num_classes, k, temperature, subject.device), validation.labels
+    )
+
+
 @torch.no_grad()
 def knn_predictions(
     train: Features,
     queries: torch.Tensor,
     num_classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = K,
+    temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """Predicts classes (n,) of queries (n, E) by the vote of the k nearest of the training features."""

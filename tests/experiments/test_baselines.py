@@ -52,6 +52,14 @@ def test_vit_mae_trains_in_the_same_loop(tmp_path):
     assert (result["config"]["model_type"], result["steps"]) == ("vit_mae", 3)
 
 
+@pytest.mark.parametrize(("options", "masked"), [((), 0.75), (("--keep_ratio", "0.1"), 0.9)])
+def test_vit_mae_masks_what_its_authors_do_or_all_but_what_is_kept(tmp_path, options, masked):
+    model = vit_mae.build(run_arguments(tmp_path, *options)[0])
+    output = model(torch.rand(2, 3, 16, 16))
+    assert model.config.mask_ratio == pytest.approx(masked)
+    assert output.mask.sum(dim=1).tolist() == [16 - int(16 * (1 - masked))] * 2
+
+
 @pytest.mark.parametrize("baseline", ["moco_v3", "supervised"])
 def test_vit_baselines_train_in_the_same_loop(tmp_path, baseline):
     arguments = run_arguments(tmp_path, "--ema_decay", "0", "--learning_rate", "0.01")

@@ -24,7 +24,13 @@ def run(folder, config, knn, linear, floor):
 def test_comparison(tmp_path):
     ldae = {"model_type": "ldae", "tokenizer_type": "pca", "latent_dim": 16, "latent_scaling": "component"}
     run(tmp_path / "a", ldae, 41.25, 55.0, 30.0)
-    run(tmp_path / "b", {"model_type": "vit_mae", "architectures": ["ViTMAEBaseline"]}, 44.0, 56.04, 35.0)
+    run(
+        tmp_path / "b",
+        {"model_type": "vit_mae", "architectures": ["ViTMAEBaseline"], "mask_ratio": 0.75},
+        44.0,
+        56.04,
+        35.0,
+    )
     run(tmp_path / "c", {"model_type": "vit", "architectures": ["Another"]}, 43.0, 54.0, 36.0)
     run(tmp_path / "d", {**ldae, "keep_ratio": 0.5, "loss_units": "latent"}, 42.0, 57.0, 30.0)
     save_result(tmp_path / "unfinished/results/train.json", {"kind": "train"})

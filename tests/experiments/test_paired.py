@@ -11,7 +11,7 @@ from ldae.probes import pack
 from ldae.report.results import save_result
 
 ROOT = Path(__file__).parents[2]
-MAE = {"model_type": "vit_mae", "architectures": ["ViTMAEBaseline"], "decoder_num_hidden_layers": 4}
+MAE = {"model_type": "vit_mae", "architectures": ["ViTMAEBaseline"], "mask_ratio": 0.75, "decoder_num_hidden_layers": 4}
 LDAE = {
     "model_type": "ldae", "tokenizer_type": "pca", "latent_dim": 16, "latent_scaling": "global", "decoder_num_hidden_layers": 2
 }  # fmt: skip

@@ -94,7 +94,9 @@ def test_end_to_end(folder, data, capsys):
     assert f"{expected['knn']['accuracy']:.1f} ± {expected['knn']['standard_error']:.1f}" in out
 
 
-EVERY = ["knn", "linear", "linear-fast", "attentive", "attentive-efficient", "finetune", "few-shot", "retrieval"]
+EVERY = [
+    "knn", "knn-whitened", "linear", "linear-fast", "attentive", "attentive-efficient", "finetune", "few-shot", "retrieval",
+]  # fmt: skip
 
 
 def test_every_protocol_with_sweep_and_figures(folder, data, capsys):

@@ -6,13 +6,14 @@ import torch
 from blobs import accuracy, blobs, measure
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.covariance import OAS
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from ldae.features.extraction import Features
 from ldae.probes import Knn
-from ldae.probes.knn import knn_predictions
+from ldae.probes.knn import KnnWhitened, knn_predictions
 from ldae.probes.predictions import unpack
 from ldae.probes.retrieval import Retrieval, rank
 
@@ -53,6 +54,26 @@ def test_knn_also_votes_on_standardised_features():
     right = unpack(result["predictions_standardised"]) == validation.labels.numpy()
     assert 100 * right.mean() == pytest.approx(result["accuracy_standardised"])
     assert result["accuracy_standardised"] > result["accuracy"] + 2  # the scales of blobs hide most of their features
+
+
+def test_whitening_finds_what_stronger_directions_hide():
+    generator = torch.Generator().manual_seed(0)
+    mixing, _ = torch.linalg.qr(torch.randn(14, 14, generator=generator))
+
+    def hidden(part):
+        """Features (n, 14) of which two strong directions, in no axis alone, hold noise."""
+        even = part.features / torch.logspace(-3, 2, 12)
+        return Features(torch.cat([even, 30 * torch.randn(len(even), 2, generator=generator)], 1) @ mixing, part.labels)
+
+    train, validation = hidden(blobs(400, 1)), hidden(blobs(300, 2))
+    result = measure(KnnWhitened(), train, validation)
+    axes = np.linalg.cholesky(OAS().fit(train.features.double()).precision_)
+    by_hand = [Features(part.features @ torch.from_numpy(axes).float(), part.labels) for part in (train, validation)]
+    mean = by_hand[0].features.mean(dim=0)
+    by_hand = [Features(part.features - mean, part.labels) for part in by_hand]
+    assert result["accuracy"] == pytest.approx(accuracy(*by_hand), abs=0.34)  # one image of 300
+    assert result["accuracy"] > accuracy(train, validation) + 10
+    assert result["accuracy"] > measure(Knn(), train, validation)["accuracy_standardised"] + 3
 
 
 def test_retrieval_equals_scikit_learn():

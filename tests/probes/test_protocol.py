@@ -68,7 +68,17 @@ def test_a_protocol_is_one_file(folder, capsys):
 
 
 def test_protocols_have_the_order_of_tables():
-    order = ["knn", "linear", "linear-fast", "attentive", "attentive-efficient", "finetune", "few-shot", "retrieval"]
+    order = [
+        "knn",
+        "knn-whitened",
+        "linear",
+        "linear-fast",
+        "attentive",
+        "attentive-efficient",
+        "finetune",
+        "few-shot",
+        "retrieval",
+    ]
     assert list(PROTOCOLS) == order
 
 
