@@ -46,6 +46,7 @@ class Method:
     Args:
         config: of its model.
         base_learning_rate: of 256 images in a step.
+        minutes: how long each seed was trained.
         images_seen: in training, by each seed.
         accuracies: in %, by each seed.
         right: for each validation image, whether a seed classifies it rightly (n,), by each seed.
@@ -53,6 +54,7 @@ class Method:
 
     config: dict[str, Any]
     base_learning_rate: float
+    minutes: float
     images_seen: list[int] = field(default_factory=list)
     accuracies: dict[Measure, list[float]] = field(default_factory=lambda: defaultdict(list))
     right: dict[Measure, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
@@ -68,8 +70,10 @@ def methods(study: str | Path) -> dict[str, Method]:
     rows, found = load_study(study), {}
     for row in rows:
         if row.kind == "train" and (match := re.fullmatch(r"(.+)-seed\d+", row.run)):
-            rate = row.result["arguments"]["base_learning_rate"]
-            method = found.setdefault(match[1], Method(row.result["config"], rate))
+            arguments = row.result["arguments"]
+            method = found.setdefault(
+                match[1], Method(row.result["config"], arguments["base_learning_rate"], arguments["max_minutes"])
+            )
             method.images_seen.append(row.result["images_seen"])
     for row in rows:
         name = re.sub(r"-seed\d+$", "", row.run)

@@ -20,8 +20,10 @@ INK, BLUE, RED, GREEN, ORANGE = "#333333", "#3b6ea5", "#c44e52", "#3f9b56", "#d1
 LINE: dict[str, Any] = {"marker": "o", "markersize": 4.5, "linewidth": 1.8}  # of measured points
 
 
-def panels(count: int, width: float, height: float, grid: bool = True, **options: Any) -> tuple[Figure, Sequence[Axes]]:
-    """A matplotlib figure of some panels side by side, without a frame above and on the right, on a light grid.
+def panels(
+    count: int, width: float, height: float, grid: bool = True, rows: int = 1, **options: Any
+) -> tuple[Figure, Sequence[Axes]]:
+    """A matplotlib figure of panels, `count` side by side in each row, without a frame above and on the right, on a light grid.
 
     Args:
         width, height: of the whole figure, in inches.
@@ -30,7 +32,7 @@ def panels(count: int, width: float, height: float, grid: bool = True, **options
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False, **options)[0]
+    axes = figure.subplots(rows, count, squeeze=False, **options).ravel()
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
         if grid:

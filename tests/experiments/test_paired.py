@@ -22,9 +22,10 @@ def predicted(right):
     return pack(np.where(np.isin(np.arange(8), list(right)), LABELS, (LABELS + 1) % 3))
 
 
-def run(folder, config, right, data="tiny", images_seen=2000, standardised=None):
+def run(folder, config, right, data="tiny", images_seen=2000, standardised=None, minutes=15.0):
     """A run that classifies these of eight images rightly."""
-    train = {"kind": "train", "config": config, "images_seen": images_seen, "arguments": {"base_learning_rate": 0.002}}
+    arguments = {"base_learning_rate": 0.002, "max_minutes": minutes}
+    train = {"kind": "train", "config": config, "images_seen": images_seen, "arguments": arguments}
     save_result(folder / "results/train.json", train, overwrite=True)
     figures = {"accuracy": 100 * len(right) / 8, "predictions": predicted(right)}
     if standardised is not None:
