@@ -19,7 +19,7 @@ from torch import nn
 
 from ldae import launch
 from ldae.data.images import ImageDataset, decode, spread, to_pixel_values
-from ldae.data.sources import load_examples, why_not_probed
+from ldae.data.sources import load_examples, load_validation, why_not_probed
 from ldae.features.encoders import load_encoder
 from ldae.features.extraction import Features, extract_features
 from ldae.features.neighbours import as_they_are, centred, nearest, standardised, whitened
@@ -151,7 +151,7 @@ def run(options: SearchArguments):
     """
     accelerator = launch.start("no")
     encoder = load_encoder(options.model).to(accelerator.device)
-    examples = [load_examples(options.data, split) for split in ("train", "validation")]
+    examples = load_examples(options.data, "train"), load_validation(options.data)
     if (reason := why_not_probed(*examples)) is not None:
         raise ValueError(f"--data {options.data!r} cannot be searched: {reason}")
     train, validation = (ImageDataset(part, encoder.image_hw, encoder.num_channels) for part in examples)
