@@ -141,12 +141,13 @@ class Ablation:
 
     def tokenizer_jobs(self) -> list[Job]:
         """The tokenizers that rungs need and that are not trained, each once, as the rung that names it trains it."""
-        needed = {self.tokenizer(rung, seed): (tokenizer_of(rung, self.lpips), seed) for _, rung, seed in self.jobs()}
-        return [
-            (folder, RUNGS[name], seed)
-            for folder, (name, seed) in needed.items()
-            if isinstance(folder, Path) and not _trained(folder)
-        ]
+        needed = {
+            folder: (folder, RUNGS[name], seed)
+            for _, rung, seed in self.jobs()
+            if isinstance(folder := self.tokenizer(rung, seed), Path)
+            and (name := tokenizer_of(rung, self.lpips)) is not None
+        }
+        return [job for folder, job in needed.items() if not _trained(folder)]
 
     def command(self, folder: Path, rung: Rung, seed: int, *more: str | Path) -> list[str]:
         """The command line of one training."""

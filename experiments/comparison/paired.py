@@ -65,7 +65,8 @@ class Method:
 
 def methods(study: str | Path) -> dict[str, Method]:
     """The methods of a study that were trained, by the name of their runs without the seed."""
-    rows, found = load_study(study), {}
+    rows = load_study(study)
+    found: dict[str, Method] = {}
     for row in rows:
         if row.kind == "train" and (match := re.fullmatch(r"(.+)-seed\d+", row.run)):
             rate = row.result["arguments"]["base_learning_rate"]
