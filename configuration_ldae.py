@@ -231,9 +231,13 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _validate_sizes(self):
         """Raises a ValueError for fields that are too large together."""
-        E, blocks = self.hidden_size, self.num_hidden_layers + self.decoder_num_hidden_layers
+        E, blocks = self.hidden_size, self.num_blocks
         tokens = math.prod(self.grid_hw)
-        of_block = E * (4 * E + 2 * self.intermediate_size + 6 * self.conditioning_size)
+        inner, conditioning = (
+            cast(int, self.intermediate_size),
+            cast(int, self.conditioning_size),
+        )  # filled in by `__post_init__`
+        of_block = E * (4 * E + 2 * inner + 6 * conditioning)
         for fields, what, number, limit in (
             ("patch_size and num_channels", "numbers in a patch", self.patch_dim, MAX_PATCH_DIM),
             ("image_size, patch_size and hidden_size", "numbers of positions", tokens * E, MAX_POSITIONS),
@@ -349,6 +353,11 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     def patch_dim(self) -> int:
         """D, the numbers in a patch."""
         return self.num_channels * self.patch_hw[0] * self.patch_hw[1]
+
+    @property
+    def num_blocks(self) -> int:
+        """The blocks of encoder and decoder together."""
+        return self.num_hidden_layers + cast(int, self.decoder_num_hidden_layers)  # filled in by `__post_init__`
 
     @property
     def tokenizer_class(self) -> type[Tokenizer]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ldae import launch
 from ldae.data.images import ImageDataset
-from ldae.data.sources import load_examples, validate_output, why_not_probed
+from ldae.data.sources import load_examples, load_validation, validate_output, why_not_probed
 from ldae.features.encoders import load_encoder
 from ldae.files import read_json, validate_writable
 from ldae.hub.cards import write_card
@@ -140,7 +140,7 @@ def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
         ValueError: if a split or its labels are missing, or the classes of the splits differ.
     """
     train = load_examples(options.data, options.train_split, **options.columns)
-    validation = load_examples(options.data, options.validation_split, **options.columns)
+    validation = load_validation(options.data, options.validation_split, **options.columns)
     if (reason := why_not_probed(train, validation)) is not None:
         raise ValueError(f"--data {options.data!r} cannot be probed: {reason}")
     return train, validation

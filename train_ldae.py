@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from ldae.mistakes import run_command
 from ldae.optimization import learning_rate
-from ldae.options import parse_arguments
+from ldae.options import DataArguments, TrainArguments, parse_arguments
 from ldae.training import tokenizer_stage
 from ldae.training.folder import validate
 from ldae.training.outputs import finish, look
@@ -46,7 +46,9 @@ def train_step(run: Run, batches: Iterable[dict[str, Any]]):
     run.recorder.record(losses, norm, rate, names, run.ends)
 
 
-def train(model_args, data_args, train_args, model: torch.nn.Module | None = None) -> Path:
+def train(
+    model_args, data_args: DataArguments, train_args: TrainArguments, model: torch.nn.Module | None = None
+) -> Path:
     """Makes one pre-training run and returns its folder.
 
     Args:
@@ -77,7 +79,7 @@ def train(model_args, data_args, train_args, model: torch.nn.Module | None = Non
     return run.output_dir
 
 
-def pretrain(model_args, data_args, train_args) -> Path | None:
+def pretrain(model_args, data_args: DataArguments, train_args: TrainArguments) -> Path | None:
     """Makes the run that options describe: trains a tokenizer first where the l-DAE needs one, then the l-DAE.
 
     Returns:

@@ -43,7 +43,7 @@ def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable
 
 
 def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str]):
-    (given,) = option_parser(options, description=options.__doc__).parse_args_into_dataclasses()
+    (given,) = option_parser(options, description=options.__doc__ or "").parse_args_into_dataclasses()
     if given.table:
         result = read_json(given.table)
         if "arguments" not in result:

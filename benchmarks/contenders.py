@@ -58,7 +58,7 @@ class DiTForTraining(nn.Module):
             num_attention_heads=config.num_attention_heads,
             attention_head_dim=config.hidden_size // config.num_attention_heads,
             in_channels=config.num_channels,
-            num_layers=config.num_hidden_layers + config.decoder_num_hidden_layers,
+            num_layers=config.num_blocks,
             sample_size=config.image_size,
             patch_size=config.patch_size,
             num_embeds_ada_norm=1000,

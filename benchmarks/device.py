@@ -91,7 +91,7 @@ class MatrixProducts(TorchDispatchMode):
         super().__init__()
         self.seen: Counter = Counter()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None):
         name = function.overloadpacket.__name__
         if name in ("mm", "addmm", "bmm", "baddbmm"):
             operands = args[1:3] if "add" in name else args[:2]

@@ -12,7 +12,7 @@ import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tqdm.auto import tqdm
@@ -125,14 +125,15 @@ def in_turn(chosen: list[Contender], task: Task, warmup: int, steps: int) -> Ite
         with spawn.Pool(1) as pool:
             memory[contender] = pool.apply(peak_memory, (contender, task))
 
-    runs: dict[Contender | None, Callable] = {contender: task.step(contender) for contender in chosen}
-    parameters = {contender: step.parameters() for contender, step in runs.items()}
+    models = {contender: task.step(contender) for contender in chosen}
     with MatrixProducts() as products:
         task.step(Contender("l-DAE", "eager"))()  # sdpa makes the same products inside its kernel
-    runs[None] = products.replay(task.device)
-    for contender, times in in_rounds(runs, steps, warmup).items():
-        name = contender.name if contender else LOWER_BOUND
-        yield name, entry(contender, task, times, memory.get(contender), parameters.get(contender))
+    calls: dict[str, Callable[[], None]] = {contender.name: step for contender, step in models.items()}
+    calls[LOWER_BOUND] = products.replay(task.device)
+    times = in_rounds(calls, steps, warmup)
+    for contender, step in models.items():
+        yield contender.name, entry(contender, task, times[contender.name], memory[contender], step.parameters())
+    yield LOWER_BOUND, entry(None, task, times[LOWER_BOUND], None, None)
 
 
 def measure(arguments: StepArguments) -> Iterator[dict]:
@@ -146,7 +147,7 @@ def measure(arguments: StepArguments) -> Iterator[dict]:
     config = LDAEConfig.from_size(arguments.model_size, **sizes)
     task = Task(config, arguments.batch_size, device, bf16, arguments.threads)
     chosen = contenders(arguments.attention, arguments.keep_ratio, arguments.compile)
-    result = {
+    result: dict[str, Any] = {
         "benchmark": "step",
         "precision": precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -185,21 +186,24 @@ def table(result: dict) -> str:
         if name.startswith("l-DAE"):
             kind = it["contender"]["keep_ratio"], it["contender"]["compiled"]
             fastest[kind] = min(name, fastest.get(kind, name), key=lambda name: found[name]["median"])
-    columns: dict[str, Callable[[dict], str]] = {
-        "parameters": lambda it: f"{it['parameters'] / 1e6:.1f} M" if it["parameters"] else "",
-        "ms a step (quartiles)": lambda it: "{:.0f} ({:.0f} to {:.0f})".format(
-            *(1000 * x for x in (it["median"], *it["quartiles"]))
-        ),
-        "images/s": lambda it: f"{batch_size / it['median']:,.0f}" if it["parameters"] else "",
-        "peak MiB": lambda it: f"{it['peak_memory'] / 2**20:.0f}" if it["peak_memory"] else "",
-    }
     rates = {"MFU, published rate": result.get("peak_flops"), "MFU, measured rate": result.get("measured_flops")}
-    for title, rate in rates.items():
-        if rate:
-            columns[title] = lambda it, rate=rate: f"{it['flops'] / it['median'] / rate:.0%}" if it["flops"] else ""
-    for name in fastest.values():
-        columns[f"{name} / it"] = lambda it, name=name: f"{ratio(found[name]['seconds'], it['seconds']):.2f}"
-    rows = [{"": name, **{title: cell(it) for title, cell in columns.items()}} for name, it in found.items()]
+    rows = []
+    for name, it in found.items():
+        middle, low, high = (1000 * x for x in (it["median"], *it["quartiles"]))
+        used = {
+            title: f"{it['flops'] / it['median'] / rate:.0%}" if it["flops"] else ""
+            for title, rate in rates.items()
+            if rate
+        }
+        rows.append({
+            "": name,
+            "parameters": f"{it['parameters'] / 1e6:.1f} M" if it["parameters"] else "",
+            "ms a step (quartiles)": f"{middle:.0f} ({low:.0f} to {high:.0f})",
+            "images/s": f"{batch_size / it['median']:,.0f}" if it["parameters"] else "",
+            "peak MiB": f"{it['peak_memory'] / 2**20:.0f}" if it["peak_memory"] else "",
+            **used,
+            **{f"{best} / it": f"{ratio(found[best]['seconds'], it['seconds']):.2f}" for best in fastest.values()},
+        })  # fmt: skip
     return f"{conditions(result)}\n\n{markdown(rows)}"
 
 

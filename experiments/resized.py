@@ -36,7 +36,7 @@ def resize(source: str, target: Path, size: int):
     validate_writable(target, "target")
     found = {split: load_examples(source, split) for split in ("train", "validation")}
     for split, examples in found.items():
-        if examples is None or "label" not in examples.features:
+        if "label" not in examples.features:
             raise ValueError(f"{source!r} needs a {split} split with labels")
     with atomic_write(target) as partial:
         (partial / "data").mkdir(parents=True)

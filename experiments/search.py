@@ -5,7 +5,7 @@ python -m experiments.search --write docs/search.md    # puts the figures of doc
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 
 from ldae import launch
 from ldae.data.images import ImageDataset, decode, spread, to_pixel_values
-from ldae.data.sources import load_examples, why_not_probed
+from ldae.data.sources import count_classes, load_examples, load_validation, why_not_probed
 from ldae.features.encoders import load_encoder
 from ldae.features.extraction import Features, extract_features
 from ldae.features.neighbours import as_they_are, centred, nearest, standardised, whitened
@@ -34,7 +34,12 @@ from ldae.report.drawing import GAP, SIDE, enlargement, image_sheet, save_image,
 from ldae.report.results import save_result
 from ldae.report.tables import fill, markdown
 
-KINDS = {"raw": as_they_are, "centred": centred, "standardised": standardised, "whitened": whitened}
+KINDS: dict[str, Callable[..., Sequence[torch.Tensor]]] = {
+    "raw": as_they_are,
+    "centred": centred,
+    "standardised": standardised,
+    "whitened": whitened,
+}
 RARE = 1e-4  # the share of pairs of different images that may be taken for copies
 PAIRS = 2_000_000  # of different images, at most, whose cosines are looked at
 
@@ -151,7 +156,7 @@ def run(options: SearchArguments):
     """
     accelerator = launch.start("no")
     encoder = load_encoder(options.model).to(accelerator.device)
-    examples = [load_examples(options.data, split) for split in ("train", "validation")]
+    examples = load_examples(options.data, "train"), load_validation(options.data)
     if (reason := why_not_probed(*examples)) is not None:
         raise ValueError(f"--data {options.data!r} cannot be searched: {reason}")
     train, validation = (ImageDataset(part, encoder.image_hw, encoder.num_channels) for part in examples)
@@ -167,7 +172,7 @@ def run(options: SearchArguments):
             "queries": len(asked),
             "copies": len(originals),
         },
-        "classes": int(train.labels.max()) + 1,
+        "classes": count_classes(train.examples),
         "representations": {},
     }
     for title, represent in (("l-DAE", encoder.pool), ("thumbnail", thumbnail_features)):
@@ -182,7 +187,7 @@ def run(options: SearchArguments):
         result["representations"][title] = {
             kind: measure(gallery, queries, copies, originals, kind, options.seed) for kind in KINDS
         }
-        if options.draw and title == "l-DAE":
+        if options.draw and options.output and title == "l-DAE":
             folder = Path(options.output).parent
             draw(train, validation, gallery, queries, copies, altered, originals, folder, options.seed)
     if options.output:
@@ -190,8 +195,24 @@ def run(options: SearchArguments):
     print(table([result]))
 
 
-def draw(train, validation, gallery, queries, copies, altered, originals, folder: Path, seed: int):
-    """Draws what is nearest to some queries and to some altered images, and the middle of some clusters, all centred."""
+def draw(
+    train: ImageDataset,
+    validation: ImageDataset,
+    gallery: Features,
+    queries: Features,
+    copies: dict[str, torch.Tensor],
+    altered: dict[str, torch.Tensor],
+    originals: torch.Tensor,
+    folder: Path,
+    seed: int,
+):
+    """Draws what is nearest to some queries and to some altered images, and the middle of some clusters, all centred.
+
+    Args:
+        gallery, queries: features of images of `train` and of `validation`.
+        copies: by alteration, the features (m, E) of altered images, whose originals the gallery holds at `originals` (m,).
+        altered: by alteration, the same images as pixel values (m, C, H, W) in [-1, 1].
+    """
     keys, asked, *features = normalised("centred", gallery.features, queries.features, *copies.values())
     some = torch.linspace(20, len(asked) - 20, 8).long()
     _, near = nearest(asked[some], keys, 7)
@@ -199,7 +220,8 @@ def draw(train, validation, gallery, queries, copies, altered, originals, folder
     same = gallery.labels[near] == queries.labels[some][:, None]
     figures.neighbours(validation.pixel_values(queries.indices[some]), found, same, folder / "neighbours.png")
 
-    factor = enlargement(*found.shape[-2:], SIDE / 2)
+    height, width = found.shape[-2:]
+    factor = enlargement(height, width, SIDE / 2)
     shown = torch.linspace(5, len(originals) - 5, 3).long()
     rows, captions = [], []
     for i in shown.tolist():

@@ -86,9 +86,12 @@ def segmenter(folder: str | Path, pretrained: bool) -> UperNetForSemanticSegment
     return model
 
 
-def crops(image: torch.Tensor, mask: torch.Tensor, size: int, rng: np.random.Generator):
+def crops(
+    image: torch.Tensor, mask: torch.Tensor, size: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch of random crops (B, 3, size, size) and their masks (B, size, size), turned and mirrored at random."""
-    images, masks = [], []
+    images: list[torch.Tensor] = []
+    masks: list[torch.Tensor] = []
     for _ in range(BATCH):
         y, x = rng.integers(mask.shape[0] - size + 1), rng.integers(mask.shape[1] - size + 1)
         turns, mirrored = int(rng.integers(4)), rng.random() < 0.5

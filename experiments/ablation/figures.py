@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,8 +73,8 @@ def rungs(steps: Sequence[tuple[str, float | None, Bar, float | None]], path: st
     values, errors = zip(*ours, strict=True)
     axes.bar(places + 0.2, values, 0.38, yerr=errors, color=BLUE, ecolor=INK, capsize=2, label="here")
     measured = [i for i, baseline in enumerate(baselines) if baseline is not None]
-    sides = [places[measured] + 0.01, places[measured] + 0.39]
-    axes.hlines([baselines[i] for i in measured], *sides, color=ORANGE, linestyle=(0, (2, 1.5)), label="baseline")
+    left, right = places[measured] + 0.01, places[measured] + 0.39
+    axes.hlines([baselines[i] for i in measured], left, right, color=ORANGE, linestyle=(0, (2, 1.5)), label="baseline")
     axes.set_xticks(places, names, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_ylabel("linear accuracy (%)")
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
@@ -93,10 +94,10 @@ def dimensions(
     colours = dict(zip(dict.fromkeys([*paper, *here]), (BLUE, GREEN, ORANGE, RED, INK), strict=False))
     for name, row in paper.items():
         axes[0].plot(list(row), list(row.values()), color=colours[name], label=name, **LINE)
-    for name, row in here.items():
-        if row:
-            values, errors = zip(*row.values(), strict=True)
-            axes[1].errorbar(list(row), values, errors, color=colours[name], label=name, capsize=2.5, **LINE)
+    for name, bars in here.items():
+        if bars:
+            values, errors = zip(*bars.values(), strict=True)
+            axes[1].errorbar(list(bars), values, errors, color=colours[name], label=name, capsize=2.5, **LINE)
     shown = sorted({d for row in (*paper.values(), *here.values()) for d in row})
     for panel, title in zip(axes, ("paper (ImageNet)", "here"), strict=True):
         panel.set_title(title, fontsize=10)
@@ -116,7 +117,7 @@ def schedules(path: str | Path) -> Path:
     for (schedule, label), colour in zip(SCHEDULES.items(), (INK, BLUE, RED, GREEN), strict=True):
         gamma, sigma, _ = NoiseSchedule(LDAEConfig(noise_schedule=schedule)).tables()
         dashes = "--" if schedule == "single_sigma" else "-"
-        style = {"color": colour, "linewidth": 1.8, "linestyle": dashes, "label": label}
+        style: dict[str, Any] = {"color": colour, "linewidth": 1.8, "linestyle": dashes, "label": label}
         kept.plot(gamma.square(), **style)
         ratio.plot(sigma / gamma, **style)
     kept.set_ylabel("signal kept, γ²")

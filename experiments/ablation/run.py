@@ -33,7 +33,7 @@ from experiments.ablation.rungs import (
     tokenizer_of,
 )
 from experiments.ablation.tables import tables
-from ldae.data.sources import load_examples, why_not_probed
+from ldae.data.sources import load_examples, load_validation, why_not_probed
 from ldae.files import validate_writable
 from ldae.interruption import Interruption
 from ldae.mistakes import run_command
@@ -141,12 +141,13 @@ class Ablation:
 
     def tokenizer_jobs(self) -> list[Job]:
         """The tokenizers that rungs need and that are not trained, each once, as the rung that names it trains it."""
-        needed = {self.tokenizer(rung, seed): (tokenizer_of(rung, self.lpips), seed) for _, rung, seed in self.jobs()}
-        return [
-            (folder, RUNGS[name], seed)
-            for folder, (name, seed) in needed.items()
-            if isinstance(folder, Path) and not _trained(folder)
-        ]
+        needed = {
+            folder: (folder, RUNGS[name], seed)
+            for _, rung, seed in self.jobs()
+            if isinstance(folder := self.tokenizer(rung, seed), Path)
+            and (name := tokenizer_of(rung, self.lpips)) is not None
+        }
+        return [job for folder, job in needed.items() if not _trained(folder)]
 
     def command(self, folder: Path, rung: Rung, seed: int, *more: str | Path) -> list[str]:
         """The command line of one training."""
@@ -316,9 +317,9 @@ def main(argv: list[str] | None = None):
     validate_writable(output_dir)
     if data_args.streaming:
         raise ValueError("rungs are probed, which --streaming cannot be: leave it out")
-    names = (data_args.train_split, data_args.validation_split)
-    splits = [load_examples(data_args.data, name, **data_args.columns) for name in names]
-    if (reason := why_not_probed(*splits)) is not None:
+    train = load_examples(data_args.data, data_args.train_split, **data_args.columns)
+    validation = load_validation(data_args.data, data_args.validation_split, **data_args.columns)
+    if (reason := why_not_probed(train, validation)) is not None:
         raise ValueError(f"rungs are probed, which data {data_args.data!r} cannot be: {reason}")
     print(f"What each run says: {output_dir}/*.log")
     with Interruption("the same command goes on"):

@@ -137,7 +137,7 @@ def _judged_in(rung: Rung, studies: Studies) -> str:
 def _elsewhere(rung: Rung, studies: Studies) -> str:
     """A sentence on a rung that is not judged in the first study; empty for others."""
     study = _judged_in(rung, studies)
-    if study == next(iter(studies)):
+    if rung.before is None or study == next(iter(studies)):
         return ""
     names, figures = (rung.name, rung.before), studies[study]
     after, before = (f"`{name}` reaches {_accuracy(figures[name])}" for name in names)
@@ -216,7 +216,7 @@ def _by_dimension(cells: pd.DataFrame, title: str, values: Sequence[Any]) -> str
 def _sweep(runs: dict[str, list[Run]]) -> dict[str, Any]:
     """The first sweep of the last rung by the protocol; without rows where there is none."""
     sweeps = (run["sweep"] for run in runs.get(END, []) if "sweep" in run)
-    empty = {"depth": [], "timesteps": []}
+    empty: dict[str, Any] = {"depth": [], "timesteps": []}
     return next((found for found in sweeps if PROTOCOL in found["depth"][0]["protocols"]), empty)
 
 
@@ -237,11 +237,11 @@ def _blocks(runs: dict[str, list[Run]]) -> str:
     """Accuracy by the block that features are taken from, counted through encoder and decoder: a table for each side."""
     depth = _sweep(runs)["depth"]
     figures = [format_figure(PROTOCOL, row["protocols"][PROTOCOL]) for row in depth]
-    sides = {
-        "paper": {"paper": "linear"} | {f"block {block} of 24": paper for block, paper in PAPER_BLOCKS.items()},
-        "here": {"here": PROTOCOL} | {f"block {i} of {len(depth)}": cell for i, cell in enumerate(figures, 1)},
-    }
-    return "\n\n".join(markdown([row]) for row in sides.values() if len(row) > 1)
+    sides: list[dict[str, Any]] = [
+        {"paper": "linear", **{f"block {block} of 24": paper for block, paper in PAPER_BLOCKS.items()}},
+        {"here": PROTOCOL, **{f"block {i} of {len(depth)}": cell for i, cell in enumerate(figures, 1)}},
+    ]
+    return "\n\n".join(markdown([row]) for row in sides if len(row) > 1)
 
 
 def _accuracy(found: Measured | None) -> str:

@@ -22,13 +22,15 @@ def compare(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | s
         The change in accuracy and its standard error, in points; None where one of the two is not run; or a sentence that says
         so, where the runs differ in more or in less than the rung's change.
     """
-    after, before = figures.get(rung.name), figures.get(rung.before or "")
+    if rung.before is None:
+        return None
+    after, before = figures.get(rung.name), figures.get(rung.before)
     if after is None or before is None:
         return None
     settings = after.setting, before.setting
     # A name that only one of the two has is an option of something that the other does not have.
     differ = {name for name in settings[0].keys() & settings[1].keys() if settings[0][name] != settings[1][name]}
-    if stray := differ - _changes(rung):
+    if stray := differ - _changes(rung, RUNGS[rung.before]):
         return f"`{rung.name}` and `{rung.before}` also differ in {', '.join(sorted(stray))}"
     if not differ:
         return f"`{rung.name}` and `{rung.before}` are the same run here"
@@ -39,10 +41,10 @@ def compare(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | s
     return after.accuracy - before.accuracy, math.hypot(image_error, after.seed_error or 0.0, before.seed_error or 0.0)
 
 
-def _changes(rung: Rung) -> set[str]:
+def _changes(rung: Rung, before: Rung) -> set[str]:
     """The settings that a rung may change; tokenizers of two kinds are each trained as they need."""
-    after, before = (options(r) for r in (rung, RUNGS[rung.before]))
-    changed = {name for name in after.keys() | before.keys() if after.get(name) != before.get(name)}
+    new, old = options(rung), options(before)
+    changed = {name for name in new.keys() | old.keys() if new.get(name) != old.get(name)}
     return changed | {TOKENIZER_TRAINING} if "tokenizer_type" in changed else changed
 
 

@@ -14,7 +14,7 @@ from transformers.models.vit.modeling_vit import ViTPreTrainedModel
 from experiments.baselines.vit import encoder, patch_mean, vit_config
 from ldae.data.sources import count_classes, load_examples
 from ldae.mistakes import run_command
-from ldae.options import parse_arguments
+from ldae.options import DataArguments, parse_arguments
 from train_ldae import train
 
 
@@ -42,7 +42,7 @@ class Supervised(ViTPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
-def build(model_args, data_args) -> Supervised:
+def build(model_args, data_args: DataArguments) -> Supervised:
     """A new classifier for the classes of the data, with the blocks of an l-DAE's options."""
     examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **data_args.columns)
     labelled = "label" in (examples.features or {})  # `train` raises an error for other data

@@ -67,7 +67,8 @@ class Method:
 
 def methods(study: str | Path) -> dict[str, Method]:
     """The methods of a study that were trained, by the name of their runs without the seed."""
-    rows, found = load_study(study), {}
+    rows = load_study(study)
+    found: dict[str, Method] = {}
     for row in rows:
         if row.kind == "train" and (match := re.fullmatch(r"(.+)-seed\d+", row.run)):
             arguments = row.result["arguments"]

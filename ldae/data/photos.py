@@ -39,7 +39,7 @@ def load_photos(split: str) -> datasets.Dataset:
     import datasets
 
     if split not in CROPS:
-        raise ValueError(f"data 'photos' has the splits {', '.join(CROPS)}, got {split!r}")
+        raise ValueError(f"split: data 'photos' has the splits {', '.join(CROPS)}, got {split!r}")
     rng = np.random.default_rng(list(CROPS).index(split))
     images: list[dict[str, Any]] = []
     labels: list[int] = []

@@ -25,13 +25,17 @@ MOST_CLASSES = 1_000_000  # larger numbers are no classes, but identifiers
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
 
 
+class MissingSplitError(ValueError):
+    """A data set has no split of that name."""
+
+
 def load_examples(
     data: str,
     split: str,
     streaming: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
-) -> datasets.Dataset | datasets.IterableDataset | None:
+) -> datasets.Dataset | datasets.IterableDataset:
     """Loads undecoded examples.
 
     They have the column `image` ({"bytes", "path"}) and, if the data set has labels, the column `label`. Where a data set, and
@@ -46,12 +50,10 @@ def load_examples(
         image_column: The column of the images; by default the first of type Image.
         label_column: The column of the labels; by default "label", or else the first of type ClassLabel.
 
-    Returns:
-        The examples, or None if a validation split is asked for and there is none.
-
     Raises:
         FileNotFoundError: if there is no such data.
-        ValueError: if the split, a column or the configuration is missing, or files of the split name different classes.
+        MissingSplitError: if there is no such split.
+        ValueError: if a column or the configuration is missing, or files of the split name different classes.
     """
     import datasets
 
@@ -75,14 +77,28 @@ def load_examples(
     names = VALIDATION_NAMES if split == "validation" else (split,)
     found = next((name for name in names if name in splits), None)
     if found is None:
-        if split == "validation":
-            return None
-        raise ValueError(f"data {data!r} has the splits {', '.join(splits)}, got {split!r}")
+        raise MissingSplitError(f"split: data {data!r} has the splits {', '.join(splits)}, got {split!r}")
     # where the files of a Hub data set are
     caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
     within = os.pathsep.join(map(str, [folder] if folder.is_dir() else caches))
     examples = _name_columns(splits, found, data, image_column, label_column, within)
     return _with_own_names(examples, folder, found) if folder.is_dir() else examples
+
+
+def load_validation(
+    data: str, split: str = "validation", image_column: str | None = None, label_column: str | None = None
+) -> datasets.Dataset | None:
+    """Loads the examples of a validation split, as `load_examples` does; None if "validation" is asked for and there is none.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_examples` does, for any other `split` that is missing, too.
+    """
+    try:
+        return load_examples(data, split, image_column=image_column, label_column=label_column)
+    except MissingSplitError:
+        if split != "validation":
+            raise
+        return None
 
 
 def _load_splits(data: str, folder: Path, streaming: bool) -> datasets.DatasetDict | datasets.IterableDatasetDict:
@@ -148,7 +164,7 @@ def hub_id(data: str) -> str | None:
     return None if data == "photos" or Path(data).expanduser().is_dir() else data.partition(":")[0]
 
 
-def _load_folder(folder: Path, split: str) -> datasets.Dataset | None:
+def _load_folder(folder: Path, split: str) -> datasets.Dataset:
     """Lists the images of a folder. Its sub-folders are the classes if every image lies in one of them.
 
     If an image lies outside of them, or there is only one, the examples have no labels.
@@ -161,12 +177,11 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset | None:
     has_splits = "train" in children and (validation is not None or len(children) == 1)
     if split == "validation":
         root = validation if has_splits else None
-        if root is None:
-            return None
     else:
         root = folder if split == "train" and not has_splits else children.get(split.lower())
-        if root is None:
-            raise ValueError(f"split: data {str(folder)!r} has no folder {split!r}")
+    if root is None:
+        what = "validation split, which is a folder val beside train" if split == "validation" else f"folder {split!r}"
+        raise MissingSplitError(f"split: data {str(folder)!r} has no {what}")
     paths = sorted(path for path in _files(root) if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not paths:
         raise FileNotFoundError(f"data: there are no images in {str(root)!r}")

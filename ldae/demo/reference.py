@@ -62,7 +62,7 @@ class Reference:
 
 def embedded_reference(encoder: Encoder) -> Reference:
     """Embeds crops of the embedded photographs, evenly over all of them."""
-    images = _images("photos", "validation", encoder)
+    images = ImageDataset(load_examples("photos", "validation"), encoder.image_hw, encoder.num_channels)
     indices = spread(len(images), EMBEDDED)
     features = extract_features(encoder, images, batch_size=64, indices=indices)
     return Reference(images, torch.tensor(indices), features.features, "crops of the embedded photographs")
@@ -94,19 +94,12 @@ def stored_reference(folder: str, encoder: Encoder) -> Reference:
     names, features = read_pooled(path)
     if not names:
         raise ValueError(f"--features: {folder!r} holds no images; let ldae-features finish")
-    images = _images(written["data"], written["split"], encoder)
+    images = ImageDataset(load_examples(written["data"], written["split"]), encoder.image_hw, encoder.num_channels)
     if images.fingerprint() != written["fingerprint"]:
         raise ValueError(f"--features: the images of {written['data']!r} have changed since; run ldae-features again")
     data = Path(written["data"])  # who visits the page need not know where a folder lies
     name = data.name if data.is_absolute() else written["data"]
     return Reference(images, _places(images, names, written["data"]), features, f"images of {name}")
-
-
-def _images(data: str, split: str, encoder: Encoder) -> ImageDataset:
-    examples = load_examples(data, split)
-    if examples is None:
-        raise ValueError(f"--features: data {data!r} has no split {split!r} any more")
-    return ImageDataset(examples, encoder.image_hw, encoder.num_channels)
 
 
 def _places(images: ImageDataset, names: list[str], data: str) -> torch.Tensor:

@@ -68,14 +68,11 @@ def load(options: EmbedArguments, accelerator: Accelerator) -> tuple[Encoder, Im
     """Loads the encoder, onto the device, and the images.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_encoder` and `load_examples` do; a `ValueError` also for a split or labels that
-            cannot be.
+        FileNotFoundError, ValueError: as `load_encoder` and `load_examples` do; a `ValueError` also for labels that cannot be.
     """
     with accelerator.main_process_first():  # one process downloads and prepares
         examples = load_examples(options.data, options.split, **options.columns)
         encoder = load_encoder(options.model, options.trust_remote_code).to(accelerator.device)
-    if examples is None:
-        raise ValueError(f"--split: data {options.data!r} has no validation split")
     if (fault := label_fault(examples)) is not None:
         raise ValueError(f"--data {options.data!r}: {fault}; choose another --label_column")
     return encoder, ImageDataset(examples, encoder.image_hw, encoder.num_channels)

@@ -29,7 +29,7 @@ class Features:
     Args:
         features: float32 (n, E), the mean of the patch tokens, or (n, …) as `represent` gives them.
         labels: int64 (n,); -1 stands for none.
-        indices: int64 (n,), the numbers of these images in the data set.
+        indices: int64 (n,), the numbers of these images in the data set; (0,) where they are of none.
         tokens: (n, N, E), the features of every patch, where asked for.
         names: the names of these images.
         bad: the names of the images that cannot be read, with the reason.
@@ -37,7 +37,7 @@ class Features:
 
     features: torch.Tensor
     labels: torch.Tensor
-    indices: torch.Tensor | None = None
+    indices: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     tokens: torch.Tensor | None = None
     names: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
@@ -116,8 +116,7 @@ def _joined(parts: Sequence[Features]) -> Features:
     names, bad = ([entry for part in parts for entry in getattr(part, kind)] for kind in ("names", "bad"))
     read = [part for part in parts if len(part)]
     if not read:
-        none = torch.empty(0, dtype=torch.long)
-        return Features(torch.empty(0, 0), none, none, bad=bad)
+        return Features(torch.empty(0, 0), torch.empty(0, dtype=torch.long), bad=bad)
     features, labels, indices = (
         torch.cat([getattr(part, name) for part in read]) for name in ("features", "labels", "indices")
     )

@@ -116,10 +116,7 @@ def measure(batches: Iterator[torch.Tensor], pipe: LDAEPipeline, options: Genera
         ValueError: if the data has no such split.
     """
     config, device = pipe.model.config, pipe.device
-    examples = load_examples(str(options.data), options.split)
-    if examples is None:
-        raise ValueError(f"--split: data {options.data!r} has no validation split")
-    real = ImageDataset(examples, config.image_hw, config.num_channels)
+    real = ImageDataset(load_examples(str(options.data), options.split), config.image_hw, config.num_channels)
     encoder = None
     if options.encoder is not None:
         encoder = load_encoder(options.encoder, name_of_option="--encoder").to(device)

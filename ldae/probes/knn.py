@@ -118,10 +118,9 @@ def nearest_images(subject: Subject) -> tuple[torch.Tensor, torch.Tensor, torch.
     """
     # not None on the main process
     train, validation = (cast(Features, subject.features(split)) for split in ("train", "validation"))
-    train_indices, validation_indices = (cast(torch.Tensor, part.indices) for part in (train, validation))
     count, k = SHOWN
     some = spread(len(validation), count)
     _, neighbours = nearest(validation.features[some], train.features, k)
-    found = torch.stack([subject.train.pixel_values(train_indices[row]) for row in neighbours])
+    found = torch.stack([subject.train.pixel_values(train.indices[row]) for row in neighbours])
     same_class = train.labels[neighbours] == validation.labels[some][:, None]
-    return subject.validation.pixel_values(validation_indices[some]), found, same_class
+    return subject.validation.pixel_values(validation.indices[some]), found, same_class

@@ -17,7 +17,7 @@ from configuration_ldae import pair
 from ldae import launch
 from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.order import StepSampler, training_loader
-from ldae.data.sources import label_fault, load_examples
+from ldae.data.sources import label_fault, load_examples, load_validation
 from ldae.interruption import Interruption
 from ldae.optimization import ENDLESS, Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING
@@ -85,10 +85,6 @@ class Run:
         data_args, train_args, accelerator = self.data_args, self.train_args, self.accelerator
         set_seed(train_args.seed)
         examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **data_args.columns)
-        if examples is None:
-            raise ValueError(
-                f"--data {data_args.data!r} has no split {data_args.train_split!r}; give another --train_split"
-            )
         attention = train_args.attn_implementation or launch.attention(accelerator)
         self.unwrapped = build_model(self.model_args, train_args, examples, attention) if model is None else model
         config = self.unwrapped.config
@@ -128,7 +124,7 @@ class Run:
         data_args, train_args = self.data_args, self.train_args
         if data_args.streaming or not (data_args.held_out or train_args.probe or train_args.knn_steps):
             return None
-        return load_examples(data_args.data, data_args.validation_split, **data_args.columns)
+        return load_validation(data_args.data, data_args.validation_split, **data_args.columns)
 
     def _length(self) -> Length:
         train_args, max_steps = self.train_args, self.train_args.max_steps

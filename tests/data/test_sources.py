@@ -18,6 +18,7 @@ from ldae.data.sources import (
     label_array,
     label_fault,
     load_examples,
+    load_validation,
     why_not_probed,
 )
 from ldae.options import parse_arguments
@@ -38,7 +39,6 @@ def test_flat_folder_has_no_labels_and_any_case_of_suffix(tmp_path):
     assert names_of(data) == ["one.png", "three.TiFF", "two.JPG"]
     assert "label" not in data.column_names
     assert ImageDataset(data, (8, 8)).labels is None
-    assert load_examples(str(tmp_path), "validation") is None
     assert {".png", ".jpg", ".webp"} <= EXTENSIONS
 
 
@@ -68,7 +68,23 @@ def test_train_and_test_may_be_classes(tmp_path, name):
         save(tmp_path / folder / "1.png")
     data = load_examples(str(tmp_path), "train")
     assert data.features["label"].names == sorted([name, "car", "ship"])
-    assert load_examples(str(tmp_path), "validation") is None
+    assert load_validation(str(tmp_path)) is None
+
+
+def test_a_validation_split_may_be_missing_only_where_it_is_asked_for_so(tmp_path):
+    rows = parquet(tmp_path / "rows", {"image": [IMAGE]}, image=datasets.Image())
+    save(tmp_path / "flat/1.png")
+    save(tmp_path / "alone/val/a/1.png")
+    for data in (rows, str(tmp_path / "flat"), str(tmp_path / "alone")):
+        assert load_validation(data) is None
+        with pytest.raises(
+            ValueError, match=r"has the splits train, got .validation.|no validation split, which is a folder"
+        ):
+            load_examples(data, "validation")
+        with pytest.raises(ValueError, match=r"got .other.|has no folder .other."):
+            load_validation(data, "other")
+    save(tmp_path / "alone/train/a/2.png")
+    assert len(load_validation(str(tmp_path / "alone"))) == 1
 
 
 def test_linked_folders_are_followed_and_loops_end(tmp_path):
@@ -161,7 +177,8 @@ def test_parquet_folder(tmp_path, streaming):
     photos = [{"bytes": b"broken", "path": None}, encoded(Image.fromarray(noise()), "JPEG")]  # neither may be decoded
     rows = {"photo": photos, "name": ["x", "y"], "kind": [1, 0]}
     folder = parquet(tmp_path / "set", rows, **features)
-    assert load_examples(folder, "validation", streaming) is None
+    with pytest.raises(ValueError, match="has the splits train, got 'validation'"):
+        load_examples(folder, "validation", streaming)
     parquet(tmp_path / "set", rows, split="test", **features)
     for split in ("train", "validation", "test"):
         data = load_examples(folder, split, streaming)

