@@ -10,7 +10,7 @@ import datasets
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ldae.data.images import ImageDataset
-from ldae.data.sources import load_examples
+from ldae.data.sources import load_examples, load_validation
 from ldae.files import atomic_write, validate_writable
 from ldae.mistakes import run_command
 from ldae.options import option, option_parser
@@ -27,31 +27,31 @@ class ResizeArguments:
 def resize(source: str, target: Path, size: int):
     """Writes `target`/data/SPLIT.parquet with square images of `size` pixels as PNG, and names the unreadable ones it leaves out.
 
+    The splits are "train" and, where there is one, "validation". Labels are kept, where there are any.
+
     Raises:
         FileExistsError: if `target` holds something.
-        ValueError: without one of the splits, or without labels, or if `target` cannot be written to.
+        ValueError: without training images, or if `target` cannot be written to.
     """
     if any(target.glob("*")):
         raise FileExistsError(f"{str(target)!r} is not empty; give another folder")
     validate_writable(target, "target")
-    found = {split: load_examples(source, split) for split in ("train", "validation")}
-    for split, examples in found.items():
-        if "label" not in examples.features:
-            raise ValueError(f"{source!r} needs a {split} split with labels")
+    found = {"train": load_examples(source, "train"), "validation": load_validation(source)}
     with atomic_write(target) as partial:
         (partial / "data").mkdir(parents=True)
         for split, examples in found.items():
+            if examples is None:
+                continue
             images = ImageDataset(examples, (size, size))
             items = [images[0, i] for i in progress_bar(range(len(images)), desc=split, unit=" images")]
             good = [item for item in items if "error" not in item]
             for item in items:
                 if "error" in item:
                     print(f"Skipping {item['name']}: {item['error']}")
-            columns = {
-                "image": [to_pil_image(item["pixel_values"]) for item in good],
-                "label": [item["label"] for item in good],
-            }
-            features = datasets.Features(image=datasets.Image(), label=examples.features["label"])
+            columns = {"image": [to_pil_image(item["pixel_values"]) for item in good]}
+            features = datasets.Features(image=datasets.Image())
+            if "label" in examples.features:
+                columns["label"], features["label"] = [item["label"] for item in good], examples.features["label"]
             datasets.Dataset.from_dict(columns, features).to_parquet(partial / "data" / f"{split}.parquet")
 
 

@@ -5,25 +5,30 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
+from transformers.utils import CONFIG_NAME
 
+from configuration_ldae import LDAEConfig
 from ldae.files import DIGESTS, damage
 from ldae.mistakes import reading
 from ldae.retries import retried
 from modeling_ldae import LDAEForPreTraining
 
 
-def load_config(source: str | Path) -> PreTrainedConfig:
+def load_config(source: str | Path, name_of_option: str = "--model") -> LDAEConfig:
     """The configuration of an l-DAE's folder or Hub id.
+
+    Args:
+        name_of_option: what error messages call `source`.
 
     Raises:
         FileNotFoundError: if there is no such model.
         ValueError: if it is no l-DAE.
     """
-    with reading("--model", source):
-        config = _from_pretrained(AutoConfig, source, "--model")
-    if config.model_type != "ldae":
-        raise ValueError(f"--model: {str(source)!r} is of type {config.model_type!r}, and no l-DAE")
+    with reading(name_of_option, source):
+        config = _from_pretrained(AutoConfig, source, name_of_option)
+    if not isinstance(config, LDAEConfig):
+        raise ValueError(f"{name_of_option}: {str(source)!r} is of type {config.model_type!r}, and no l-DAE")
     return config
 
 
@@ -69,6 +74,10 @@ def _from_pretrained(auto_class: Any, source: str | Path, name_of_option: str, *
     folder = Path(source).expanduser()
     if folder.is_file():
         raise FileNotFoundError(f"{name_of_option}: {str(source)!r} is a file; give the model's folder")
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(
+            f"{name_of_option}: {str(source)!r} holds no {CONFIG_NAME}, as a model's folder does; a run writes its model at its end"
+        )
     try:
         return retried(lambda: auto_class.from_pretrained(str(folder) if folder.is_dir() else str(source), **kwargs))
     except OSError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     import datasets  # takes a second to import, so that functions import it when they need it
 
 EXTENSIONS = frozenset(extension for extension, name in Image.registered_extensions().items() if name in FORMATS)
+UNREAD = {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}  # not Pillow's
 MOST_CLASSES = 1_000_000  # larger numbers are no classes, but identifiers
+logger = logging.getLogger(__name__)
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
 
 
@@ -182,9 +186,15 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset:
     if root is None:
         what = "validation split, which is a folder val beside train" if split == "validation" else f"folder {split!r}"
         raise MissingSplitError(f"split: data {str(folder)!r} has no {what}")
-    paths = sorted(path for path in _files(root) if path.suffix.lower() in EXTENSIONS and path.is_file())
+    files = [path for path in _files(root) if path.is_file()]
+    paths = sorted(path for path in files if path.suffix.lower() in EXTENSIONS)
+    unread = Counter(path.suffix.lower() for path in files if path.suffix.lower() in UNREAD)
+    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in unread.most_common())
     if not paths:
-        raise FileNotFoundError(f"data: there are no images in {str(root)!r}")
+        beside = f", but {kinds} files, which are not read; convert them to JPEG" if unread else ""
+        raise FileNotFoundError(f"data: there are no images in {str(root)!r}{beside}")
+    if unread:
+        logger.warning(f"Left out of {str(root)!r}, since such files are not read: {kinds}. Convert them to JPEG.")
     columns: dict[str, list] = {"image": [{"bytes": None, "path": _as_text(path)} for path in paths]}
     features = {"image": datasets.Image(decode=False)}
     parts = [path.relative_to(root).parts for path in paths]

@@ -10,7 +10,7 @@ from ldae.options.model import ModelArguments
 from ldae.options.parser import OptionParser, names_given, option_parser
 from ldae.options.recipes import read_recipe, recipe_path
 from ldae.options.shared import EncodingArguments, HubArguments
-from ldae.options.training import RUN_DEFINING, DataArguments, TrainArguments
+from ldae.options.training import RUN_DEFINING, DataArguments, TrainArguments, default_learning_rate
 
 __all__ = [
     "RUN_DEFINING",
@@ -20,6 +20,7 @@ __all__ = [
     "ModelArguments",
     "OptionParser",
     "TrainArguments",
+    "default_learning_rate",
     "domains",
     "names_given",
     "option",

@@ -126,9 +126,10 @@ class TrainArguments(HubArguments):
     gradient_accumulation_steps: int = option(
         1, "Batches in an optimizer step.", group=OPTIMIZATION, minimum=1, maximum=1_000_000, defines_run=True
     )
-    base_learning_rate: float = option(
-        2e-3,
-        "Peak learning rate for 256 images in a step, scaled linearly with them; chosen for the tiny size (paper: 1e-4).",
+    base_learning_rate: float | None = option(
+        None,
+        "Peak learning rate for 256 images in a step, scaled linearly with them; by default 2e-3 for the tiny size, 4e-4 for "
+        "small, and the paper's 1e-4 for larger ones.",
         group=OPTIMIZATION,
         exclusive_minimum=0,
         defines_run=True,
@@ -300,6 +301,17 @@ class TrainArguments(HubArguments):
         "the training images.",
         group=HUB,
     )
+
+
+LEARNING_RATES = {
+    192: 2e-3,
+    384: 4e-4,
+}  # by the width up to which they are the default: of the recipes for tiny and small
+
+
+def default_learning_rate(hidden_size: int) -> float:
+    """The peak learning rate for 256 images in a step of a network of some width; the paper's for all above the small size."""
+    return next((rate for width, rate in LEARNING_RATES.items() if hidden_size <= width), 1e-4)
 
 
 # The options of the data and the training that a resumed run must keep. Those of the model it must keep, too.

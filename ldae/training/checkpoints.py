@@ -89,13 +89,13 @@ class Checkpoints:
         """
         last = self.last()
         good = (
-            f"The last good checkpoint, {last}, is whole; --resume goes on from it."
+            f"The last good checkpoint, {last}, is whole; --resume goes on from it with the same options."
             if last
             else "There is no checkpoint yet."
         )
         raise FloatingPointError(
             f"the {what} at step {step}, on a batch of {', '.join(names)}. {good} "
-            "A lower --base_learning_rate or --max_grad_norm often helps."
+            "A new run with a lower --base_learning_rate or --max_grad_norm often helps."
         )
 
     def save(self, accelerator: Accelerator, model, optimizer, ema: EMAModel | None, state: dict[str, Any]) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from configuration_ldae import LDAEConfig
 from ldae import tokenizers
 from ldae.data.sources import count_classes
-from ldae.loading import load_model, validate_folder, validate_weights
+from ldae.loading import load_config, load_model, validate_folder, validate_weights
 from ldae.mistakes import reading
 from modeling_ldae import LDAEForPreTraining
 
@@ -56,10 +56,10 @@ def build_model(
 
 def _changed(source: str, given: dict[str, Any]) -> LDAEConfig:
     """The configuration of a folder or Hub id with other options, none of which changes its fitted tokenizer."""
-    folder = Path(source).expanduser()
     parts = given.pop("autoencoder", {})
+    there = load_config(source, "--init_from")
     with reading("--init_from", source):
-        there, config = LDAEConfig.from_pretrained(folder), LDAEConfig.from_pretrained(folder, **given)
+        config = LDAEConfig.from_pretrained(Path(source).expanduser(), **given)
     names = there.tokenizer_class.defined_by
     pairs = {name.replace("_hw", "_size"): (getattr(config, name), getattr(there, name)) for name in names}
     if "autoencoder_config" in names:

@@ -20,7 +20,7 @@ from ldae.data.order import StepSampler, training_loader
 from ldae.data.sources import label_fault, load_examples, load_validation
 from ldae.interruption import Interruption
 from ldae.optimization import ENDLESS, Length, compile_blocks, parameter_groups
-from ldae.options import RUN_DEFINING
+from ldae.options import RUN_DEFINING, default_learning_rate
 from ldae.seeds import mix_seed
 from ldae.tokenizers.fitting import explained_variance, fit_to_images
 from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, validate_unchanged
@@ -96,6 +96,8 @@ class Run:
         self._divide(examples, pair(config.image_size), config.num_channels)
         self.images_per_batch = train_args.per_device_batch_size * accelerator.num_processes
         self.images_per_step = self.images_per_batch * train_args.gradient_accumulation_steps
+        if train_args.base_learning_rate is None:
+            train_args.base_learning_rate = default_learning_rate(config.hidden_size)
         self.peak_learning_rate = train_args.learning_rate or train_args.base_learning_rate * self.images_per_step / 256
         self.length = self._length()
 

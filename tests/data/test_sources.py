@@ -42,6 +42,20 @@ def test_flat_folder_has_no_labels_and_any_case_of_suffix(tmp_path):
     assert {".png", ".jpg", ".webp"} <= EXTENSIONS
 
 
+def test_photographs_that_cannot_be_read_are_counted(tmp_path, caplog):
+    for name in ("1.HEIC", "sub/2.heic", "3.nef", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(
+        FileNotFoundError, match=r"no images in .*, but 2 \.heic, 1 \.nef files, .*; convert them to JPEG"
+    ):
+        load_examples(str(tmp_path), "train")
+    save(tmp_path / "4.png")
+    assert len(load_examples(str(tmp_path), "train")) == 1
+    (record,) = caplog.records
+    assert record.message.endswith("since such files are not read: 2 .heic, 1 .nef. Convert them to JPEG.")
+
+
 def test_class_folders_of_any_depth(tmp_path):
     for name in ("cat/1.png", "cat/deep/er/2.png", "ape/3.png"):
         save(tmp_path / name)

@@ -13,6 +13,12 @@ from ldae.options import parse_arguments
 from ldae.training.models import build_model
 
 
+def test_a_run_without_a_model_is_no_start(folder, tmp_path):
+    (tmp_path / "stopped/checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"--init_from: '.*stopped' holds no config.json, .* at its end"):
+        train(folder, tmp_path / "second", "--init_from", str(tmp_path / "stopped"))
+
+
 def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
     first = train(folder, tmp_path / "first")
     second = train(

@@ -13,13 +13,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
 from safetensors.torch import load_file
-from tiny_runs import TOKENIZER, at_step, losses, same_run, train
+from tiny_runs import TINY, TOKENIZER, at_step, losses, same_run, train
 from torch.utils.data import DataLoader
 
 import train_ldae
 from ldae import LDAEForPreTraining
 from ldae.data.images import ImageDataset
 from ldae.data.sources import load_examples
+from ldae.options import default_learning_rate
 from ldae.report.results import environment
 from ldae.training import probing
 from ldae.training import run as run_module
@@ -269,3 +270,19 @@ def test_the_clock_of_a_run_is_the_one_that_was_asked_for(folder, tmp_path, monk
 def slowed(function, wait, *args, **kwargs):
     wait()
     return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("width", "rate"), [(32, 2e-3), (192, 2e-3), (384, 4e-4), (768, 1e-4), (1024, 1e-4)])
+def test_the_learning_rate_suits_the_width_where_none_is_given(width, rate):
+    assert default_learning_rate(width) == rate
+
+
+def test_a_run_takes_and_records_the_default_learning_rate(folder, tmp_path):
+    options = [option for option in TINY if not option.startswith("--base_learning_rate")]
+    output = train_ldae.main(
+        ["--data", str(folder), "--output_dir", str(tmp_path / "run"), *options, "--hidden_size", "384"]
+    )
+    result = json.loads((output / "results/train.json").read_text())
+    assert result["arguments"]["base_learning_rate"] == 4e-4
+    rates = [json.loads(line)["learning_rate"] for line in (output / "losses.jsonl").read_text().splitlines()]
+    assert 2e-4 * 4 / 256 < max(rates) <= 4e-4 * 4 / 256
