@@ -76,7 +76,7 @@ def _from_pretrained(auto_class: Any, source: str | Path, name_of_option: str, *
         raise FileNotFoundError(f"{name_of_option}: {str(source)!r} is a file; give the model's folder")
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(
-            f"{name_of_option}: {str(source)!r} holds no {CONFIG_NAME}, as a model's folder does; a run writes its model at its end"
+            f"{name_of_option}: {str(source)!r} holds no {CONFIG_NAME}, as models do; a run writes its model at its end"
         )
     try:
         return retried(lambda: auto_class.from_pretrained(str(folder) if folder.is_dir() else str(source), **kwargs))
