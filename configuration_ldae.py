@@ -233,10 +233,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         """Raises a ValueError for fields that are too large together."""
         E, blocks = self.hidden_size, self.num_blocks
         tokens = math.prod(self.grid_hw)
-        inner, conditioning = (
-            cast(int, self.intermediate_size),
-            cast(int, self.conditioning_size),
-        )  # filled in by `__post_init__`
+        # filled in by `__post_init__`
+        inner, conditioning = cast(int, self.intermediate_size), cast(int, self.conditioning_size)
         of_block = E * (4 * E + 2 * inner + 6 * conditioning)
         for fields, what, number, limit in (
             ("patch_size and num_channels", "numbers in a patch", self.patch_dim, MAX_PATCH_DIM),

@@ -15,6 +15,8 @@ from ldae.mistakes import run_command
 from ldae.options import parse_arguments
 from train_ldae import train
 
+KEEP_RATIO = 0.25  # of the tokens, where the options keep all, as an l-DAE does
+
 
 class ViTMAEBaseline(ViTMAEForPreTraining):
     """ViTMAE with the one method that `train_ldae.train` asks of a model beside `forward`."""
@@ -23,9 +25,6 @@ class ViTMAEBaseline(ViTMAEForPreTraining):
         """`noise` (B, N), uniform: the tokens with the smallest are kept."""
         num_patches = self.vit.embeddings.patch_embeddings.num_patches
         return {"noise": torch.rand(batch_size, num_patches, generator=generator, device=self.device)}
-
-
-KEEP_RATIO = 0.25  # of the tokens, where the options keep all, as an l-DAE does
 
 
 def build(model_args) -> ViTMAEBaseline:

@@ -39,7 +39,7 @@ def curves(studies: list[str], names: list[str]) -> dict[Measure, dict[str, list
     variance from those of several.
 
     Raises:
-        ValueError: if a study has none of the methods.
+        ValueError: if a study has none of the methods, or one whose length was not given as a time.
     """
     found = {study: methods(study) for study in studies}
     groups: dict[Measure, list[list[float]]] = defaultdict(list)
@@ -52,6 +52,8 @@ def curves(studies: list[str], names: list[str]) -> dict[Measure, dict[str, list
             raise ValueError(f"--methods: {study!r} has none of {', '.join(names)}, but {', '.join(known)}")
         for name in (name for name in names if name in known):
             method = known[name]
+            if method.minutes is None:
+                raise ValueError(f"--methods: {name} of {study!r} was not trained by --max_minutes")
             for measure in method.measures:
                 accuracies = method.accuracies[measure]
                 right = np.mean(method.right[measure], axis=0)

@@ -46,7 +46,7 @@ class Method:
     Args:
         config: of its model.
         base_learning_rate: of 256 images in a step.
-        minutes: how long each seed was trained.
+        minutes: how long each seed was trained; None if its length was not given as a time.
         images_seen: in training, by each seed.
         accuracies: in %, by each seed.
         right: for each validation image, whether a seed classifies it rightly (n,), by each seed.
@@ -54,7 +54,7 @@ class Method:
 
     config: dict[str, Any]
     base_learning_rate: float
-    minutes: float
+    minutes: float | None
     images_seen: list[int] = field(default_factory=list)
     accuracies: dict[Measure, list[float]] = field(default_factory=lambda: defaultdict(list))
     right: dict[Measure, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))

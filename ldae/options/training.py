@@ -303,10 +303,7 @@ class TrainArguments(HubArguments):
     )
 
 
-LEARNING_RATES = {
-    192: 2e-3,
-    384: 4e-4,
-}  # by the width up to which they are the default: of the recipes for tiny and small
+LEARNING_RATES = {192: 2e-3, 384: 4e-4}  # by the width up to which they hold: those of the recipes for tiny and small
 
 
 def default_learning_rate(hidden_size: int) -> float:

@@ -43,5 +43,8 @@ def test_a_picture_is_drawn(studies, tmp_path, capsys):
 def test_what_cannot_be_drawn_is_refused(studies, tmp_path):
     with pytest.raises(ValueError, match=r"--methods: '.*long' has none of dino, but mae, other, ours"):
         curves(studies, ["dino"])
+    run(tmp_path / "epochs/mae-seed0", MAE, [0], minutes=None)
+    with pytest.raises(ValueError, match=r"--methods: mae of '.*epochs' was not trained by --max_minutes"):
+        curves([str(tmp_path / "epochs")], ["mae"])
     with pytest.raises(ValueError, match="none of them was trained for several times"):
         draw(curves(studies[:1], ["mae"]), ["mae"], tmp_path / "curve.png")
