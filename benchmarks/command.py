@@ -27,22 +27,23 @@ class FileArguments:
 OWN = tuple(field.name for field in fields(FileArguments))
 
 
-def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str]):
+def run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str], page: Path = README):
     """The command line of a benchmark.
 
     Args:
         options: a dataclass that adds its own to `FileArguments`.
         measure: options -> the result to save, as often as it grows: what is stopped has saved what it measured.
         table: a result with its environment -> markdown. `--table NAME.json` puts it between the lines `<!-- NAME -->` of
-            README.md.
+            the page.
+        page: a markdown file.
 
     Raises:
         SystemExit: with status 2 for a mistake, such as an --output that is there; before anything is measured.
     """
-    run_command(partial(_run, options, measure, table))
+    run_command(partial(_run, options, measure, table, page))
 
 
-def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str]):
+def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callable[[dict], str], page: Path):
     (given,) = option_parser(options, description=options.__doc__ or "").parse_args_into_dataclasses()
     if given.table:
         result = read_json(given.table)
@@ -51,7 +52,7 @@ def _run(options: type, measure: Callable[[Any], Iterator[dict]], table: Callabl
                 f"--table {given.table} is no result of a benchmark, for it has no 'arguments'; give one of --output"
             )
         text = table(result)
-        fill(README, Path(given.table).stem, text)
+        fill(page, Path(given.table).stem, text)
     else:
         if given.output and Path(given.output).exists() and not given.overwrite:
             raise FileExistsError(f"{given.output} is there; pass --overwrite or another --output")

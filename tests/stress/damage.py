@@ -28,6 +28,12 @@ def flip(path: Path, at: float):
     path.write_bytes(content)
 
 
+def replace_by_folder(path: Path):
+    """Puts an empty folder in a file's place."""
+    path.unlink()
+    path.mkdir()
+
+
 A_FOLDER = "a folder in its place"
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "a bit flipped near its beginning": lambda path: flip(path, 0.02),
@@ -37,7 +43,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "missing": lambda path: path.unlink(),
-    A_FOLDER: lambda path: (path.unlink(), path.mkdir()),
+    A_FOLDER: replace_by_folder,
 }
 
 

@@ -257,7 +257,9 @@ def measure(given: InputArguments) -> Iterator[dict]:
             if given.kinds and name not in given.kinds:
                 continue
             kinds = Kinds(root, random.Random(f"{given.seed} {name}"))
-            ends, faults, inputs = Counter(), [], 0
+            ends: Counter[str] = Counter()
+            faults: list[dict[str, str]] = []
+            inputs = 0
             while inputs < part * given.count:
                 trial = make(kinds)
                 inputs += trial.inputs

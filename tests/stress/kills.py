@@ -103,8 +103,8 @@ def differences(found: Any, expected: Any, place: str = "") -> list[str]:
     if isinstance(found, dict) and isinstance(expected, dict):
         parts = sorted(found.keys() | expected.keys())
     elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        parts = range(len(found))
         found, expected = dict(enumerate(found)), dict(enumerate(expected))
+        parts = list(found)
     else:
         return [] if found == expected else [f"{place}: {str(found)[:200]}, not {str(expected)[:200]}"]
     return [line for part in parts for line in differences(found.get(part), expected.get(part), f"{place}/{part}")]
@@ -226,7 +226,7 @@ def measure(given: KillArguments) -> Iterator[dict]:
             reference = run(stage.module, stage.argv(whole), limit=LONG)
             assert reference.kind == "worked", reference.text
             expected, duration = stage.result(whole), reference.seconds
-            count = {"kills": 0, "runs": 0, "equal": 0, "seconds": duration, "faults": []}
+            count: dict[str, Any] = {"kills": 0, "runs": 0, "equal": 0, "seconds": duration, "faults": []}
             found[name] = count
             while count["kills"] < stage.part * given.kills:
                 trial = kill(stage, root, whole, duration, expected, moments)

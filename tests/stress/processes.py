@@ -117,8 +117,8 @@ def _be_the_command(module: str, argv: Sequence[str], main, write: int, note_mod
     status = 1
     try:
         os.setsid()
-        for stream in (1, 2):
-            os.dup2(write, stream)
+        for number in (1, 2):
+            os.dup2(write, number)
         sys.argv = [f"{module}.py", *argv]
         run_command(main)
         status = 0
