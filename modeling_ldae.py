@@ -30,7 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, logging
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 try:  # inside a package of transformers' remote code
@@ -616,7 +616,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         With `loss_units="latent"` r_i of an image is in the units of the scaled latents; where these are whitened, so are target
         and prediction, all components of a patch.
         """
-        with torch.autocast(target.device.type, enabled=False):
+        with maybe_autocast(target.device.type, enabled=False):
             error = target.float() - prediction.float()
             if self.config.prediction == "noise":
                 return error.square().sum(-1).mean() / error.shape[-1]
@@ -728,7 +728,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         """
         labels = kwargs.pop("labels", None)
         self.ldae.embeddings.validate(pixel_values, interpolate_pos_encoding)
-        if self.training and not torch.compiler.is_compiling():
+        if self.training and not (torch.compiler.is_compiling() or pixel_values.is_meta):
             self._warn_if_not_fitted()
         image_hw = pixel_values.shape[-2:]
         given = {"noise": noise, "timesteps": timesteps, "drop_class": drop_class, "keep": keep}

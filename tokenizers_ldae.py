@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.utils.generic import maybe_autocast
 
 try:  # inside a package of transformers' remote code
     from .moments_ldae import PatchMoments
@@ -141,12 +142,12 @@ class PatchTokenizer(Tokenizer):
             init.copy_(self.residual, torch.eye(len(self.mean))[len(self.V) :])
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(pixel_values.device.type, enabled=False):
+        with maybe_autocast(pixel_values.device.type, enabled=False):
             return (patchify(pixel_values.float(), self.patch_hw) - self.mean) @ self.V.T / self.scale
 
     def decode_patches(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents (B, N, d) -> patches (B, N, D), in float32."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with maybe_autocast(latents.device.type, enabled=False):
             return (latents.float() * self.scale) @ self.U.T + self.mean
 
     def decode(self, latents: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
@@ -154,13 +155,13 @@ class PatchTokenizer(Tokenizer):
 
     def whiten(self, patches: torch.Tensor) -> torch.Tensor:
         """Patches (B, N, D) -> all their principal components, each divided by its deviation, (B, N, D): first the latents."""
-        with torch.autocast(patches.device.type, enabled=False):
+        with maybe_autocast(patches.device.type, enabled=False):
             centred = patches.float() - self.mean
             return torch.cat([centred @ self.V.T / self.scale, centred @ self.residual.T], dim=-1)
 
     def unwhiten(self, whitened: torch.Tensor) -> torch.Tensor:
         """The inverse of `whiten`."""
-        with torch.autocast(whitened.device.type, enabled=False):
+        with maybe_autocast(whitened.device.type, enabled=False):
             latents, rest = whitened.float().split([len(self.V), len(self.residual)], dim=-1)
             variance = 1 / self.residual.square().sum(dim=1)  # rows were divided by their deviations
             return self.decode_patches(latents) + (rest * variance) @ self.residual
@@ -293,12 +294,12 @@ class ConvVAETokenizer(Tokenizer):
         return super().train(False)  # it is used as it is, whatever the model around it does
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(pixel_values.device.type, enabled=False):
+        with maybe_autocast(pixel_values.device.type, enabled=False):
             latents = self.autoencoder.encode(pixel_values.float()).latent_dist.mode()
             return patchify(latents, (2, 2)) / self.scale
 
     def decode(self, latents: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
-        with torch.autocast(latents.device.type, enabled=False):
+        with maybe_autocast(latents.device.type, enabled=False):
             latent_hw = image_hw[0] // self.stride, image_hw[1] // self.stride
             return self.autoencoder.decode(unpatchify(latents.float() * self.scale, (2, 2), latent_hw)).sample
 

@@ -29,7 +29,9 @@ def hours(size: str, result: dict, epochs: int) -> float:
     """
     measured = result["contenders"]["l-DAE, sdpa, compiled"]
     given = {name: result["arguments"][name] for name in ("image_size", "patch_size")}
-    flops = flops_per_image(Contender("l-DAE"), LDAEConfig.from_size(size, latent_dim=16, **given), torch.device("cpu"))
+    flops = flops_per_image(
+        Contender("l-DAE"), LDAEConfig.from_size(size, latent_dim=16, **given), torch.device("meta")
+    )
     rate = measured["flops"] / measured["median"]  # floating-point operations a second
     return epochs * IMAGES * flops / (GPUS * rate) / 3600
 

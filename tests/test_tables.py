@@ -1,0 +1,95 @@
+"""Every table between markers of a document is what its command makes of the results that are kept, so no figure is typed."""
+
+import json
+import re
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+
+from benchmarks import export, features, growth, loader, paper, pca, startup, step
+from experiments import search, segmentation
+from experiments.ablation import report
+from experiments.comparison import paired, tables
+from ldae.files import read_json
+from tests import versions
+from tests.stress import damage, inputs, kills
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+COLUMNS = ("knn", "linear", "linear-fast", "attentive", "finetune")  # as in experiments/comparison/imagenette64.sh
+SPEED = {
+    "export": export, "features": features, "growth": growth, "loader": loader, "pca": pca, "startup": startup,
+    "step": step, "step-gpu-base": step, "step-gpu-half-large": step,
+}  # fmt: skip
+
+
+of_paper = cache(paper.table)
+
+
+def of_speed(name):
+    return SPEED[name].table(read_json(ROOT / "benchmarks" / "results" / f"{name}.json"))
+
+
+def of_stress(script, name):
+    return script.table(read_json(ROOT / "tests" / "stress" / "results" / f"{name}.json"))
+
+
+def of_ablation(name):
+    studies = (RESULTS.relative_to(ROOT) / f"{study}.jsonl" for study in ("ablation", "crops"))  # which the page names
+    return report.tables(next(studies), [*studies])[name]
+
+
+def of_search(place):
+    results = [read_json(file) for file in sorted((ROOT / "docs" / "search").glob("*.json"))]
+    return search.table(results).split("\n\n")[place]
+
+
+TABLES = {
+    "CONTRIBUTING.md": {"versions": lambda: versions.table(json.loads(versions.FILE.read_text()))},
+    "benchmarks/README.md": {"paper": of_paper, **{name: partial(of_speed, name) for name in SPEED}},
+    "docs/ablation.md": {
+        name: partial(of_ablation, name) for name in ("blocks", "branches", "claims", "facts", "setting", "timesteps")
+    },
+    "docs/comparison.md": {
+        "imagenette64": lambda: tables.comparison(RESULTS / "imagenette64.jsonl", COLUMNS),
+        **{
+            name: partial(paired.table, RESULTS / f"{name}.jsonl", "mae-decoder1")
+            for name in ("tiny-imagenet64", "tiny-imagenet64-60min")
+        },
+    },
+    "docs/defaults.md": {
+        "latents64": lambda: tables.comparison(RESULTS / "latents64.jsonl"),
+        "photos": lambda: tables.comparison(RESULTS / "photos.jsonl"),
+    },
+    "docs/dense.md": {"segmentation": lambda: segmentation.table(RESULTS / "segmentation.jsonl")},
+    "docs/probes.md": {"probes64": lambda: tables.details(RESULTS / "probes64.jsonl")},
+    "docs/reliability.md": {
+        name: partial(of_stress, script, name)
+        for name, script in {"damage": damage, "inputs": inputs, "kills": kills}.items()
+    },
+    "docs/search.md": {"search": partial(of_search, 0), "copies": partial(of_search, 1)},
+    "model_cards/README.md": {"paper": of_paper},
+}
+
+
+def marked(page):
+    return re.findall(r"^<!-- ([\w-]+) -->\n(.*?)\n<!-- \1 -->$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def test_every_marked_table_is_known():
+    pages = [
+        *ROOT.glob("*.md"),
+        *(page for folder in ("benchmarks", "docs", "model_cards") for page in (ROOT / folder).rglob("*.md")),
+    ]
+    found = {str(page.relative_to(ROOT)): {name for name, _ in marked(page)} for page in pages}
+    assert {page: names for page, names in found.items() if names} == {
+        page: set(names) for page, names in TABLES.items()
+    }
+
+
+@pytest.mark.parametrize(("page", "name"), [(page, name) for page, names in TABLES.items() for name in names])
+def test_a_table_is_what_its_results_give(page, name, monkeypatch, tmp_path):
+    monkeypatch.setattr(growth, "FIGURE", tmp_path / "growth.png")
+    monkeypatch.chdir(ROOT)
+    assert dict(marked(ROOT / page))[name] == TABLES[page][name]()
