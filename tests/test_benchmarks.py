@@ -34,6 +34,9 @@ def block_flops(blocks: int, tokens: int, width: int) -> int:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_flops_are_those_of_the_blocks(family, attention, keep_ratio):
     found = flops_per_image(Contender(family, attention, keep_ratio), CONFIG, CPU)
+    assert found == flops_per_image(
+        Contender(family, attention, keep_ratio), CONFIG, torch.device("meta")
+    )  # computes nothing
     expected = block_flops(3, int(64 * keep_ratio), 96) + block_flops(2, 64, 96)
     assert expected < found < 1.2 * expected  # the rest: embeddings, modulation, the class token, the tokenizer
 
