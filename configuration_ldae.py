@@ -121,7 +121,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             original image (section 4.4).
         residual_weight (`float`, defaults to 0.1):
             Weight in the loss of the components outside the latent space (equation 4), where the image is predicted.
-        loss_units (`str`, *optional*, defaults to `"latent"` where each component is scaled, and else to `"image"`):
+        loss_units (`str`, *optional*, defaults to `"latent"` where each component is scaled, and `"image"` elsewhere):
             Units of the error where the image is predicted. `"image"`: those of the pixels, as equation 4 reads. `"latent"`:
             those of the scaled latents and of the noise; with `latent_scaling="component"` the network then predicts all
             principal components of a patch, each divided by its deviation. It needs orthonormal rows: PCA or pixels.

@@ -12,6 +12,9 @@ Earlier rungs of the paper (tables 1 and 3) are values of the configuration: the
 (`input_space`), predict eps, z_0 or U (s z_0) + mu instead of x_0 (`prediction`), and be told a class (`num_classes`). With
 `keep_ratio` below 1 the encoder sees a random subset of the tokens of z_t in training, as MAE's does.
 
+V maps a patch to its latent and U maps it back: for PCA they are the first d principal components, as rows, and their transpose.
+V_full has all components. mu is the mean patch, s the scale of the latents, and w_i is 1 for i <= d and `residual_weight` above.
+
 Shapes: B images, C channels, N patches (tokens), K tokens kept, D numbers a patch, d latent dimensions, E hidden_size, T
 timesteps.
 """
@@ -71,7 +74,7 @@ class NoiseSchedule(Float32Module):
         return noise_tables(self.config)
 
     def at(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """gamma_t and sigma_t, each (B, 1, 1), of timesteps (B,)."""
+        """gamma_t and sigma_t, each (B or 1, 1, 1), of timesteps (B,) or (1,)."""
         return self.gamma[timesteps][:, None, None], self.sigma[timesteps][:, None, None]
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -494,6 +497,7 @@ class LDAEForPreTrainingOutput(ModelOutput):
     noisy_pixel_values (B, C, H, W): x_t, what the encoder saw of the images.
         Both are made in evaluation mode, or with `return_reconstruction=True`; training needs neither.
     timesteps (B,): the noise levels.
+    hidden_states, attentions: the encoder's, with `output_hidden_states=True` and `output_attentions=True`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -534,6 +538,14 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
 
         With classes also `drop_class` (B,), bool: whose class is left out. With `keep_ratio` below 1 also `keep` (B, K): the
         places of the tokens that the encoder sees, at random for each image.
+
+        Args:
+            batch_size: B.
+            image_hw: height and width of the images; `config.image_size` by default.
+            generator: draws all of it, on the model's device.
+
+        Raises:
+            ValueError: if the grid of patches is no multiple of `mask_block`.
         """
         config, draw = self.config, {"generator": generator, "device": self._noise_device}
         rows, columns = (i // p for i, p in zip(image_hw or config.image_hw, config.patch_hw, strict=True))
@@ -640,7 +652,14 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
     def clean_images(
         self, prediction: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor, image_hw: tuple[int, int]
     ) -> torch.Tensor:
-        """The clean images (B, C, *image_hw) that a prediction (B, N, D or d) stands for."""
+        """The clean images (B, C, *image_hw), not clamped, that a prediction (B, N, D or d) stands for.
+
+        Args:
+            prediction: what `predict` gives.
+            noisy_latents: z_t (B, N, d), from which predicted noise is taken away.
+            timesteps: (B,) or (1,), those of z_t.
+            image_hw: height and width of the images.
+        """
         if self.config.whitens_residual:
             prediction = self.ldae.tokenizer.unwhiten(prediction)
         if self.config.predicts_image:

@@ -79,8 +79,8 @@ class Processes:
 
 
 def _environment(slot: int, workers: int) -> dict[str, str]:
-    """A share of the cores, and a GPU of its own where there are several."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // workers))}
+    """A share of the cores, unless OMP_NUM_THREADS says otherwise, and a GPU of its own where there are several."""
+    environment = {"OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // workers)), **os.environ}
     if (count := torch.cuda.device_count()) > 1:
         devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % count]

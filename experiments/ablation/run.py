@@ -229,7 +229,8 @@ class Ablation:
             lines.append(f"{rung.name:<20} {done}/{len(self.seeds)} done  paper {paper:>4}  {rung.what}: {changed}")
         for what, folder, jobs in (("tokenizers", "tokenizers/*", self.tokenizer_jobs()), ("runs", "*", self.jobs())):
             if jobs or what == "runs":
-                lines.append(f"{len(jobs)} {what} to do, {self.workers} at a time: {self._cost(folder, jobs)}")
+                number = f"{len(jobs)} {what if len(jobs) != 1 else what.removesuffix('s')}"
+                lines.append(f"{number} to do, {self.workers} at a time: {self._cost(folder, jobs)}")
         if measurements := self.measurements():
             lines.append(f"{len(measurements)} measurements to do after them, of which the cost is not known")
         return "\n".join(lines)

@@ -38,11 +38,19 @@ def claim(folder: Path, identity: dict[str, Any], overwrite: bool):
         other = [key for key in identity if key not in ("model", "data") and there.get(key) != identity[key]]
         if other:
             raise FileExistsError(
-                f"{folder} holds features of another run ({other[0]}: {there.get(other[0])} there, {identity[other[0]]} "
-                "here); choose another --output_dir or pass --overwrite"
+                f"{folder} holds features of another run ({_difference(other[0], there, identity)}); choose another "
+                "--output_dir or pass --overwrite"
             )
         return
     write_json(path, identity)
+
+
+def _difference(key: str, there: dict[str, Any], here: dict[str, Any]) -> str:
+    """How two runs differ, in words; a model and images by their names, unless these are the same."""
+    name = {"digest": "model", "fingerprint": "data"}.get(key, key)
+    if name in there and there[name] == here[name]:
+        return f"{name} {here[name]} has changed since"
+    return f"{name}: {there.get(name)} there, {here[name]} here"
 
 
 def missing(shards: Iterable[Path]) -> list[Path]:

@@ -66,7 +66,7 @@ outputs.pooler_output  # their mean
 ```
 
 The same folder serves `AutoModelForPreTraining` (with the decoder and the loss), `AutoModelForImageClassification` (for
-fine-tuning) and `AutoBackbone` (feature maps for detection and segmentation).
+fine-tuning) and, from the Hub only, `AutoBackbone` (feature maps for detection and segmentation).
 """
 
 LIMITS = """\

@@ -11,7 +11,7 @@ from ldae.data.sources import validate_output
 from ldae.names import short_name
 from ldae.options.model import ModelArguments
 from ldae.options.parser import OptionParser, option_parser
-from ldae.options.recipes import read_recipe, recipe_path
+from ldae.options.recipes import read_recipe, recipe_path, shipped_recipes
 from ldae.options.training import DataArguments, TrainArguments
 from ldae.tokenizers import trained_tokenizers
 
@@ -57,8 +57,8 @@ def _parser() -> OptionParser:
         TrainArguments,
         usage="%(prog)s [RECIPE] [--option VALUE ...]",
         description="Pre-trains l-DAE (arXiv 2401.14404) on images. RECIPE is a YAML file of options, or the name of a shipped "
-        "one; options win over it. Without a recipe and without --data, the recipe photos is run. Names of options may be "
-        "written with - or _.",
+        f"one: {', '.join(shipped_recipes())}. Options win over it. Without a recipe and without --data, the recipe photos is "
+        "run. Names of options may be written with - or _.",
     )
 
 

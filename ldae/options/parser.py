@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn
@@ -45,7 +46,8 @@ class OptionParser(argparse.ArgumentParser):
                     self._names.update(action.option_strings)
                     self.domains[f.name] = domain
         places = (f"[{a.metavar}]" if a.nargs == "?" else f"{a.metavar}" for a in self._actions if not a.option_strings)
-        self.usage = usage or " ".join(["%(prog)s", *places, "[--option VALUE ...]"])
+        needed = (f"{a.option_strings[0]} {a.metavar}" for a in self._actions if a.option_strings and a.required)
+        self.usage = usage or " ".join(["%(prog)s", *places, *needed, "[--option VALUE ...]"])
 
     def given(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """The options that a command line gives, by name, each checked.
@@ -148,7 +150,10 @@ class _Switch(argparse.Action):
 
 
 class _Help(argparse.HelpFormatter):
-    """Switches as "--x, --no_x", without a value."""
+    """Switches as "--x, --no_x", without a value. No name is broken at its hyphens, so that it can be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, _Switch):

@@ -15,16 +15,19 @@ PACKAGE = Path(__file__).resolve().parents[1]
 NULL = "tag:yaml.org,2002:null"
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """The files of the recipes that lie in the package, or in the checkout where it is not installed, by their names."""
+    folder = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
 def recipe_path(name: str | os.PathLike) -> Path:
     """The file of a recipe: a path, or the bare name of a shipped recipe, such as `photos`.
-
-    Shipped recipes lie in the package, or in the checkout where it is not installed.
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    folder = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
-    path, shipped = Path(name).expanduser(), {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    path, shipped = Path(name).expanduser(), shipped_recipes()
     if str(name) in shipped:
         return shipped[str(name)]
     if path.is_file():

@@ -139,6 +139,7 @@ class FineTune(Protocol):
             predictions = classifier.head(features.features.to(subject.device)).argmax(dim=1)
         if folder is not None:
             save_hub_folder(_ldae_classifier(classifier, subject), folder)
+            print(f"Classifier: {folder}")
         return {**score(predictions, features.labels), "settings": settings}
 
     def prepare(self, subject: Subject):

@@ -191,7 +191,8 @@ def learning_curve(
     for name, title, colour in (("mean", "the mean patch", "grey"), ("linear", "best linear, patch by patch", ORANGE)):
         losses.axhline(references[name], color=colour, linewidth=1.4, linestyle="--", label=title)
     losses.set_yscale("log")
-    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4, 6)))  # a few plain numbers, also within one decade
+    low, high = losses.get_ylim()  # a few plain numbers, also within one decade or a small part of it
+    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4, 6)) if high > 4 * low else MaxNLocator(5))
     losses.yaxis.set_major_formatter("{x:g}")
     losses.yaxis.set_minor_formatter(NullFormatter())
     losses.set_ylabel("loss")

@@ -47,7 +47,7 @@ class RunProbes:
             return
         splits = images.examples, validation
         if (reason := why_not_probed(*splits)) is not None:
-            accelerator.print(f"Nothing is probed: {reason}.")
+            accelerator.print(f"Accuracy is not measured on {data_args.data!r}: {reason}.")
             return
         self.splits = splits
         self.crops = cache(partial(self._crops, splits))

@@ -226,6 +226,14 @@ def test_nothing_is_started_once_processes_have_ended(tmp_path):
     assert not (tmp_path / "file").exists()
 
 
+def test_every_worker_has_its_share_of_the_cores_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setattr(processes.joblib, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert processes._environment(0, 3)["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert processes._environment(0, 3)["OMP_NUM_THREADS"] == "1"
+
+
 def test_every_worker_has_a_gpu_of_those_that_may_be_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")

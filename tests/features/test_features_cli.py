@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -255,8 +257,11 @@ def test_features_of_another_run_are_kept(model, data, tmp_path):
     other = LDAEForPreTraining.from_pretrained(model)
     other.ldae.layers[0].mlp.fc1.bias.data[0] += 1
     other.save_pretrained(model)
-    with pytest.raises(FileExistsError, match=r"digest.*--overwrite"):
+    with pytest.raises(FileExistsError, match=rf"\(model {re.escape(str(model))} has changed since\).*--overwrite"):
         run(model, data, out)
+    copy = shutil.copytree(model, tmp_path / "copy")
+    with pytest.raises(FileExistsError, match=rf"model: {re.escape(f'{model} there, {copy} here')}"):
+        run(copy, data, out)
     Image.new("RGB", (9, 9)).save(data / "c" / "3.png")
     assert contents(out) == before
     about = run(model, data, out, "--overwrite", "--shard_size", 5)

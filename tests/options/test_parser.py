@@ -103,6 +103,20 @@ def test_help_of_training(capsys):
     assert "None)" not in text
 
 
+def test_help_shows_what_is_needed_and_breaks_no_name_at_a_hyphen(capsys, monkeypatch):
+    @dataclass
+    class Needs:
+        model: str = option(MISSING, "A model.")
+        rung: str = option("dit", "One of " + ", ".join(f"patch-vae-d{d}" for d in range(20)) + ".")
+
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        option_parser(Needs, description="").parse_args_into_dataclasses(["--help"])
+    out = capsys.readouterr().out
+    assert out.split("\n")[0].endswith(" --model TEXT [--option VALUE ...]")
+    assert all(f"patch-vae-d{d}" in out for d in range(20))
+
+
 def test_positional_options(capsys):
     @dataclass
     class Places:

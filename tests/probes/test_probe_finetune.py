@@ -287,9 +287,10 @@ def test_a_loss_that_is_not_finite(subject, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------- saved
 
 
-def test_the_saved_classifier_predicts_the_same(ldae_subject, tmp_path):
+def test_the_saved_classifier_predicts_the_same(ldae_subject, tmp_path, capsys):
     protocol = FineTune(**FAST, finetune_base_learning_rate=0.05, finetune_output_dir=str(tmp_path / "saved"))
     predictions = protocol.measure(ldae_subject)["predictions"]
+    assert f"Classifier: {tmp_path / 'saved'}\n" in capsys.readouterr().out
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
     assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
     pixels = torch.stack([ldae_subject.validation[0, i]["pixel_values"] for i in range(21)])

@@ -159,6 +159,17 @@ def test_learning_curve_shows_the_losses_and_the_references(tmp_path, figures):
     assert rank.get_ylabel() == "effective rank, of 7 at most"
 
 
+@pytest.mark.parametrize("fall", [0.97, 0.7, 0.3, 0.01])
+def test_learning_curve_has_a_few_numbers_however_far_the_loss_has_fallen(fall, tmp_path, figures):
+    trained = [{"step": 1, "loss": 0.1307}, {"step": 2, "loss": 0.1307 * fall}]
+    held_out = [{"step": 2, "loss": 0.1307 * fall, "effective_rank": 3.0, "largest_rank": 7}]
+    plots.learning_curve(trained, held_out, {"mean": 0.1307, "linear": 0.1307 * fall}, tmp_path / "loss.png")
+    axis, (low, high) = figures[0].axes[0].yaxis, figures[0].axes[0].get_ylim()
+    shown = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+    assert 3 <= len(shown) <= 10
+    assert all(len(axis.get_major_formatter()(tick)) <= 6 for tick in shown)
+
+
 @pytest.fixture
 def figures(monkeypatch):
     """The matplotlib figures that are written instead of files."""

@@ -98,7 +98,7 @@ def test_two_splits_without_the_labels_of_one_are_trained_on_and_not_probed(fold
         (tmp_path / "data/train").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "data/train")
     output = train(tmp_path / "data", tmp_path / "run", "--probe", "--knn_steps", "2")
-    assert "Nothing is probed: the training split has no labels" in capsys.readouterr().out
+    assert f"Accuracy is not measured on '{tmp_path}/data': the training split has no labels" in capsys.readouterr().out
     assert [path.name for path in (output / "results").iterdir()] == ["train.json"]
 
 
