@@ -8,8 +8,9 @@ from typing import Any
 
 
 def short_name(name: str) -> str:
-    """A data set's or model's name as part of a file name: a folder's own name, or the Hub id."""
-    name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
+    """A data set's or model's name as part of a file name: a folder's own name, be it a link's, or the Hub id."""
+    folder = Path(name).expanduser()
+    name = os.path.basename(os.path.abspath(folder)) if folder.is_dir() else name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
 
 

@@ -52,9 +52,9 @@ def parse_keywords(recipe: str | os.PathLike | None = None, **given: Any) -> tup
 
 def _parser() -> OptionParser:
     return option_parser(
-        ModelArguments,
         DataArguments,
         TrainArguments,
+        ModelArguments,
         usage="%(prog)s [RECIPE] [--option VALUE ...]",
         description="Pre-trains l-DAE (arXiv 2401.14404) on images. RECIPE is a YAML file of options, or the name of a shipped "
         f"one: {', '.join(shipped_recipes())}. Options win over it. Without a recipe and without --data, the recipe photos is "
@@ -66,7 +66,7 @@ def _arguments(parser: OptionParser, recipe: str | os.PathLike | None, given: di
     values = {} if recipe is None else read_recipe(recipe_path(recipe), parser.domains)
     if not LENGTHS.isdisjoint(given):
         values = {name: value for name, value in values.items() if name not in LENGTHS}
-    model, data, train = parser.build({**values, **given})
+    data, train, model = parser.build({**values, **given})
     _validate_together(model, train)
     train.output_dir = train.output_dir or f"runs/ldae-{model.model_size}-{short_name(data.data)}"
     validate_output(train.output_dir, data.data)

@@ -46,7 +46,8 @@ class Linear(Protocol):
     linear_optimizer: Literal["sgd", "lars", "adamw"] = option("sgd", "linear: sgd, lars (MAE's, needs timm) or adamw.")
     linear_rates: list[float] = option(
         [],
-        f"linear: learning rates per 256 images to choose from; by default {RATES}, by optimizer.",
+        f"linear: learning rates per 256 images to choose from; by default "
+        f"{', '.join(f'{min(rates):g} to {max(rates):g} ({optimizer})' for optimizer, rates in RATES.items())}.",
         exclusive_minimum=0,
     )
     linear_momentum: float = option(0.9, "linear: momentum of sgd and lars.", minimum=0, exclusive_maximum=1)

@@ -87,11 +87,14 @@ def format_figure(name: str, figures: Result | None) -> str:
 
 
 def format_probe(result: Result) -> str:
-    """The figures of a probe as lines of text: the best baseline of each protocol, the encoder, and which baseline it is."""
-    lines = [f"{'in %':<20}{'best baseline':>18}{'encoder':>18}"]
+    """The figures of a probe as lines of text: the best baseline of each protocol where any was measured, and the encoder."""
+    best = {name: best_baseline(result, name) for name in result["protocols"]}
+    columns = ["best baseline", "encoder"] if any(best.values()) else ["encoder"]
+    lines = [f"{'in %':<20}" + "".join(f"{column:>18}" for column in columns)]
     for name, figures in result["protocols"].items():
-        key, baseline = best_baseline(result, name) or (None, None)
-        line = f"{name:<20}{format_figure(name, baseline):>18}{format_figure(name, figures):>18}"
+        key, baseline = best[name] or (None, None)
+        shown = [baseline, figures][-len(columns) :]
+        line = f"{name:<20}" + "".join(f"{format_figure(name, each):>18}" for each in shown)
         lines.append(f"{line}   ({TITLES[key]})" if key else line)
     return "\n".join(lines)
 

@@ -85,7 +85,8 @@ def noise_levels(model: LDAEForPreTraining, image: torch.Tensor, path: str | Pat
     noise = model.sample_noise(1, (height, width), generator)["noise"]
     rows = model.denoise(image.expand(LEVELS, -1, -1, -1), timesteps, generator, noise)
     factor = enlargement(height, width, SIDE / 2)
-    drawn = [to_images(torch.cat([image[None], row]), factor) for row in rows]
+    firsts = image, torch.ones_like(image)  # of the clean image nothing is denoised
+    drawn = [to_images(torch.cat([first[None], row]), factor) for first, row in zip(firsts, rows, strict=True)]
     titles = ["clean", *(f"σ {sigma:.2f}" for sigma in model.noise_schedule.sigma[timesteps].tolist())]
     return save_image(image_sheet(drawn, GAP, titles, ["noisy", "denoised"], heading), path)
 

@@ -142,6 +142,8 @@ def test_noise_levels_show_one_image_under_one_noise(tmp_path, model, predicted)
     side = 16 * 6
     assert sheet.shape[0] == 16 + 22 + 26 + 2 * (side + 8) + 8
     assert (sheet[8:30] < 128).any()  # the heading
+    below_clean = sheet[-side - 8 : -8, -8 * (side + 8) - side - 8 : -8 * (side + 8) - 8]
+    assert (below_clean == 255).all()  # of the clean image nothing is denoised
 
 
 def test_learning_curve_shows_the_losses_and_the_references(tmp_path, figures):
