@@ -52,12 +52,12 @@ mae mae-decoder4 --decoder_num_hidden_layers 4
 mae mae-decoder1-mask85 --decoder_num_hidden_layers 1 --keep_ratio 0.15
 # what l-DAE's lead is made of: tokens kept, units of the loss, noise
 ldae ldae-keep50-whitened-clean "${whitened[@]}" --keep_ratio 0.5 "${clean[@]}"
-ldae ldae-keep50-whitened-sigma0.7 "${whitened[@]}" --keep_ratio 0.5 --sigma_max 0.7
 ldae ldae-keep50-whitened-decoder1 "${whitened[@]}" --keep_ratio 0.5 --decoder_num_hidden_layers 1
 ldae ldae-whitened "${whitened[@]}"
 ldae ldae-keep50 "${raw[@]}" --keep_ratio 0.5
 ldae ldae-keep25-whitened "${whitened[@]}" --keep_ratio 0.25
 ldae ldae-keep25-whitened-decoder1 "${whitened[@]}" --keep_ratio 0.25 --decoder_num_hidden_layers 1
+ldae ldae-keep25-whitened-decoder1-sigma0.7 "${whitened[@]}" --keep_ratio 0.25 --decoder_num_hidden_layers 1 --sigma_max 0.7
 ldae ldae-keep25 "${raw[@]}" --keep_ratio 0.25
 
 # the finalists, fine-tuned on the data on which nothing was trained
