@@ -7,12 +7,14 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from ldae.mistakes import run_command
 
@@ -116,6 +118,7 @@ def _be_the_command(module: str, argv: Sequence[str], main, write: int, note_mod
     """The child's part: does not return."""
     status = 1
     try:
+        tqdm.set_lock(threading.RLock())  # a killed child may have held the parent's, which all children share
         os.setsid()
         for number in (1, 2):
             os.dup2(write, number)
