@@ -17,8 +17,15 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
+try:  # phones' HEIC, where this is installed
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+except ImportError:
+    pass
+
 Image.init()  # registers all formats
-# Those that Pillow reads by itself: not what it only writes (PDF), or hands to a plug-in or program (PostScript's).
+# Those that are read: not what Pillow only writes (PDF), or hands to another plug-in or program (PostScript's).
 FORMATS = tuple(sorted(set(Image.OPEN) - {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}))
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 MAX_PIXELS = 89_478_485  # of a resized image where Pillow's own bound, which this is, was taken away

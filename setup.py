@@ -84,6 +84,7 @@ setup(
             "types-PyYAML>=6.0",
             "timm>=1.0.31",
             "lightly>=1.6",
+            "pillow-heif>=0.22",
             *ONNX,
             "faiss-cpu>=1.9",
             "setuptools>=77.0.1",
@@ -93,6 +94,7 @@ setup(
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6"],
         "timm": ["timm>=1.0.31"],  # its encoders in ldae-probe and ldae-features, and ldae-export --to timm
         "onnx": ONNX,  # ldae-export --to onnx
+        "heic": ["pillow-heif>=0.22"],  # images as phones make them
         "baselines": ["lightly>=1.6"],  # experiments/baselines/moco_v3.py
         "demo": ["gradio>=6.31", "pillow<13"],  # app.py; no Gradio takes Pillow 13 yet
         "trackio": ["trackio>=0.10"],

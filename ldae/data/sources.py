@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import datasets  # takes a second to import, so that functions import it when they need it
 
 EXTENSIONS = frozenset(extension for extension, name in Image.registered_extensions().items() if name in FORMATS)
-UNREAD = {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}  # not Pillow's
+HEIC = {".heic", ".heif"}  # read where pillow-heif is installed
+UNREAD = (HEIC | {".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}) - EXTENSIONS
 MOST_CLASSES = 1_000_000  # larger numbers are no classes, but identifiers
 logger = logging.getLogger(__name__)
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
@@ -190,11 +191,12 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset:
     paths = sorted(path for path in files if path.suffix.lower() in EXTENSIONS)
     unread = Counter(path.suffix.lower() for path in files if path.suffix.lower() in UNREAD)
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in unread.most_common())
+    remedy = f"convert them to JPEG{', or pip install pillow-heif' if unread.keys() & HEIC else ''}"
     if not paths:
-        beside = f", but {kinds} files, which are not read; convert them to JPEG" if unread else ""
+        beside = f", but {kinds} files, which are not read; {remedy}" if unread else ""
         raise FileNotFoundError(f"data: there are no images in {str(root)!r}{beside}")
     if unread:
-        logger.warning(f"Left out of {str(root)!r}, since such files are not read: {kinds}. Convert them to JPEG.")
+        logger.warning(f"Left out of {str(root)!r}, since such files are not read: {kinds}; {remedy}.")
     columns: dict[str, list] = {"image": [{"bytes": None, "path": _as_text(path)} for path in paths]}
     features = {"image": datasets.Image(decode=False)}
     parts = [path.relative_to(root).parts for path in paths]

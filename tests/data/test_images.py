@@ -68,6 +68,15 @@ def test_decode_cmyk_jpeg():
     assert np.abs(pixels(image) - [0, 255, 204]).max() <= 3
 
 
+def test_decode_turns_photographs_of_phones_upright_once():
+    image = Image.fromarray(np.repeat(np.arange(0, 240, 8, np.uint8)[:, None], 40, axis=1)).convert("RGB")  # (30, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    jpeg, heic = (pixels(encoded(image, name, exif=exif.tobytes(), quality=100)) for name in ("JPEG", "HEIF"))
+    assert heic.shape == (40, 30, 3)
+    assert np.abs(heic - jpeg).max() < 8
+
+
 def test_decode_turns_images_upright_by_exif():
     image = Image.new("RGB", (32, 16), "red")
     image.paste("blue", (0, 0, 16, 16))  # blue left of red; turned clockwise, blue is above red

@@ -7,9 +7,11 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from image_files import encoded, examples, noise, parquet, save
 from PIL import Image
 
+from ldae.data import sources
 from ldae.data.images import ImageDataset
 from ldae.data.sources import (
     EXTENSIONS,
@@ -42,18 +44,35 @@ def test_flat_folder_has_no_labels_and_any_case_of_suffix(tmp_path):
     assert {".png", ".jpg", ".webp"} <= EXTENSIONS
 
 
-def test_photographs_that_cannot_be_read_are_counted(tmp_path, caplog):
+def test_photographs_that_cannot_be_read_are_counted(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(sources, "EXTENSIONS", EXTENSIONS - sources.HEIC)  # as without pillow-heif
+    monkeypatch.setattr(sources, "UNREAD", sources.UNREAD | sources.HEIC)
     for name in ("1.HEIC", "sub/2.heic", "3.nef", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(
-        FileNotFoundError, match=r"no images in .*, but 2 \.heic, 1 \.nef files, .*; convert them to JPEG"
+        FileNotFoundError,
+        match=r"no images in .*, but 2 \.heic, 1 \.nef files, .*; convert them to JPEG, or pip install pillow-heif",
     ):
         load_examples(str(tmp_path), "train")
     save(tmp_path / "4.png")
     assert len(load_examples(str(tmp_path), "train")) == 1
     (record,) = caplog.records
-    assert record.message.endswith("since such files are not read: 2 .heic, 1 .nef. Convert them to JPEG.")
+    assert record.message.endswith(
+        "since such files are not read: 2 .heic, 1 .nef; convert them to JPEG, or pip install pillow-heif."
+    )
+
+
+def test_photographs_of_phones_are_read_where_pillow_heif_is_installed(tmp_path, caplog):
+    for name in ("1.HEIC", "2.heif"):
+        save(tmp_path / name, "red")
+    (tmp_path / "3.nef").write_bytes(b"x")
+    images = ImageDataset(load_examples(str(tmp_path), "train"), (8, 8))
+    batch = images.__getitems__([(0, 0), (0, 1)])
+    assert not batch["bad"]
+    assert (batch["pixel_values"].float().mean(dim=(2, 3)) - torch.tensor([255.0, 0, 0])).abs().max() < 8
+    (record,) = caplog.records
+    assert record.message.endswith("since such files are not read: 1 .nef; convert them to JPEG.")
 
 
 def test_class_folders_of_any_depth(tmp_path):
