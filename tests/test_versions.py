@@ -10,7 +10,8 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from versions import FILE, PAGE, keep, table
+
+from tests.versions import FILE, PAGE, keep, table
 
 RUNS = json.loads(FILE.read_text())
 LOWEST = next(run for run in RUNS if run["which"] == "lowest")
@@ -50,7 +51,7 @@ def test_what_was_tried_passed_and_stands_on_the_page():
 
 
 def test_a_run_takes_the_place_of_its_like(tmp_path, monkeypatch):
-    monkeypatch.setattr("versions.FILE", tmp_path / "versions.json")
+    monkeypatch.setattr("tests.versions.FILE", tmp_path / "versions.json")
     for which, python in [("newest", "3.13.0"), ("newest", "3.9.1"), ("lowest", "3.13.0"), ("newest", "3.13.2")]:
         keep({"which": which, "python": python})
     kept = [(run["which"], run["python"]) for run in json.loads((tmp_path / "versions.json").read_text())]

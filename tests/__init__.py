@@ -1,0 +1,1 @@
+"""The tests, and the scripts beside them that are run as `python -m tests.…`."""
