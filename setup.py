@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-ONNX = ["onnx>=1.19", "onnxscript>=0.6", "onnxruntime>=1.23"]
+ONNX = ["onnx>=1.19", "onnxscript>=0.6", "onnxruntime>=1.29"]
 
 
 class BuildWithRecipes(build_py):
@@ -70,7 +70,7 @@ setup(
         "pyyaml>=6.0",
         # the photographs of the embedded data set
         "scikit-image>=0.24",
-        "scikit-learn>=1.4.2",
+        "scikit-learn>=1.5",
         "joblib>=1.3",
     ],
     extras_require={

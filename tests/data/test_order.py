@@ -233,6 +233,8 @@ def test_a_worker_that_fails_costs_no_batch(capfd, end, place, sentence):
     assert loader.death == sentence
     assert f"{sentence} This process reads its images." in capfd.readouterr().err
     gc.collect()  # an error that a worker sends holds its readers in a circle
+    for worker in multiprocessing.active_children():
+        worker.join(timeout=10)
     assert not multiprocessing.active_children()  # the other worker has ended too
 
 

@@ -82,7 +82,7 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_
         (tmp_path / "no-adversarial-seed7", False, str(shared)),
         (tmp_path / "patch-pca-seed7", False, None),
     ]
-    assert "1 tokenizers to do, 2 at a time: 60 seconds, from 1 that are done" in ablation.plan()
+    assert "1 tokenizer to do, 2 at a time: 60 seconds, from 1 that are done" in ablation.plan()
 
 
 def test_distances_and_sweeps_are_measured_once_after_the_runs(recipe, tmp_path, monkeypatch):
