@@ -137,15 +137,14 @@ class Step:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def flops_per_image(contender: Contender, config: LDAEConfig, device: torch.device) -> float:
+def flops_per_image(contender: Contender, config: LDAEConfig) -> float:
     """Floating-point operations of the matrix products in one image's forward and backward pass.
 
-    Attention is counted as its products are written, so nothing that a kernel computes twice counts twice.
+    They are counted and not computed, by tensors of the meta device. Attention is counted as its products are written, so
+    nothing that a kernel computes twice counts twice.
     """
-    batch_size = 2
-    step = Step(
-        Contender(contender.family, contender.attention, contender.keep_ratio), config, batch_size, device, False
-    )
+    batch_size, meta = 2, torch.device("meta")
+    step = Step(Contender(contender.family, contender.attention, contender.keep_ratio), config, batch_size, meta, False)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         step.backward(step.images)
     return counter.get_total_flops() / batch_size

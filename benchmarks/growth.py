@@ -73,7 +73,7 @@ def measure(arguments: GrowthArguments) -> Iterator[dict]:
     for quantity, of in tasks.items():
         steps, found = {}, {}
         for value, task in tqdm(of.items(), quantity):
-            flops = arguments.batch_size * flops_per_image(_contender(task), task.config, device)
+            flops = arguments.batch_size * flops_per_image(_contender(task), task.config)
             found[value] = {"peak_memory": memory[quantity][value], "flops": flops}
             steps[value] = task.step(_contender(task))
         seconds = in_rounds(steps, arguments.steps, warmup=1)

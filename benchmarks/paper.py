@@ -5,8 +5,6 @@ python -m benchmarks.paper    # puts the table into README.md, and into model_ca
 
 from pathlib import Path
 
-import torch
-
 from benchmarks.contenders import Contender, flops_per_image
 from ldae import LDAEConfig
 from ldae.files import read_json
@@ -29,9 +27,7 @@ def hours(size: str, result: dict, epochs: int) -> float:
     """
     measured = result["contenders"]["l-DAE, sdpa, compiled"]
     given = {name: result["arguments"][name] for name in ("image_size", "patch_size")}
-    flops = flops_per_image(
-        Contender("l-DAE"), LDAEConfig.from_size(size, latent_dim=16, **given), torch.device("meta")
-    )
+    flops = flops_per_image(Contender("l-DAE"), LDAEConfig.from_size(size, latent_dim=16, **given))
     rate = measured["flops"] / measured["median"]  # floating-point operations a second
     return epochs * IMAGES * flops / (GPUS * rate) / 3600
 

@@ -100,7 +100,7 @@ def entry(
         "quartiles": statistics.quantiles(seconds, n=4)[::2] if len(seconds) > 1 else seconds * 2,
         "peak_memory": memory,
         "parameters": parameters,
-        "flops": contender and task.batch_size * flops_per_image(contender, task.config, task.device),
+        "flops": contender and task.batch_size * flops_per_image(contender, task.config),
     }
 
 

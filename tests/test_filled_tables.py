@@ -35,9 +35,10 @@ def of_stress(script, name):
     return script.table(read_json(ROOT / "tests" / "stress" / "results" / f"{name}.json"))
 
 
-def of_ablation(name):
-    studies = (RESULTS.relative_to(ROOT) / f"{study}.jsonl" for study in ("ablation", "crops"))  # which the page names
-    return report.tables(next(studies), [*studies])[name]
+@cache
+def of_ablation():
+    folder = RESULTS.relative_to(ROOT)  # which the page names
+    return report.tables(folder / "ablation.jsonl", [folder / "crops.jsonl"])
 
 
 def of_search(place):
@@ -49,7 +50,8 @@ TABLES = {
     "CONTRIBUTING.md": {"versions": lambda: versions.table(json.loads(versions.FILE.read_text()))},
     "benchmarks/README.md": {"paper": of_paper, **{name: partial(of_speed, name) for name in SPEED}},
     "docs/ablation.md": {
-        name: partial(of_ablation, name) for name in ("blocks", "branches", "claims", "facts", "setting", "timesteps")
+        name: lambda name=name: of_ablation()[name]
+        for name in ("blocks", "branches", "claims", "facts", "setting", "timesteps")
     },
     "docs/comparison.md": {
         "imagenette64": lambda: tables.comparison(RESULTS / "imagenette64.jsonl", COLUMNS),
@@ -78,14 +80,11 @@ def marked(page):
 
 
 def test_every_marked_table_is_known():
-    pages = [
-        *ROOT.glob("*.md"),
-        *(page for folder in ("benchmarks", "docs", "model_cards") for page in (ROOT / folder).rglob("*.md")),
-    ]
+    pages = (
+        page for place in ("*", "benchmarks/*", "docs/**/*", "model_cards/**/*") for page in ROOT.glob(f"{place}.md")
+    )
     found = {str(page.relative_to(ROOT)): {name for name, _ in marked(page)} for page in pages}
-    assert {page: names for page, names in found.items() if names} == {
-        page: set(names) for page, names in TABLES.items()
-    }
+    assert {page: names for page, names in found.items() if names} == {page: set(TABLES[page]) for page in TABLES}
 
 
 @pytest.mark.parametrize(("page", "name"), [(page, name) for page, names in TABLES.items() for name in names])

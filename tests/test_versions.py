@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests.versions import FILE, PAGE, keep, table
+from tests.versions import FILE, keep
 
 RUNS = json.loads(FILE.read_text())
 LOWEST = next(run for run in RUNS if run["which"] == "lowest")
@@ -45,9 +45,8 @@ def test_each_stated_python_was_tried(stated):
     assert LOWEST["python"].startswith(min(tried, key=Version))
 
 
-def test_what_was_tried_passed_and_stands_on_the_page():
+def test_what_was_tried_passed():
     assert [run["failed"] for run in RUNS] == [[]] * len(RUNS)
-    assert f"<!-- versions -->\n{table(RUNS)}\n<!-- versions -->" in PAGE.read_text()
 
 
 def test_a_run_takes_the_place_of_its_like(tmp_path, monkeypatch):

@@ -69,18 +69,3 @@ def test_the_command_fills_the_marker_of_the_studys_name(tmp_path):
     main([str(tmp_path / "t"), "--write", str(text), "--protocols", "knn"])
     table = comparison(tmp_path / "t", ["knn"])
     assert text.read_text() == f"before\n<!-- t -->\n{table}\n<!-- t -->\nafter\n"
-
-
-@pytest.mark.parametrize(
-    ("document", "study", "options"),
-    [
-        ("docs/comparison.md", "imagenette64", "--protocols knn linear linear-fast attentive finetune"),
-        ("docs/probes.md", "probes64", "--details"),
-        ("docs/defaults.md", "latents64", ""),
-    ],
-)
-def test_the_documents_hold_what_the_results_say(document, study, options, tmp_path):
-    copy = tmp_path / "copy.md"
-    copy.write_text((ROOT / document).read_text())
-    main([str(ROOT / f"experiments/results/{study}.jsonl"), "--write", str(copy), *options.split()])
-    assert copy.read_text() == (ROOT / document).read_text()

@@ -98,7 +98,7 @@ def test_help_of_training(capsys):
     assert (titles[:3], titles[-1]) == (["options", "Data", "Run"], "Model")  # what a first run wants comes first
     assert len(titles) == len(set(titles)) == 9
     text = " ".join(out.split())
-    for part in ("equation 4", "number means square. (default: 224)", "--probe, --no_probe"):
+    for part in ("equation 4", "number means square. (default: 224)", "--probe, --no_probe", "photos, tiny-imagenet"):
         assert part in text  # the configuration's own texts and defaults
     assert "None)" not in text
 
