@@ -74,8 +74,8 @@ def make(contender: Contender, config: LDAEConfig) -> nn.Module:
     """The contender's model, with the blocks of `config`."""
     attention = {"attn_implementation": contender.attention}
     if contender.family == "l-DAE":
-        if contender.keep_ratio != 1:
-            config = LDAEConfig.from_dict({**config.to_dict(), "keep_ratio": contender.keep_ratio})
+        # A configuration of its own: a model's attention is written into it, and models read it there at each step.
+        config = LDAEConfig.from_dict({**config.to_dict(), "keep_ratio": contender.keep_ratio})
         model = LDAEForPreTraining._from_config(config, **attention)
         model.ldae.tokenizer.spectrum.fill_(1)  # stands for a fitted tokenizer
         return model

@@ -1,10 +1,11 @@
 """Speed of an encoder, of its folded forms and of timm's own ViT of the same size, in one run; and what int8 costs.
 
     python -m benchmarks.export --output benchmarks/results/export.json
+    python -m benchmarks.export --dtype bfloat16 --output benchmarks/results/export-bf16.json
     python -m benchmarks.export --table benchmarks/results/export.json    # puts the table into README.md
 
 Accuracy is that of k-NN on the embedded photographs, on pooled features of l-DAE and of the graph in int8; what else is folded
-gives l-DAE's own features to rounding.
+gives l-DAE's own features to rounding. The graphs of onnxruntime are timed in float32 only.
 """
 
 import statistics
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -41,17 +42,18 @@ class ExportSpeedArguments(command.FileArguments):
 
     model: str = option("model_cards/ldae-vit-small-tiny-imagenet64", "An l-DAE folder or Hub id.")
     batch_sizes: list[int] = option([1, 32], "Images in a forward pass.", minimum=1)
+    dtype: Literal["float32", "bfloat16"] = option("float32", "Of the weights and the images.")
     rounds: int = option(7, "Timed rounds of each contender.", minimum=1)
     threads: int = option(1, "CPU threads.", minimum=1)
 
 
-def contenders(model: str, threads: int) -> dict[str, Pool]:
+def contenders(model: str, threads: int, dtype: torch.dtype) -> dict[str, Pool]:
     """What is compared, by its name. timm's own ViT has a class token and random weights."""
     import timm
 
     encoder = load(model)
     plain, config = plain_vit(encoder), encoder.config
-    ijepa, folded = encoder.fold(), as_timm(plain).float()
+    ijepa, folded = encoder.fold().to(dtype), as_timm(plain).to(dtype)
     own = timm.create_model(
         ARCHITECTURE,
         img_size=config.image_hw,
@@ -61,18 +63,21 @@ def contenders(model: str, threads: int) -> dict[str, Pool]:
         num_heads=config.num_attention_heads,
         mlp_ratio=config.intermediate_size / config.hidden_size,
         num_classes=0,
-    ).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        as_onnx.save(plain, Path(folder), int8=True)
-        onnx, int8 = (session(Path(folder) / name, threads) for name in (as_onnx.FILE, as_onnx.INT8_FILE))
-    return {
+    )
+    own = own.eval().to(dtype)
+    pools: dict[str, Pool] = {
         OURS: lambda x: encoder(x).pooler_output,
         IJEPA: lambda x: ijepa(x).last_hidden_state.mean(dim=1),
         TIMM: folded,
         OWN: own,
-        ONNX: onnx,
-        INT8: int8,
     }
+    if dtype != torch.float32:
+        encoder.to(dtype)
+        return pools
+    with tempfile.TemporaryDirectory() as folder:
+        as_onnx.save(plain, Path(folder), int8=True)
+        onnx, int8 = (session(Path(folder) / name, threads) for name in (as_onnx.FILE, as_onnx.INT8_FILE))
+    return {**pools, ONNX: onnx, INT8: int8}
 
 
 def session(file: Path, threads: int) -> Pool:
@@ -95,15 +100,18 @@ def features(pool: Pool, split: str, config: LDAEConfig) -> Features:
 
 @torch.inference_mode()
 def measure(arguments: ExportSpeedArguments) -> Iterator[dict]:
-    """Rounds of all contenders in turn, after two of each that are not counted; then the accuracies."""
+    """Rounds of all contenders in turn, after two of each that are not counted; then the accuracies, in float32."""
     torch.set_num_threads(arguments.threads)
-    config, pools = load(arguments.model).config, contenders(arguments.model, arguments.threads)
+    dtype = getattr(torch, arguments.dtype)
+    config, pools = load(arguments.model).config, contenders(arguments.model, arguments.threads, dtype)
     result: dict[str, Any] = {"benchmark": "export", "seconds": {}, "accuracy": {}}
     for size in arguments.batch_sizes:
-        x = torch.rand(size, config.num_channels, *config.image_hw) * 2 - 1
+        x = torch.rand(size, config.num_channels, *config.image_hw, dtype=dtype) * 2 - 1
         calls = {name: lambda pool=pool, x=x: pool(x) for name, pool in pools.items()}
         result["seconds"][str(size)] = in_rounds(calls, arguments.rounds, warmup=2)
     yield result
+    if dtype != torch.float32:
+        return
     pooled = {}
     for name in (OURS, INT8):
         train, validation = (features(pools[name], split, config) for split in ("train", "validation"))
@@ -123,10 +131,13 @@ def table(result: dict) -> str:
             row[f"ms, images at once: {size}"] = f"{1000 * statistics.median(times[name]):.1f}"
             row[f"of timm's own, {size}"] = f"{ratio(times[name], times[OWN]):.2f}"
         rows.append(row)
+    dtype = arguments["dtype"] + (", int8 apart" if accuracy else "")
     head = (
-        f"{result['hardware']['processor']}, {arguments['threads']} CPU thread(s), float32 but for int8, "
+        f"{result['hardware']['processor']}, {arguments['threads']} CPU thread(s), {dtype}, "
         f"{Path(arguments['model']).name}, {arguments['rounds']} rounds; {result['date'][:10]}."
     )
+    if not accuracy:
+        return f"{head}\n\n{markdown(rows)}"
     foot = (
         f"k-NN on the photographs is right for {100 * accuracy[OURS]:.1f} % by l-DAE and {100 * accuracy[INT8]:.1f} % in int8, "
         f"whose features have a cosine of {result['least_cosine']:.5f} or more to l-DAE's."

@@ -1,5 +1,6 @@
 """The machine: what a result was made on, and what it can do."""
 
+import ctypes
 import os
 import platform
 import time
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def hardware() -> dict[str, Any]:
@@ -21,6 +24,18 @@ def hardware() -> dict[str, Any]:
         processor = next(lines, processor)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def keep_freed_memory():
+    """Lets this process keep the memory that it frees, where the C library is glibc.
+
+    glibc returns large blocks to the system, which clears each of their pages when they are asked for again. A step of training
+    frees its activations, and the next step asks for as many. The most memory that a process holds stays the same.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # the highest that older versions take
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @cache

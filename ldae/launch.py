@@ -16,7 +16,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, get_int_from_env, parse_flag_from_env
 
-from ldae.hardware import bf16_is_faster
+from ldae.hardware import bf16_is_faster, keep_freed_memory
 from ldae.mistakes import program
 
 PATIENCE = timedelta(days=2)  # that a process has for the others, which decode, fit heads or write meanwhile
@@ -64,6 +64,8 @@ def start(
         # one process decides for all
         mixed_precision = broadcast_object_list(["bf16" if bf16_is_faster(state.device) else "no"])[0]
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, **kwargs)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     accelerator.print(description(accelerator))
     return accelerator
 

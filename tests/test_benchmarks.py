@@ -45,6 +45,12 @@ def test_every_contender_is_named_once():
     assert "l-DAE, sdpa, 50 % of the tokens, compiled" in names
 
 
+@pytest.mark.parametrize("family", ["l-DAE", "ViTMAE"])
+def test_contenders_of_one_configuration_keep_their_own_attention(family):
+    steps = [Step(Contender(family, attention), CONFIG, 2, CPU, bf16=False) for attention in ("sdpa", "eager")]
+    assert [step.model.config._attn_implementation for step in steps] == ["sdpa", "eager"]
+
+
 def test_replayed_products_are_those_of_the_step():
     with MatrixProducts() as counted:
         Step(Contender("l-DAE", "eager"), CONFIG, 2, CPU, bf16=False)()

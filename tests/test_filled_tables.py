@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 COLUMNS = ("knn", "linear", "linear-fast", "attentive", "finetune")  # as in experiments/comparison/imagenette64.sh
 SPEED = {
-    "export": export, "features": features, "growth": growth, "loader": loader, "pca": pca, "startup": startup,
-    "step": step, "step-gpu-base": step, "step-gpu-half-large": step,
+    "export": export, "export-bf16": export, "features": features, "growth": growth, "loader": loader, "pca": pca,
+    "startup": startup, "step": step, "step-bf16": step, "step-gpu-base": step, "step-gpu-half-large": step,
 }  # fmt: skip
 
 

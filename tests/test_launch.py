@@ -1,6 +1,7 @@
 """What commands run on where their user has chosen nothing, and that a choice is obeyed."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,19 @@ from ldae import hardware, launch
 ROOT = Path(__file__).parents[1]
 FREE = {name: value for name, value in os.environ.items() if name not in launch.VARIABLES.values()}
 SHOW = "from ldae import launch; print(sorted(launch.chosen_by_user()))"
+
+# counts the pages that the system has to provide for a tensor of 64 MiB that is made and freed ten times
+PAGES = """
+import resource, sys, torch
+from ldae.hardware import keep_freed_memory
+if sys.argv[1]:
+    keep_freed_memory()
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +160,12 @@ def test_accumulation_of_the_environment(monkeypatch, variable, steps, refused):
 def test_attention_is_written_out_in_bf16_on_a_cpu(device, precision, expected):
     accelerator = SimpleNamespace(device=torch.device(device), mixed_precision=precision)
     assert launch.attention(accelerator) == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's mallopt")
+def test_memory_that_is_kept_is_not_asked_of_the_system_again():
+    kept, returned = (
+        int(subprocess.run([sys.executable, "-c", PAGES, keep], check=True, capture_output=True, text=True).stdout)
+        for keep in ("keep", "")
+    )
+    assert kept < returned / 5

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # l-DAE beside MAE for equal processor time on Tiny-ImageNet at 64 px, one thread each. From the project's root:
 #   DATA=FOLDER_OR_HUB_ID TRANSFER=FOLDER_OR_HUB_ID SEED=0 bash experiments/comparison/tiny_imagenet64.sh [folder of the runs]
-# MINUTES=60 is another study, with a folder, results and a table of its own.
+# MINUTES=60 is another study, with a folder, results and a table of its own; so is STUDY=tiny-imagenet64-bf16, the name for
+# processors with AMX, where runs are in bf16.
 # All runs of a seed belong on one machine, since a minute is worth more on a faster one. They follow one another; where other
 # cores are free, start several with ONLY="name name". A run that is done is not made again, and one that was stopped goes on.
 set -euo pipefail
 seed=${SEED:-0} data=${DATA:-zh-plus/tiny-imagenet} transfer=${TRANSFER:-frgfm/imagenette:320px}
-minutes=${MINUTES:-15} study=tiny-imagenet64
-[ "$minutes" = 15 ] || study+=-${minutes}min
+minutes=${MINUTES:-15}
+study=${STUDY:-tiny-imagenet64$([ "$minutes" = 15 ] || echo "-${minutes}min")}
 runs=${1:-runs/$study} results=experiments/results/$study.jsonl
 export OMP_NUM_THREADS=1
 
@@ -62,7 +63,8 @@ ldae ldae-keep25 "${raw[@]}" --keep_ratio 0.25
 
 # the finalists, fine-tuned on the data on which nothing was trained
 finetune mae-decoder1
+finetune mae-decoder1-mask85
 finetune ldae-keep50-whitened-decoder1
 finetune ldae-keep25-whitened-decoder1
 
-python -m experiments.comparison.paired "$results" --reference mae-decoder1 --write docs/comparison.md
+python -m experiments.comparison.paired "$results" --reference "${REFERENCE:-mae-decoder1}" --write docs/comparison.md
