@@ -31,7 +31,8 @@ from ldae.options import option
 from ldae.probes.knn import knn_predictions
 from ldae.report.tables import markdown
 
-OWN, OURS, IJEPA, TIMM = "timm's own ViT", "l-DAE", "folded: transformers' I-JEPA", "folded: timm's ViT"
+OWN, BARE = "timm's own ViT", "timm's own ViT, no class token"
+OURS, IJEPA, TIMM = "l-DAE", "folded: transformers' I-JEPA", "folded: timm's ViT"
 ONNX, INT8 = "folded: onnxruntime", "folded: onnxruntime, int8"
 Pool = Callable[[torch.Tensor], torch.Tensor]  # images (B, C, H, W) -> pooled features (B, E)
 
@@ -48,28 +49,29 @@ class ExportSpeedArguments(command.FileArguments):
 
 
 def contenders(model: str, threads: int, dtype: torch.dtype) -> dict[str, Pool]:
-    """What is compared, by its name. timm's own ViT has a class token and random weights."""
+    """What is compared, by its name. timm's own ViTs have random weights."""
     import timm
 
     encoder = load(model)
     plain, config = plain_vit(encoder), encoder.config
     ijepa, folded = encoder.fold().to(dtype), as_timm(plain).to(dtype)
-    own = timm.create_model(
-        ARCHITECTURE,
-        img_size=config.image_hw,
-        patch_size=config.patch_hw,
-        embed_dim=config.hidden_size,
-        depth=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        mlp_ratio=config.intermediate_size / config.hidden_size,
-        num_classes=0,
-    )
-    own = own.eval().to(dtype)
+    sizes = {
+        "img_size": config.image_hw,
+        "patch_size": config.patch_hw,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "num_classes": 0,
+    }
+    own = timm.create_model(ARCHITECTURE, **sizes).eval().to(dtype)
+    bare = timm.create_model(ARCHITECTURE, **sizes, class_token=False, global_pool="avg").eval().to(dtype)
     pools: dict[str, Pool] = {
         OURS: lambda x: encoder(x).pooler_output,
         IJEPA: lambda x: ijepa(x).last_hidden_state.mean(dim=1),
         TIMM: folded,
         OWN: own,
+        BARE: bare,
     }
     if dtype != torch.float32:
         encoder.to(dtype)

@@ -113,8 +113,7 @@ def exponent(values: list[float], costs: list[float]) -> float:
 
 
 def table(result: dict) -> str:
-    """A result as markdown; draws its plot, too."""
-    draw(result, FIGURE)
+    """A result as markdown."""
     arguments = result["arguments"]
     blocks = f"{BASE['num_hidden_layers']} + {BASE['decoder_num_hidden_layers']} blocks of width {BASE['hidden_size']}"
     head = (
@@ -144,7 +143,7 @@ def table(result: dict) -> str:
     return f"{head}\n\n{markdown(rows, left=('', 'values', 'ms a step', 'peak MiB'))}\n\n{foot}"
 
 
-def draw(result: dict, path: Path) -> Path:
+def draw(result: dict, path: Path = FIGURE) -> Path:
     """Draws the seconds of a step against each quantity, on logarithmic axes, beside the operations at the same scale."""
     quantities = result["quantities"]
     figure, axes = panels(len(quantities), 3 * len(quantities), 2.8)
@@ -163,4 +162,4 @@ def draw(result: dict, path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    command.run(GrowthArguments, measure, table)
+    command.run(GrowthArguments, measure, table, draw=draw)

@@ -140,7 +140,6 @@ def in_turn(chosen: list[Contender], task: Task, warmup: int, steps: int) -> Ite
 def measure(arguments: StepArguments) -> Iterator[dict]:
     """The result to save, again after each contender that is done."""
     torch.set_num_threads(arguments.threads)
-    keep_freed_memory()  # as train_ldae.py does; it makes all contenders faster
     device = torch.device(arguments.device)
     bf16, precision = wants_bf16(arguments.mixed_precision, device)
     sizes = {"image_size": arguments.image_size, "patch_size": arguments.patch_size, "latent_dim": 16}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,22 @@ def test_a_benchmark_that_is_stopped_keeps_what_it_measured(tmp_path, monkeypatc
     assert "is no result of a benchmark" in capsys.readouterr().err
 
 
+def test_a_plot_is_drawn_for_the_page_only(tmp_path, monkeypatch):
+    """A new measurement leaves the page and its plot alone."""
+    drawn, page = [], tmp_path / "page.md"
+    page.write_text("<!-- new -->\n<!-- new -->\n")
+    run = partial(
+        command.run, step.StepArguments, lambda arguments: iter([{}]), lambda result: "text", page, drawn.append
+    )
+    for name in ("output", "table"):
+        assert not drawn
+        assert "text" not in page.read_text()
+        monkeypatch.setattr("sys.argv", ["step", f"--{name}", str(tmp_path / "new.json")])
+        run()
+    assert len(drawn) == 1
+    assert "text" in page.read_text()
+
+
 @pytest.mark.parametrize("benchmark", [export, features, growth, loader, pca, startup, step])
 def test_numbers_of_a_benchmark_are_bounded(benchmark):
     (options,) = [cls for cls in command.FileArguments.__subclasses__() if cls.__module__ == benchmark.__name__]
@@ -140,8 +157,7 @@ def test_table_of_a_gpu_shows_utilization():
     ]
 
 
-def test_growth_of_known_power_laws(tmp_path, monkeypatch):
-    monkeypatch.setattr(growth, "FIGURE", tmp_path / "growth.png")
+def test_growth_of_known_power_laws(tmp_path):
     rows = [
         {"value": x, "seconds": [1.0, 0.001 * x**2, 0.0], "flops": x**1.5, "peak_memory": x * 2**20} for x in (4, 8, 16)
     ]
@@ -153,7 +169,7 @@ def test_growth_of_known_power_laws(tmp_path, monkeypatch):
     assert "| tokens | 4, 8, 16 | 16, 64, 256 | 4, 8, 16 | 2.00 | 1.50 | 1.00 |" in text
     assert "take 1.25 times as long" in text
     assert "see 1.60 times as many" in text
-    assert (tmp_path / "growth.png").stat().st_size > 1000
+    assert growth.draw(result, tmp_path / "growth.png").stat().st_size > 1000
 
 
 def test_startup_is_set_beside_the_import_of_vit():

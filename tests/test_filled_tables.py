@@ -88,7 +88,6 @@ def test_every_marked_table_is_known():
 
 
 @pytest.mark.parametrize(("page", "name"), [(page, name) for page, names in TABLES.items() for name in names])
-def test_a_table_is_what_its_results_give(page, name, monkeypatch, tmp_path):
-    monkeypatch.setattr(growth, "FIGURE", tmp_path / "growth.png")
+def test_a_table_is_what_its_results_give(page, name, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert dict(marked(ROOT / page))[name] == TABLES[page][name]()
