@@ -4,8 +4,7 @@
 
 The encoder has the blocks that the options name, and the decoder as many of the same width as an l-DAE's: those of
 --decoder_num_hidden_layers (MAE itself takes 8 of width 512). The pixels of a patch are normalised in the target and 75 % of
-the tokens masked, as the authors recommend (MAE, table 3), or all but the share that --keep_ratio names. Attention is
-transformers' default, sdpa.
+the tokens masked, as the authors recommend (MAE, table 3), or all but the share that --keep_ratio names.
 """
 
 import torch
@@ -25,6 +24,12 @@ class ViTMAEBaseline(ViTMAEForPreTraining):
         """`noise` (B, N), uniform: the tokens with the smallest are kept."""
         num_patches = self.vit.embeddings.patch_embeddings.num_patches
         return {"noise": torch.rand(batch_size, num_patches, generator=generator, device=self.device)}
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
+        """Sets it in the decoder, too, whose blocks have a copy of the configuration."""
+        super().set_attn_implementation(attn_implementation, **kwargs)
+        for layer in self.decoder.decoder_layers:
+            layer.attention.config._attn_implementation = self.config._attn_implementation
 
 
 def build(model_args) -> ViTMAEBaseline:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
+from transformers import PreTrainedModel
 
 from configuration_ldae import pair
 from ldae import launch
@@ -19,6 +20,7 @@ from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.order import StepSampler, training_loader
 from ldae.data.sources import label_fault, load_examples, load_validation
 from ldae.interruption import Interruption
+from ldae.mistakes import reading
 from ldae.optimization import ENDLESS, Length, compile_blocks, parameter_groups
 from ldae.options import RUN_DEFINING, default_learning_rate
 from ldae.seeds import mix_seed
@@ -86,7 +88,12 @@ class Run:
         set_seed(train_args.seed)
         examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **data_args.columns)
         attention = train_args.attn_implementation or launch.attention(accelerator)
-        self.unwrapped = build_model(self.model_args, train_args, examples, attention) if model is None else model
+        if model is None:
+            model = build_model(self.model_args, train_args, examples, attention)
+        elif attention is not None and isinstance(model, PreTrainedModel):
+            with reading("--attn_implementation", attention):
+                model.set_attn_implementation(attention)
+        self.unwrapped = model
         config = self.unwrapped.config
         self.is_ldae = isinstance(self.unwrapped, LDAEForPreTraining)
         self.uses_labels = getattr(self.unwrapped, "uses_labels", False)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoModel, ViTMAEModel, ViTModel
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
 
 from experiments.baselines import moco_v3, supervised, vit_mae
 from experiments.baselines.vit import vit_config
@@ -58,6 +59,15 @@ def test_vit_mae_masks_what_its_authors_do_or_all_but_what_is_kept(tmp_path, opt
     output = model(torch.rand(2, 3, 16, 16))
     assert model.config.mask_ratio == pytest.approx(masked)
     assert output.mask.sum(dim=1).tolist() == [16 - int(16 * (1 - masked))] * 2
+
+
+def test_baselines_take_the_attention_of_the_run(tmp_path):
+    """In bf16 on a CPU it is written out, which is faster there; in the decoder, too."""
+    arguments = run_arguments(tmp_path, "--attn_implementation", "eager")
+    model = vit_mae.build(arguments[0])
+    train(*arguments, model=model)
+    attentions = [module for module in model.modules() if isinstance(module, ViTMAEAttention)]
+    assert [attention.config._attn_implementation for attention in attentions] == ["eager"] * 2
 
 
 @pytest.mark.parametrize("baseline", ["moco_v3", "supervised"])
