@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
 
+from ldae import launch
 from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.order import StepSampler, training_loader
 from ldae.features.encoders import Encoder, evaluating
@@ -124,6 +125,8 @@ class FineTune(Protocol):
         accelerator.wait_for_everyone()
         with _seeded(mix_seed(subject.seed), subject.device):
             classifier = Classifier(copy.deepcopy(encoder).float(), subject.num_classes)
+        if (attention := launch.attention(accelerator)) is not None:
+            classifier.encoder.model.set_attn_implementation(attention)
         settings = self._train(classifier, subject, accelerator)
         features = shared_features(
             classifier.encoder, subject.validation, accelerator, subject.batch_size, subject.progress,

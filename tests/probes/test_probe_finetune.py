@@ -86,6 +86,20 @@ def ldae_subject(data, tiny_model):
     return make_subject(data, Encoder(tiny_model(LDAEModel, image_size=16)))
 
 
+@pytest.mark.parametrize("fastest", ["eager", None])
+def test_it_takes_the_attention_that_trains_fastest(subject, monkeypatch, fastest):
+    used = []
+    monkeypatch.setattr(finetune.launch, "attention", lambda accelerator: fastest)
+    monkeypatch.setattr(
+        finetune,
+        "shared_features",
+        lambda encoder, *args, **kwargs: used.append(encoder.model.config._attn_implementation),
+    )
+    assert FineTune(**FAST).measure(subject) is None  # as on a process without features
+    assert used == [fastest or "sdpa"]
+    assert subject.encoder.model.config._attn_implementation == "sdpa"
+
+
 def test_it_learns_and_leaves_the_encoder_as_it_was(subject):
     before = copy.deepcopy(subject.encoder.state_dict())
     modes = [module.training for module in subject.encoder.modules()]
