@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
+from tqdm.auto import tqdm
 
 from ldae.progress import hide_bars_of_libraries
 
@@ -40,7 +41,8 @@ def run_command(main: Callable[[], Any]) -> None:
         if debug or not (is_mistake(error) or _was_said()):
             raise
         if is_mistake(error) and is_first():
-            print(f"{program()}: error: {' '.join(_sentence(error).split())}", file=sys.stderr)
+            # a bar that the mistake has left behind keeps to its own line
+            tqdm.write(f"{program()}: error: {' '.join(_sentence(error).split())}", file=sys.stderr)
         sys.stdout.flush()
         raise SystemExit(2) from None
 

@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tqdm.auto import tqdm
 
 import train_ldae
+from ldae.files import validate_writable
 from ldae.mistakes import run_command
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +43,16 @@ def ended_by_mistake(monkeypatch, capfd, command: str) -> str:
     lines = capfd.readouterr().err.splitlines()
     assert [line for line in lines if ": error: " in line] == lines[-1:]
     return lines[-1]
+
+
+def test_a_mistake_does_not_stand_in_the_line_of_a_bar(capsys):
+    with tqdm(total=3, file=sys.stderr, disable=False) as bar:
+        bar.update()
+        with pytest.raises(SystemExit):
+            run_command(lambda: validate_writable(Path(__file__) / "folder", "--output_dir"))
+        shown = capsys.readouterr().err
+    assert "0/3" in shown
+    assert re.search(r"\r *\r[^\r]*: error: ", shown)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
