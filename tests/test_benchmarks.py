@@ -205,3 +205,13 @@ def test_folded_forms_are_measured_on_what_they_give(tiny_model, tmp_path):
     text = export.table({**result, **environment(), "arguments": vars(arguments)})
     assert f"| {export.OWN} |" in text
     assert "k-NN on the photographs is right for" in text
+
+
+def test_folded_forms_are_timed_in_bf16_without_accuracies(tiny_model, tmp_path):
+    tiny_model(LDAEModel, image_size=8).save_pretrained(tmp_path)
+    arguments = export.ExportSpeedArguments(model=str(tmp_path), batch_sizes=[2], rounds=1, dtype="bfloat16")
+    (result,) = export.measure(arguments)
+    assert set(result["seconds"]["2"]) == {export.OURS, export.IJEPA, export.TIMM, export.OWN, export.BARE}
+    text = export.table({**result, **environment(), "arguments": vars(arguments)})
+    assert "bfloat16" in text
+    assert "k-NN" not in text
