@@ -56,8 +56,12 @@ TABLES = {
     "docs/comparison.md": {
         "imagenette64": lambda: tables.comparison(RESULTS / "imagenette64.jsonl", COLUMNS),
         **{
-            name: partial(paired.table, RESULTS / f"{name}.jsonl", "mae-decoder1")
-            for name in ("tiny-imagenet64", "tiny-imagenet64-60min")
+            name: partial(paired.table, RESULTS / f"{name}.jsonl", reference)
+            for name, reference in {
+                "tiny-imagenet64": "mae-decoder1",
+                "tiny-imagenet64-60min": "mae-decoder1",
+                "tiny-imagenet64-bf16": "mae-decoder1-mask85",
+            }.items()
         },
     },
     "docs/defaults.md": {
