@@ -51,6 +51,7 @@ mae mae-lr8e-3 --base_learning_rate 8e-3
 mae mae-decoder1 --decoder_num_hidden_layers 1
 mae mae-decoder4 --decoder_num_hidden_layers 4
 mae mae-decoder1-mask85 --decoder_num_hidden_layers 1 --keep_ratio 0.15
+mae mae-decoder1-mask85-lr2e-3 --decoder_num_hidden_layers 1 --keep_ratio 0.15 --base_learning_rate 2e-3
 # what l-DAE's lead is made of: tokens kept, units of the loss, noise
 ldae ldae-keep50-whitened-clean "${whitened[@]}" --keep_ratio 0.5 "${clean[@]}"
 ldae ldae-keep50-whitened-decoder1 "${whitened[@]}" --keep_ratio 0.5 --decoder_num_hidden_layers 1
@@ -64,6 +65,7 @@ ldae ldae-keep25 "${raw[@]}" --keep_ratio 0.25
 # the finalists, fine-tuned on the data on which nothing was trained
 finetune mae-decoder1
 finetune mae-decoder1-mask85
+finetune mae-decoder1-mask85-lr2e-3
 finetune ldae-keep50-whitened-decoder1
 finetune ldae-keep25-whitened-decoder1
 
