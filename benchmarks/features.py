@@ -1,6 +1,6 @@
 """Speed of feature extraction beside the encoder alone and transformers' pipeline, on the same images in one run.
 
-    python -m benchmarks.features --model runs/ldae-tiny-photos --output benchmarks/results/features.json
+    python -m benchmarks.features --rounds 15 --output benchmarks/results/features.json
     python -m benchmarks.features --table benchmarks/results/features.json    # puts the table into README.md
 
 The encoder alone, on one batch that is already a tensor, is the ceiling: nothing can be faster than it.
@@ -9,6 +9,7 @@ The encoder alone, on one batch that is already a tensor, is the ceiling: nothin
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import pipeline
@@ -31,7 +32,7 @@ CEILING, DECODED, FILES, PIPELINE = (
 class FeatureSpeedArguments(command.FileArguments):
     """Time the extraction of pooled features."""
 
-    model: str = option("runs/ldae-tiny-photos", "An l-DAE folder or Hub id.")
+    model: str = option("model_cards/ldae-vit-small-tiny-imagenet64", "An l-DAE folder or Hub id.")
     data: str = option("photos", "'photos', a folder, parquet files or a Hub data set; its training split is read.")
     num_images: int = option(512, "Images in a round.", minimum=1)
     batch_size: int = option(64, "Images in a forward pass.", minimum=1)
@@ -80,7 +81,8 @@ def table(result: dict) -> str:
     """A result as markdown."""
     arguments, seconds = result["arguments"], result["seconds"]
     head = (
-        f"{result['hardware']['processor']}, {arguments['threads']} CPU thread(s), batches of {arguments['batch_size']}, "
+        f"{result['hardware']['processor']}, {arguments['threads']} CPU thread(s), {Path(arguments['model']).name}, "
+        f"batches of {arguments['batch_size']}, "
         f"{arguments['rounds']} rounds of {arguments['num_images']} images; {result['date'][:10]}."
     )
     rows = [

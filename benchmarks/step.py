@@ -82,7 +82,7 @@ def peak_memory(contender: Contender, task: Task) -> int:
     import resource
 
     torch.set_num_threads(task.threads)
-    keep_freed_memory()
+    keep_freed_memory()  # as in the process that is timed
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step = task.step(contender)
     step()

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -27,13 +28,12 @@ def hardware() -> dict[str, Any]:
 
 
 def keep_freed_memory():
-    """Lets this process keep the memory that it frees, where the C library is glibc.
+    """Lets this process keep the memory that it frees, on Linux with glibc.
 
     glibc returns large blocks to the system, which clears each of their pages when they are asked for again. A step of training
-    frees its activations, and the next step asks for as many. The most memory that a process holds stays the same.
+    frees its activations, and the next step asks for as many.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # the highest that older versions take
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 

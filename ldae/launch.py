@@ -33,7 +33,8 @@ def start(
 
     `accelerate launch` gives a process one thread and float32 where its user says nothing. Here such a process takes its
     share of the cores instead, as its affinity and its cgroup allow, and bf16 where the device multiplies faster in it. What a
-    user has chosen is kept: by options of accelerate's launcher, in its configuration file, or in the environment.
+    user has chosen is kept: by options of accelerate's launcher, in its configuration file, or in the environment. On a CPU the
+    process keeps from now on what memory it frees.
 
     Args:
         mixed_precision: "no", "bf16" or "fp16", the command's own option; None: not chosen there.

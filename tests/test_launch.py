@@ -1,7 +1,6 @@
 """What commands run on where their user has chosen nothing, and that a choice is obeyed."""
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,8 @@ import resource, sys, torch
 from ldae.hardware import keep_freed_memory
 if sys.argv[1]:
     keep_freed_memory()
-torch.ones(2**24)
+for _ in range(3):  # the heap grows to what it keeps
+    torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     torch.ones(2**24)
@@ -162,10 +162,12 @@ def test_attention_is_written_out_in_bf16_on_a_cpu(device, precision, expected):
     assert launch.attention(accelerator) == expected
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's mallopt")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="glibc alone has the setting; PyTorch's wheels for Linux need glibc"
+)
 def test_memory_that_is_kept_is_not_asked_of_the_system_again():
     kept, returned = (
         int(subprocess.run([sys.executable, "-c", PAGES, keep], check=True, capture_output=True, text=True).stdout)
         for keep in ("keep", "")
     )
-    assert kept < returned / 5
+    assert kept < returned / 100

@@ -1,36 +1,38 @@
 #!/usr/bin/env bash
 # l-DAE beside MAE for equal processor time on Tiny-ImageNet at 64 px, one thread each. From the project's root:
 #   DATA=FOLDER_OR_HUB_ID TRANSFER=FOLDER_OR_HUB_ID SEED=0 bash experiments/comparison/tiny_imagenet64.sh [folder of the runs]
-# MINUTES=60 is another study, with a folder, results and a table of its own; so is STUDY=tiny-imagenet64-bf16, the name for
-# processors with AMX, where runs are in bf16.
+# MINUTES=60 is another study, with a folder, results and a table of its own; so is PRECISION=bf16, for processors with AMX.
 # All runs of a seed belong on one machine, since a minute is worth more on a faster one. They follow one another; where other
 # cores are free, start several with ONLY="name name". A run that is done is not made again, and one that was stopped goes on.
 set -euo pipefail
 seed=${SEED:-0} data=${DATA:-zh-plus/tiny-imagenet} transfer=${TRANSFER:-frgfm/imagenette:320px}
-minutes=${MINUTES:-15}
-study=${STUDY:-tiny-imagenet64$([ "$minutes" = 15 ] || echo "-${minutes}min")}
+minutes=${MINUTES:-15} precision=${PRECISION:-no} study=tiny-imagenet64
+[ "$minutes" = 15 ] || study+=-${minutes}min
+[ "$precision" = no ] || study+=-$precision
 runs=${1:-runs/$study} results=experiments/results/$study.jsonl
 export OMP_NUM_THREADS=1
 
 wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
 
+probe() { # name, options
+  python probe_ldae.py --model "$runs/$1-seed$seed" --mixed_precision "$precision" --features_cache none "${@:2}"
+}
+
 run() { # name, module or script, options
   wanted "$1" || return 0
   local name=$1-seed$seed images
   python $2 recipes/tiny-imagenet64.yaml --data "$data" --output_dir "$runs/$name" --max_minutes "$minutes" --seed "$seed" \
-    --no_probe --report_to none --resume "${@:3}"
+    --mixed_precision "$precision" --no_probe --report_to none --resume "${@:3}"
   for images in "$data" "$transfer"; do
-    python probe_ldae.py --model "$runs/$name" --data "$images" --protocols knn knn-whitened linear-fast \
-      ${BASELINE:---no_baseline} --features_cache none
+    probe "$1" --data "$images" --protocols knn knn-whitened linear-fast ${BASELINE:---no_baseline}
   done
   python -m experiments.collect "$runs" "$results" --runs "$name"
 }
 
 finetune() { # name, as in imagenette64.sh
   wanted "$1" || return 0
-  python probe_ldae.py --model "$runs/$1-seed$seed" --data "$transfer" --protocols finetune --no_baseline \
-    --features_cache none --finetune_epochs 3 --finetune_base_learning_rate 4e-3 --finetune_mixup 0 --finetune_cutmix 0 \
-    --finetune_randaugment 0 --finetune_erasing 0 --finetune_drop_path 0
+  probe "$1" --data "$transfer" --protocols finetune --no_baseline --finetune_epochs 3 --finetune_base_learning_rate 4e-3 \
+    --finetune_mixup 0 --finetune_cutmix 0 --finetune_randaugment 0 --finetune_erasing 0 --finetune_drop_path 0
   python -m experiments.collect "$runs" "$results" --runs "$1-seed$seed"
 }
 

@@ -126,7 +126,7 @@ class FineTune(Protocol):
         with _seeded(mix_seed(subject.seed), subject.device):
             classifier = Classifier(copy.deepcopy(encoder).float(), subject.num_classes)
         if (attention := launch.attention(accelerator)) is not None:
-            classifier.encoder.model.set_attn_implementation(attention)
+            classifier.encoder.model.set_attn_implementation(attention)  # of the copy
         settings = self._train(classifier, subject, accelerator)
         features = shared_features(
             classifier.encoder, subject.validation, accelerator, subject.batch_size, subject.progress,
