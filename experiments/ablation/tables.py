@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.ablation.rungs import END, RUNGS, TABLE2, TOKENIZERS, Rung, at_dimension, branches, main_path
 from experiments.ablation.runs import PROTOCOL, Measured, Run, load_runs, measure
-from experiments.ablation.verdicts import VERDICTS, compare, of_fact, verdict
+from experiments.ablation.verdicts import NOT_RUN, VERDICTS, compare, of_fact, verdict
 from experiments.errors import pooled_variance
 from ldae.probes import format_figure
 from ldae.report.tables import MISSING, markdown
@@ -31,6 +31,8 @@ Studies = dict[
 def tables(study: str | Path, also: Sequence[str | Path] = ()) -> dict[str, str]:
     """Markdown by its marker: "setting", "facts", "claims", "table 1" to "table 3", "branches", "timesteps", "blocks".
 
+    Left out are rungs that were not run, and markers of which nothing was run.
+
     Args:
         study: a .jsonl of results, or a folder of runs.
         also: other ablations, on other images or at another size: claims that this one has not run are judged there.
@@ -44,25 +46,29 @@ def tables(study: str | Path, also: Sequence[str | Path] = ()) -> dict[str, str]
         if not found:
             raise FileNotFoundError(f"no rung in {path!r} is trained and probed by {PROTOCOL}")
     runs, figures = load_runs(study), studies[str(study)]
-    rungs = main_path()
-    tokenizers = rungs.index(RUNGS["patch-vae"])
+    generating = main_path().index(RUNGS["patch-vae"])  # rungs before those of table 3
     claims = {
         name: verdict(rung, studies[_judged_in(rung, studies)])
         for name, rung in RUNGS.items()
         if rung.claim is not None
     }
     elsewhere = [sentence for rung in branches() if (sentence := _elsewhere(rung, studies))]
-    return {
+    texts = {
         "setting": _setting(runs),
         "facts": _facts(claims),
         "claims": _claims(claims, studies),
-        "table 1": _generating(rungs[:tokenizers], figures),
+        "table 1": _generating(_done(main_path()[:generating], figures), figures),
         "table 2": _table2(figures),
-        "table 3": _rungs(rungs[tokenizers:], figures),
-        "branches": "\n".join([_rungs(branches(), figures), *elsewhere]),
+        "table 3": _rungs(_done(main_path()[generating:], figures), figures),
+        "branches": "\n".join([_rungs(_done(branches(), figures), figures), *elsewhere]),
         "timesteps": _timesteps(runs),
         "blocks": _blocks(runs),
     }
+    return {name: text for name, text in texts.items() if text}
+
+
+def _done(rungs: list[Rung], figures: dict[str, Measured]) -> list[Rung]:
+    return [rung for rung in rungs if rung.name in figures]
 
 
 def _setting(runs: dict[str, list[Run]]) -> str:
@@ -94,7 +100,8 @@ def _facts(claims: dict[str, str]) -> str:
         {"fact": fact, "claims": _counts(found, len(found) > 1), "verdict": of_fact(found)}
         for fact, found in facts.items()
     ]
-    return f"{len(rows)} facts: {_counts([row['verdict'] for row in rows])}.\n\n{markdown(rows, left=tuple(rows[0]))}"
+    counts, rows = _counts([row["verdict"] for row in rows]), [row for row in rows if row["verdict"] != NOT_RUN]
+    return f"{len(facts)} facts: {counts}.\n\n{markdown(rows, left=('fact', 'claims', 'verdict'))}"
 
 
 def _counts(verdicts: Sequence[str], numbers: bool = True) -> str:
@@ -109,6 +116,8 @@ def _claims(claims: dict[str, str], studies: Studies) -> str:
     """
     rows, notes = [], []
     for name, found in claims.items():
+        if found == NOT_RUN:
+            continue
         rung = RUNGS[name]
         difference = compare(rung, studies[_judged_in(rung, studies)])
         rows.append(
@@ -126,7 +135,7 @@ def _claims(claims: dict[str, str], studies: Studies) -> str:
         if sentence := _elsewhere(rung, studies):
             notes.append(sentence)
     text = markdown(rows, left=("rung", "after", "change", "verdict"))
-    return "\n".join([f"{len(rows)} claims: {_counts(list(claims.values()))}.\n", text, *notes])
+    return "\n".join([f"{len(claims)} claims: {_counts(list(claims.values()))}.\n", text, *notes])
 
 
 def _judged_in(rung: Rung, studies: Studies) -> str:
@@ -151,23 +160,23 @@ def _differs(name: str, found: Measured) -> str:
 
 def _rungs(rungs: list[Rung], figures: dict[str, Measured], more: dict[str, list[Any]] | None = None) -> str:
     """A row for each rung; `more` are further columns, with a cell for each rung."""
-    found = [figures.get(rung.name) for rung in rungs]
+    found = [figures[rung.name] for rung in rungs]
     columns = {
         "rung": [f"`{rung.name}`" for rung in rungs],
         "change": [rung.what for rung in rungs],
         "paper": [rung.paper for rung in rungs],
         "here": [_accuracy(each) for each in found],
-        "baseline": [each and each.baseline for each in found],
-        "seeds": [each.seeds if each else 0 for each in found],
+        "baseline": [each.baseline for each in found],
+        "seeds": [each.seeds for each in found],
     }
-    notes = [_differs(rung.name, each) for rung, each in zip(rungs, found, strict=True) if each and each.differs]
+    notes = [_differs(rung.name, each) for rung, each in zip(rungs, found, strict=True) if each.differs]
     return "\n".join([markdown(pd.DataFrame(columns | (more or {})), left=("rung", "change")), *notes])
 
 
 def _generating(rungs: list[Rung], figures: dict[str, Measured]) -> str:
     """`_rungs` with the paper's FID and our distances, a column for each that was measured."""
-    found = [figures.get(rung.name) for rung in rungs]
-    measures = dict.fromkeys(what for each in found if each for what in each.distances)
+    found = [figures[rung.name] for rung in rungs]
+    measures = dict.fromkeys(what for each in found for what in each.distances)
     columns: dict[str, list[Any]] = {"paper's FID": [rung.fid for rung in rungs]}
     for i, what in enumerate(measures, 1):
         between = pooled_variance(each.distances.get(what, []) for each in figures.values())
@@ -176,9 +185,9 @@ def _generating(rungs: list[Rung], figures: dict[str, Measured]) -> str:
     return "\n".join([_rungs(rungs, figures, columns), *notes])
 
 
-def _distance(found: Measured | None, what: str, between: float | None) -> str:
+def _distance(found: Measured, what: str, between: float | None) -> str:
     """The mean over the seeds, with its standard error where the variance between seeds is known."""
-    values = found.distances.get(what) if found else None
+    values = found.distances.get(what)
     if not values:
         return MISSING
     return f"{mean(values):.1f}" + ("" if between is None else f" ± {math.sqrt(between / len(values)):.1f}")
@@ -190,11 +199,14 @@ def _table2(figures: dict[str, Measured]) -> str:
         [
             (TOKENIZERS[name], d, paper, figures.get(at_dimension(name, d)))
             for name, row in TABLE2.items()
+            if any(at_dimension(name, d) in figures for d in row)
             for d, paper in row.items()
         ],
         columns=["tokenizer", "d", "paper", "found"],
         dtype=object,
     )
+    if cells.empty:
+        return ""
     found = [each for each in cells["found"] if each]
     baselines = [each.baseline for each in found if each.baseline is not None]
     reach = " to ".join(dict.fromkeys(f"{edge(baselines):.1f}" for edge in (min, max) if baselines))
@@ -209,7 +221,7 @@ def _by_dimension(cells: pd.DataFrame, title: str, values: Sequence[Any]) -> str
     """A table with a row for each tokenizer and a column for each latent dimension."""
     values = pd.Series(values, index=cells.index, dtype=object)
     table = cells.assign(values=values).pivot(index="tokenizer", columns="d", values="values")
-    table = table.reindex(list(TOKENIZERS.values())).rename(columns="d = {}".format)
+    table = table.reindex(cells["tokenizer"].unique()).rename(columns="d = {}".format)
     return markdown(table.reset_index(names=title))
 
 
@@ -223,6 +235,8 @@ def _sweep(runs: dict[str, list[Run]]) -> dict[str, Any]:
 def _timesteps(runs: dict[str, list[Run]]) -> str:
     """Accuracy by the t that features are taken at, "the paper's / ours" in each cell."""
     ours = {(row["noisy"], row["t"]): row["protocols"][PROTOCOL] for row in _sweep(runs)["timesteps"]}
+    if not ours:
+        return ""
     cells = {
         images: {
             f"t = {t}": f"{paper:.1f} / {format_figure(PROTOCOL, ours.get((images == 'noisy', t)))}"
@@ -236,12 +250,14 @@ def _timesteps(runs: dict[str, list[Run]]) -> str:
 def _blocks(runs: dict[str, list[Run]]) -> str:
     """Accuracy by the block that features are taken from, counted through encoder and decoder: a table for each side."""
     depth = _sweep(runs)["depth"]
+    if not depth:
+        return ""
     figures = [format_figure(PROTOCOL, row["protocols"][PROTOCOL]) for row in depth]
     sides: list[dict[str, Any]] = [
         {"paper": "linear", **{f"block {block} of 24": paper for block, paper in PAPER_BLOCKS.items()}},
         {"here": PROTOCOL, **{f"block {i} of {len(depth)}": cell for i, cell in enumerate(figures, 1)}},
     ]
-    return "\n\n".join(markdown([row]) for row in sides if len(row) > 1)
+    return "\n\n".join(markdown([row]) for row in sides)
 
 
 def _accuracy(found: Measured | None) -> str:

@@ -9,7 +9,8 @@ from experiments.errors import paired_error
 
 NO_CHANGE = 0.5  # points of accuracy: what changes less in the paper, which has one seed, is taken for no change
 JUDGED = ("agrees", "absent", "contradicts")
-VERDICTS = (*JUDGED, "undecided", "not judgeable", "one seed", "not comparable", "not run")
+NOT_RUN = "not run"
+VERDICTS = (*JUDGED, "undecided", "not judgeable", "one seed", "not comparable", NOT_RUN)
 
 
 def compare(rung: Rung, figures: dict[str, Measured]) -> tuple[float, float] | str | None:
@@ -60,7 +61,7 @@ def verdict(rung: Rung, figures: dict[str, Measured]) -> str:
     """
     difference = compare(rung, figures)
     if difference is None:
-        return "not run"
+        return NOT_RUN
     if isinstance(difference, str):
         return "not comparable"
     after, before = figures[rung.name], figures[rung.before or ""]

@@ -13,7 +13,7 @@ MISSING = "–"
 
 
 def markdown(table: pd.DataFrame | Sequence[Mapping[str, Any]], left: Collection[str] | None = None) -> str:
-    """A Markdown table of a frame's columns, without its index, and without a line break at its end.
+    """A Markdown table of a frame's columns, without its index, and without a line break at its end; empty without rows.
 
     Text and whole numbers stand as they are, other numbers with one decimal, and a dash where there is none.
 
@@ -26,6 +26,8 @@ def markdown(table: pd.DataFrame | Sequence[Mapping[str, Any]], left: Collection
     table = pd.DataFrame(table, dtype=object)
     left = table.columns[:1] if left is None else left
     rule = ["---" if name in left else "---:" for name in table.columns]
+    if table.empty:
+        return ""
     rows = [list(table.columns), rule, *table.itertuples(index=False, name=None)]
     return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
 
