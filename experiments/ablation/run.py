@@ -183,16 +183,20 @@ class Ablation:
         What runs then is ended, and waited for.
         """
         started: list[Future] = []
-        running: set[Future] = set()
+        running: dict[Future, str] = {}
         waiting = deque(jobs)
         with ThreadPoolExecutor(self.workers) as pool, processes:
             while waiting or running:
                 while waiting and len(running) < self.workers:
-                    started.append(pool.submit(work, *waiting.popleft()))
-                    running.add(started[-1])
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
+                    folder, *_ = job = waiting.popleft()
+                    started.append(pool.submit(work, *job))
+                    running[started[-1]] = folder.name
+                bar.set_postfix_str(
+                    ", ".join(running.values())
+                )  # refreshes the bar, which else stands still for minutes
+                for future in wait(running, timeout=5, return_when=FIRST_COMPLETED).done:
                     future.result()  # raises what the work raised
+                    del running[future]
                     bar.update()
         return [future.result() for future in started]
 

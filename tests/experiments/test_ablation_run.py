@@ -56,8 +56,8 @@ def test_runs_reload_and_are_reported(recipe, tmp_path, capsys):
     assert "| `l-dae` | predict the original image | 64.5 |" in (tmp_path / "docs/ablation.md").read_text()
 
 
-def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_path, monkeypatch):
-    """With the processes replaced by what they would leave."""
+def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_path, monkeypatch, capsys):
+    """With the processes replaced by what they would leave. The bar names what runs."""
     calls = []
 
     def train(processes, command, *_):
@@ -75,6 +75,7 @@ def test_a_tokenizer_is_trained_once_before_the_rungs_that_share_it(recipe, tmp_
     ablation = make_ablation(recipe, some, tmp_path, [7])
     assert "2 tokenizers to do, 2 at a time: unknown until one is done" in ablation.plan()
     assert ablation.run() == ["tokenizers/no-perceptual-seed7", "no-perceptual-seed7 (its tokenizer failed)"]
+    assert "no-perceptual-seed7, no-adversarial-seed7" in capsys.readouterr().err
     shared = tmp_path / "tokenizers/no-adversarial-seed7"
     assert {folder for folder, only, _ in calls[:2] if only} == {shared, tmp_path / "tokenizers/no-perceptual-seed7"}
     assert sorted(calls[2:]) == [
