@@ -183,7 +183,7 @@ def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], over
         if overwrite:
             for part in ("protocols", *TITLES):
                 earlier.get(part, {}).pop(protocol.name, None)
-        elif changed := [name for name, value in asked.items() if measured["settings"][name] != value]:
+        elif changed := [name for name, value in asked.items() if measured["settings"].get(name) != value]:
             raise FileExistsError(
                 f"{path} holds {protocol.name} with another --{changed[0]}; choose another --output_dir or pass --overwrite"
             )

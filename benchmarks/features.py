@@ -1,6 +1,6 @@
 """Speed of feature extraction beside the encoder alone and transformers' pipeline, on the same images in one run.
 
-    python -m benchmarks.features --rounds 15 --output benchmarks/results/features.json
+    python -m benchmarks.features --dtype bfloat16 --rounds 15 --output benchmarks/results/features.json
     python -m benchmarks.features --table benchmarks/results/features.json    # puts the table into README.md
 
 The encoder alone, on one batch that is already a tensor, is the ceiling: nothing can be faster than it.
@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import pipeline
@@ -36,20 +37,22 @@ class FeatureSpeedArguments(command.FileArguments):
     data: str = option("photos", "'photos', a folder, parquet files or a Hub data set; its training split is read.")
     num_images: int = option(512, "Images in a round.", minimum=1)
     batch_size: int = option(64, "Images in a forward pass.", minimum=1)
+    dtype: Literal["float32", "bfloat16"] = option("float32", "Of the weights.")
     rounds: int = option(7, "Timed rounds of each contender.", minimum=1)
     threads: int = option(1, "CPU threads.", minimum=1)
 
 
 def contenders(arguments: FeatureSpeedArguments) -> dict[str, Callable]:
     """What is timed: each takes all images once."""
-    encoder = load_encoder(arguments.model)
+    dtype = getattr(torch, arguments.dtype)
+    encoder = load_encoder(arguments.model).to(dtype)
     examples = load_examples(arguments.data, "train")
     indices = [i % len(examples) for i in range(arguments.num_images)]  # a small set is read several times
     examples = examples.select(indices)
     decoded = ImageDataset(examples, encoder.image_hw, encoder.num_channels)
     size = arguments.batch_size
     batch = torch.rand(size, encoder.num_channels, *encoder.image_hw) * 2 - 1
-    extract = pipeline("image-feature-extraction", model=arguments.model, device=-1)
+    extract = pipeline("image-feature-extraction", model=arguments.model, dtype=dtype, device=-1)
 
     def alone():
         with torch.inference_mode():
@@ -82,7 +85,7 @@ def table(result: dict) -> str:
     arguments, seconds = result["arguments"], result["seconds"]
     head = (
         f"{result['hardware']['processor']}, {arguments['threads']} CPU thread(s), {Path(arguments['model']).name}, "
-        f"batches of {arguments['batch_size']}, "
+        f"{arguments['dtype']}, batches of {arguments['batch_size']}, "
         f"{arguments['rounds']} rounds of {arguments['num_images']} images; {result['date'][:10]}."
     )
     rows = [

@@ -214,7 +214,7 @@ def draw(
         altered: by alteration, the same images as pixel values (m, C, H, W) in [-1, 1].
     """
     keys, asked, *features = normalised("centred", gallery.features, queries.features, *copies.values())
-    some = torch.linspace(20, len(asked) - 20, 8).long()
+    some = spread(len(asked), 8)
     _, near = nearest(asked[some], keys, 7)
     found = torch.stack([train.pixel_values(gallery.indices[row]) for row in near])
     same = gallery.labels[near] == queries.labels[some][:, None]
@@ -222,9 +222,8 @@ def draw(
 
     height, width = found.shape[-2:]
     factor = enlargement(height, width, SIDE / 2)
-    shown = torch.linspace(5, len(originals) - 5, 3).long()
     rows, captions = [], []
-    for i in shown.tolist():
+    for i in spread(len(originals), 3):
         row, said = [train.pixel_values([gallery.indices[originals[i]]])], ["original"]
         for name, x in zip(altered, features, strict=True):
             row.append(altered[name][i][None])

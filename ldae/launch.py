@@ -150,10 +150,16 @@ def _launcher() -> tuple[dict[str, str] | None, Namespace | None]:
     try:
         parent = psutil.Process().parent()
         command = parent.cmdline() if parent is not None else []
-        start = next((i for i, word in enumerate(command[:3]) if "accelerate" in Path(word).name), None)
+        start = next((i for i, word in enumerate(command[:3]) if _is_launcher(word)), None)
         if parent is None or start is None:
             return None, None
         words = command[start + 1 :]
         return parent.environ(), launch_command_parser().parse_args(words[1:] if words[:1] == ["launch"] else words)
     except psutil.Error:  # not allowed to look, or ended: what is in the environment counts
         return None, None
+
+
+def _is_launcher(word: str) -> bool:
+    """Whether a word of a command line is accelerate's launcher, by its program or by `python -m`."""
+    program_name = Path(word).name.removesuffix(".exe")
+    return program_name in ("accelerate", "accelerate-launch") or word.startswith("accelerate.commands.")

@@ -11,6 +11,7 @@ from transformers.utils import CONFIG_NAME
 from configuration_ldae import LDAEConfig
 from ldae.files import DIGESTS, damage
 from ldae.mistakes import reading
+from ldae.names import is_path
 from ldae.retries import retried
 from modeling_ldae import LDAEForPreTraining
 
@@ -41,6 +42,9 @@ def load_model(
 ) -> Any:
     """A model of a folder or Hub id, in evaluation mode; by default an l-DAE, encoder and decoder.
 
+    Its weights are in float32, however they are stored: precision is a choice of the run's, made by autocast, and training in
+    weights of bf16 would lose most steps to rounding.
+
     Args:
         name_of_option: what error messages call `source`.
         model_class: a class with `from_pretrained`.
@@ -53,7 +57,7 @@ def load_model(
             not finite, or files of the folder are not those that were written.
     """
     validate_folder(source, name_of_option)
-    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    kwargs = {"dtype": torch.float32, **kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with reading(name_of_option, source):
         model, loaded = _from_pretrained(model_class, source, name_of_option, **kwargs)
     if mismatched := sorted(loaded["mismatched_keys"]):
@@ -78,6 +82,8 @@ def _from_pretrained(auto_class: Any, source: str | Path, name_of_option: str, *
         raise FileNotFoundError(
             f"{name_of_option}: {str(source)!r} holds no {CONFIG_NAME}, as models do; a run writes its model at its end"
         )
+    if not folder.is_dir() and is_path(str(source)):
+        raise FileNotFoundError(f"{name_of_option}: there is no folder {str(source)!r}")
     try:
         return retried(lambda: auto_class.from_pretrained(str(folder) if folder.is_dir() else str(source), **kwargs))
     except OSError as error:

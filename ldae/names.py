@@ -14,6 +14,11 @@ def short_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
 
 
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path's: no Hub id is absolute, begins with "." or "~", or has a backslash or two slashes."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
+
+
 def relative_names(names: Iterable[str], data: str | Path) -> list[str]:
     """The names of images, each relative to the folder of the data if it lies there."""
     prefix = f"{Path(data).expanduser()}{os.sep}"

@@ -77,6 +77,24 @@ def test_without_accelerates_launcher_the_environment_counts(monkeypatch):
     assert launch.chosen_by_user() == {"num_cpu_threads_per_process"}
 
 
+@pytest.mark.parametrize(
+    ("command", "launched"),
+    [
+        ("/venv/bin/python /venv/bin/accelerate launch train_ldae.py", True),
+        ("/venv/bin/python /venv/bin/accelerate-launch --cpu train_ldae.py", True),
+        ("python -m accelerate.commands.launch train_ldae.py", True),
+        ("bash accelerate_job.sh", False),
+        ("/accelerate/bin/python -m pytest tests/test_accelerate.py", False),
+    ],
+)
+def test_only_accelerates_own_launcher_is_taken_for_it(monkeypatch, command, launched):
+    parent = SimpleNamespace(cmdline=command.split, environ=dict)
+    monkeypatch.setattr(launch.psutil, "Process", lambda: SimpleNamespace(parent=lambda: parent))
+    environment, options = launch._launcher()
+    assert (environment is not None) == launched
+    assert getattr(options, "training_script", None) == ("train_ldae.py" if launched else None)
+
+
 @pytest.mark.parametrize(("processes", "threads"), [("1", 6), ("4", 1), ("2", 3)])
 def test_all_cores_are_shared_between_the_processes(monkeypatch, processes, threads):
     monkeypatch.setattr(launch.joblib, "cpu_count", lambda only_physical_cores: 6)

@@ -17,6 +17,7 @@ from PIL import Image
 from image_processing_ldae import FORMATS
 from ldae.data.photos import load_photos
 from ldae.mistakes import reading
+from ldae.names import is_path
 from ldae.retries import retried
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ def load_examples(
                 "streaming reads Hub data sets and parquet files; a folder of images needs none, leave it out"
             )
         return _load_folder(folder, split)
-    looks_local = folder.exists() or folder.is_absolute() or data.startswith((".", "~"))
-    if not folder.is_dir() and (looks_local or "\\" in data or data.count("/") > 1):
+    if not folder.is_dir() and (folder.exists() or is_path(data)):
         raise FileNotFoundError(f"data: there is no folder {data!r}")
     splits = _load_splits(data, folder, streaming)
     names = VALIDATION_NAMES if split == "validation" else (split,)
@@ -201,8 +201,12 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset:
     features = {"image": datasets.Image(decode=False)}
     parts = [path.relative_to(root).parts for path in paths]
     classes = {part[0] for part in parts}
-    if root != folder and root != children["train"]:  # a class may be missing here: training decides on the numbers
-        classes |= {child.name for child in children["train"].iterdir() if child.is_dir() and child.name[0] != "."}
+    train = children.get("train")
+    if train is not None and root not in (
+        folder,
+        train,
+    ):  # a class may be missing here: training decides on the numbers
+        classes |= {child.name for child in train.iterdir() if child.is_dir() and child.name[0] != "."}
     if all(len(part) > 1 for part in parts) and len(classes) > 1:
         number = {name: i for i, name in enumerate(sorted(classes))}
         names = [name.encode(errors="backslashreplace").decode() for name in number]

@@ -164,13 +164,11 @@ def load_views(model: str, features: str | None = None) -> Views:
     if config.num_channels not in PIL_MODES:
         raise ValueError(f"--model: {model!r} takes images of {config.num_channels} channels, which no upload has")
     encoder = load_encoder(model)
-    # before the encoder is cast, which changes its digest
     stored = None if features is None else stored_reference(features, encoder)
     denoiser = None
     if "LDAEForPreTraining" in (config.architectures or []):
-        denoiser = load_model(model, dtype=torch.float32)
+        denoiser = load_model(model)
         encoder = Encoder(denoiser, name=model)
-    encoder = encoder.float()
     return Views(encoder, denoiser, stored or embedded_reference(encoder))
 
 

@@ -84,7 +84,7 @@ def parse_arguments(argv: list[str] | None = None) -> ExportArguments:
 
 
 def load(source: str) -> PreTrainedModel:
-    """The encoder of a folder or Hub id in float32, with its classifier if it has one.
+    """The encoder of a folder or Hub id, with its classifier if it has one.
 
     Raises:
         FileNotFoundError: if there is no such l-DAE.
@@ -92,7 +92,7 @@ def load(source: str) -> PreTrainedModel:
     """
     classifies = "LDAEForImageClassification" in (load_config(source).architectures or [])
     model_class = LDAEForImageClassification if classifies else LDAEModel
-    return load_model(source, model_class=model_class, dtype="float32")
+    return load_model(source, model_class=model_class)
 
 
 def export(

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -221,11 +220,6 @@ def load_encoder(name: str, trust_remote_code: bool = False, name_of_option: str
         ValueError: if weights are missing, which transformers would replace by random ones; if they are not finite, or files
             of the folder are not those that were written.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(f"{name_of_option}: there is no folder {name!r}")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{name_of_option}: folder {name!r} holds no model, that is no config.json")
     # a pooler on the class token is often missing; it is not used here
     model = load_model(name, name_of_option, AutoModel, unused=("pooler.",), trust_remote_code=trust_remote_code)
     tower = getattr(model, "vision_model", None)

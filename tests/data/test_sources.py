@@ -85,6 +85,13 @@ def test_class_folders_of_any_depth(tmp_path):
     assert "label" not in load_examples(str(tmp_path), "train").column_names
 
 
+def test_a_split_may_be_any_sub_folder(tmp_path):
+    for name in ("cats/tabby/1.png", "cats/tiger/2.png", "dogs/3.png"):
+        save(tmp_path / name)
+    assert load_examples(str(tmp_path), "cats").features["label"].names == ["tabby", "tiger"]
+    assert "label" not in load_examples(str(tmp_path), "dogs").column_names
+
+
 def test_train_and_val_folders_number_classes_alike(tmp_path):
     for name in ("Train/a/1.png", "Train/b/2.png", "Train/c/3.png", "val/a/4.png", "val/c/5.png"):
         save(tmp_path / name)

@@ -315,10 +315,7 @@ def test_oblong_images_get_no_processor_that_would_cut_them_otherwise(tiny_model
         (["--image_size", "8", "8", "8"], "--image_size takes a side, or height and width, got 3 numbers"),
         (["--image_size", "10"], r"image_size must be a multiple of patch_size=\(4, 4\)"),
         (["--timestep", "1000"], r"timesteps must be in \[0, 1000\), got 1000"),
-        (
-            ["--model", "nowhere/model/there"],
-            "--model: 'nowhere/model/there' is neither a model's folder nor on the Hub",
-        ),
+        (["--model", "nowhere/model/there"], "--model: there is no folder 'nowhere/model/there'"),
         (["--model", __file__], "--model: '.*test_homes.py' is a file; give the model's folder"),
         (["--to", "vitdet", "--image_size", "8", "12"], "VitDet takes as many patches high as wide, got 2 and 3"),
     ],

@@ -29,6 +29,18 @@ def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
     assert torch.equal(a["ldae.tokenizer.V"], b["ldae.tokenizer.V"])
 
 
+def test_weights_stored_in_bf16_are_trained_in_float32(folder, tmp_path):
+    """In bf16 most steps, and all of a slow average, would be lost to rounding."""
+    first = train(folder, tmp_path / "first")
+    LDAEForPreTraining.from_pretrained(first, dtype=torch.bfloat16).save_pretrained(tmp_path / "stored")
+    assert {x.dtype for n, x in load_file(tmp_path / "stored/model.safetensors").items() if "tokenizer" not in n} == {
+        torch.bfloat16
+    }
+    model_args, _, train_args = parse_arguments(["--data", "photos", *TINY, "--init_from", str(tmp_path / "stored")])
+    assert {x.dtype for x in build_model(model_args, train_args, None).parameters()} == {torch.float32}
+    assert {x.dtype for x in load_encoder(str(tmp_path / "stored")).parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
