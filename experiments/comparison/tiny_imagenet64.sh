@@ -63,6 +63,9 @@ ldae ldae-keep25-whitened "${whitened[@]}" --keep_ratio 0.25
 ldae ldae-keep25-whitened-decoder1 "${whitened[@]}" --keep_ratio 0.25 --decoder_num_hidden_layers 1
 ldae ldae-keep25-whitened-decoder1-sigma0.7 "${whitened[@]}" --keep_ratio 0.25 --decoder_num_hidden_layers 1 --sigma_max 0.7
 ldae ldae-keep25 "${raw[@]}" --keep_ratio 0.25
+# what the encoder sees of a patch
+ldae ldae-keep25-whitened-decoder1-d32 "${whitened[@]}" --keep_ratio 0.25 --decoder_num_hidden_layers 1 --latent_dim 32
+ldae ldae-keep25-whitened-decoder1-d64 "${whitened[@]}" --keep_ratio 0.25 --decoder_num_hidden_layers 1 --latent_dim 64
 
 # the finalists, fine-tuned on the data on which nothing was trained
 finetune mae-decoder1
@@ -70,5 +73,7 @@ finetune mae-decoder1-mask85
 finetune mae-decoder1-mask85-lr2e-3
 finetune ldae-keep50-whitened-decoder1
 finetune ldae-keep25-whitened-decoder1
+finetune ldae-keep25-whitened-decoder1-d32
+finetune ldae-keep25-whitened-decoder1-d64
 
 python -m experiments.comparison.paired "$results" --reference "${REFERENCE:-mae-decoder1}" --write docs/comparison.md

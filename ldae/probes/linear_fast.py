@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from ldae.options import option
-from ldae.probes.heads import percent_right
 from ldae.probes.protocol import Protocol, held_out_mask, register_protocol, score
 from ldae.probes.subject import Subject
 
@@ -20,9 +19,10 @@ class LinearFast(Protocol):
     """BatchNorm without affine, then multinomial logistic regression by L-BFGS.
 
     The normalisation is the paper's and MAE's, with the statistics of all training features. The fit minimises the mean
-    cross-entropy + l2/2 ||W||^2 and leaves the bias free; scikit-learn's C is 1 / (l2 n). The strength l2 is the one that is
-    best on a random 20 % of the training features. The fit that is measured is on all of them. Features are those of centre
-    crops, so there is no augmentation.
+    cross-entropy + l2/2 ||W||^2 and leaves the bias free; scikit-learn's C is 1 / (l2 n). The strength l2 is the one of the
+    least cross-entropy on a random 20 % of the training features; their accuracy is too coarse a measure, and picked strengths
+    that cost up to 1.4 points. The fit that is measured is on all of them. Features are those of centre crops, so there is no
+    augmentation.
     """
 
     name = "linear-fast"
@@ -41,7 +41,7 @@ class LinearFast(Protocol):
     def description(self) -> str:
         return (
             "logistic regression (L-BFGS) on average-pooled features after BatchNorm without affine, no augmentation, "
-            "L2 strength chosen on held-out training images"
+            "L2 strength chosen by cross-entropy on held-out training images"
         )
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
@@ -54,19 +54,20 @@ class LinearFast(Protocol):
         normalise = batch_norm(features)
         features, num_classes = normalise(features), subject.num_classes
         held_out = held_out_mask(len(train), subject.seed).to(subject.device)
-        accuracies = {}
+        losses = {}
         bar = subject.progress_bar(desc=self.name, total=len(self.linear_fast_l2) + 1, unit=" fits")
         for l2 in sorted(self.linear_fast_l2, reverse=True):
             weights = logistic_regression(
                 features[~held_out], labels[~held_out], num_classes, l2, self.linear_fast_iterations
             )
             bar.update()
-            accuracies[l2] = percent_right(predict(features[held_out], weights), labels[held_out])
-        l2 = max(accuracies, key=accuracies.__getitem__)  # the first, and so strongest, of equals
+            loss = nn.functional.cross_entropy(logits(features[held_out], weights), labels[held_out])
+            losses[l2] = float(loss)
+        l2 = min(losses, key=losses.__getitem__)
         weights = logistic_regression(features, labels, num_classes, l2, self.linear_fast_iterations)
         bar.close()
         predictions = predict(normalise(validation.features.to(subject.device)), weights)
-        chosen = {"l2": l2, "held_out_accuracy": {f"{l2:g}": accuracy for l2, accuracy in accuracies.items()}}
+        chosen = {"l2": l2, "held_out_cross_entropy": {f"{l2:g}": loss for l2, loss in losses.items()}}
         return {**score(predictions, validation.labels), "settings": chosen}
 
 
@@ -117,6 +118,11 @@ def _conditioning(features: torch.Tensor, num_classes: int, l2: float) -> torch.
     return torch.linalg.solve_triangular(torch.linalg.cholesky(hessian).T, identity, upper=True).to(features)
 
 
+def logits(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The logits (n, num_classes) of features (n, E)."""
+    return torch.addmm(weights[-1], features, weights[:-1])
+
+
 def predict(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Predicts classes (n,) of features (n, E)."""
-    return torch.addmm(weights[-1], features, weights[:-1]).argmax(dim=1)
+    return logits(features, weights).argmax(dim=1)
