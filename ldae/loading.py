@@ -1,12 +1,14 @@
 """Models as commands load them: whole, of folders that hold what was written to them, with weights that are numbers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, logging
 
 from configuration_ldae import LDAEConfig
 from ldae.files import DIGESTS, damage
@@ -58,7 +60,7 @@ def load_model(
     """
     validate_folder(source, name_of_option)
     kwargs = {"dtype": torch.float32, **kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    with reading(name_of_option, source):
+    with reading(name_of_option, source), _without_load_report():
         model, loaded = _from_pretrained(model_class, source, name_of_option, **kwargs)
     if mismatched := sorted(loaded["mismatched_keys"]):
         name, there, needed = mismatched[0]
@@ -72,6 +74,20 @@ def load_model(
         )
     validate_weights(model, source, name_of_option)
     return model
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keeps transformers from listing every weight that a model does not need, such as a decoder's of an encoder.
+
+    What is missing or does not fit is looked at here.
+    """
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _from_pretrained(auto_class: Any, source: str | Path, name_of_option: str, **kwargs) -> Any:

@@ -1,11 +1,13 @@
 """Encoders of folders: their image format, and what is refused."""
 
 import json
+import logging
 
 import pytest
 import torch
 from encoder_models import MAE, MEAN, STD, TIMM, TINY, ldae_model, timm_model
 from transformers import (
+    AutoModel,
     CLIPConfig,
     CLIPModel,
     Dinov2WithRegistersConfig,
@@ -40,6 +42,19 @@ def test_load_with_an_image_processor(tmp_path):
     ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=MEAN, image_std=STD).save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path))
     assert (encoder.image_hw, list(encoder.mean), list(encoder.std)) == ((16, 16), MEAN, STD)
+
+
+def test_weights_that_an_encoder_does_not_need_are_not_listed(tmp_path, monkeypatch):
+    """transformers itself says of each weight of the decoder that it is not expected."""
+    said = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [listener])
+    ViTMAEForPreTraining(ViTMAEConfig(**TINY, **MAE)).save_pretrained(tmp_path)
+    load_encoder(str(tmp_path))
+    assert not any("decoder_layers" in text for text in said)
+    AutoModel.from_pretrained(tmp_path)
+    assert any("decoder_layers" in text for text in said)
 
 
 def test_the_processors_size_comes_before_the_configurations(tmp_path):
