@@ -138,8 +138,7 @@ class Page:
 
     def denoise(self, pixel_values: torch.Tensor, sigma: float, percent: float) -> tuple[Image.Image, Image.Image, str]:
         """The noisy and the denoised picture of an image (1, C, H, W) and their caption; `percent` of the patches are seen."""
-        shown = self.views.denoise(pixel_values, sigma, percent / PERCENT)
-        return shown.noisy, shown.denoised, shown.caption
+        return self.views.denoise(pixel_values, sigma, percent / PERCENT)
 
     def look(self, pixel_values: torch.Tensor) -> tuple[Image.Image, Image.Image, str]:
         """What does not depend on the noise: the clean image, its patches in colours, the nearest images."""

@@ -84,31 +84,34 @@ class AblationArguments:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is to be run: rungs of a recipe with `extra` options, each with several seeds, `workers` of them at a time.
+    """What is to be run: rungs of a recipe with `extra` options of train_ldae.py.
 
     Args:
+        rungs: those that the options name.
         config, data: of the recipe with `extra`; rungs' latent dimensions and image sizes are parts of the former's.
-        lpips: whether the first two rungs' tokenizer is trained with it.
-        autoencoder: what is taken for that tokenizer instead of training it: folder or Hub id of an `AutoencoderKL`.
-        generate: the number of images that each rung with an FID in the paper generates, to measure their distance to the
-            training images; 0: none.
-        encoder: folder or Hub id of the encoder on whose features the distance is measured; None: Inception.
-        sweep: whether l-DAE is measured by timestep and block, with the first seed.
     """
 
-    recipe: str
-    output_dir: Path
+    given: AblationArguments
     rungs: list[Rung]
-    seeds: list[int]
-    workers: int
     config: LDAEConfig
     data: DataArguments
     extra: list[str]
-    lpips: bool = True
-    autoencoder: str | None = None
-    generate: int = 0
-    encoder: str | None = None
-    sweep: bool = False
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.given.output_dir)
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(dict.fromkeys(self.given.seeds))
+
+    @property
+    def workers(self) -> int:
+        return self.given.workers or max(1, torch.cuda.device_count())
+
+    @property
+    def lpips(self) -> bool:
+        return not self.given.without_lpips
 
     def jobs(self) -> list[Job]:
         """The runs that are not done."""
@@ -123,20 +126,20 @@ class Ablation:
         names = ("data", "train_split", "validation_split", "image_column", "label_column")
         data = {name: value for name in names if (value := getattr(self.data, name)) is not None}
         for folder, rung, seed in self._every():
-            if self.generate and rung.fid is not None and not (folder / "results/generation.json").is_file():
-                given = {"data": self.data.data, "split": self.data.train_split, "num_images": self.generate}
-                given |= {} if self.encoder is None else {"encoder": self.encoder}
-                found.append((folder, ["ldae.generation", *as_arguments({"output_dir": folder, **given})]))
+            if self.given.generate and rung.fid is not None and not (folder / "results/generation.json").is_file():
+                asked = {"data": self.data.data, "split": self.data.train_split, "num_images": self.given.generate}
+                asked |= {} if self.given.encoder is None else {"encoder": self.given.encoder}
+                found.append((folder, ["ldae.generation", *as_arguments({"output_dir": folder, **asked})]))
             swept = any(folder.glob("results/sweep-*.json"))
-            if self.sweep and not swept and (rung.name, seed) == (END, self.seeds[0]):
+            if self.given.sweep and not swept and (rung.name, seed) == (END, self.seeds[0]):
                 found.append((folder, ["probe_ldae", *as_arguments({**data, "seed": seed}), "--sweep"]))
         return [(folder, [sys.executable, "-m", *command, "--model", str(folder)]) for folder, command in found]
 
     def tokenizer(self, rung: Rung, seed: int) -> Path | str | None:
         """The folder of the trained tokenizer that a rung needs, or the autoencoder that is given; None: it needs none."""
         name = tokenizer_of(rung, self.lpips)
-        if name is not None and name == main_path()[0].name and self.autoencoder is not None:
-            return self.autoencoder
+        if name is not None and name == main_path()[0].name and self.given.autoencoder is not None:
+            return self.given.autoencoder
         return None if name is None else self.output_dir / "tokenizers" / folder_name(name, seed)
 
     def tokenizer_jobs(self) -> list[Job]:
@@ -151,8 +154,8 @@ class Ablation:
 
     def command(self, folder: Path, rung: Rung, seed: int, *more: str | Path) -> list[str]:
         """The command line of one training."""
-        command = [sys.executable, "-m", "train_ldae", self.recipe, "--output_dir", folder, "--seed", seed, "--resume"]
-        command += ["--probe", "--report_to", "none", *more]
+        command = [sys.executable, "-m", "train_ldae", self.given.recipe, "--output_dir", folder, "--seed", seed]
+        command += ["--resume", "--probe", "--report_to", "none", *more]
         if seed != self.seeds[0]:
             command.append("--no_baseline")  # untrained, all seeds of a rung are about the same
         return [*map(str, command), *self.extra, *as_arguments(options(rung, self.config, self.lpips))]
@@ -300,39 +303,24 @@ def main(argv: list[str] | None = None):
     model_args, data_args, _ = parse_arguments([given.recipe, *extra])
     if model_args.num_classes:
         raise ValueError("rungs decide whether there are classes: leave num_classes out of the recipe")
-    output_dir = Path(given.output_dir)
-    ablation = Ablation(
-        recipe=given.recipe,
-        output_dir=output_dir,
-        rungs=rungs,
-        seeds=list(dict.fromkeys(given.seeds)),
-        workers=given.workers or max(1, torch.cuda.device_count()),
-        config=model_args.config(),
-        data=data_args,
-        extra=extra,
-        lpips=not given.without_lpips,
-        autoencoder=given.autoencoder,
-        generate=given.generate,
-        encoder=given.encoder,
-        sweep=given.sweep,
-    )
+    ablation = Ablation(given, rungs, model_args.config(), data_args, extra)
     print(ablation.plan())
     if given.dry_run:
         return
-    validate_writable(output_dir)
+    validate_writable(ablation.output_dir)
     if data_args.streaming:
         raise ValueError("rungs are probed, which --streaming cannot be: leave it out")
     train = load_examples(data_args.data, data_args.train_split, **data_args.columns)
     validation = load_validation(data_args.data, data_args.validation_split, **data_args.columns)
     if (reason := why_not_probed(train, validation)) is not None:
         raise ValueError(f"rungs are probed, which data {data_args.data!r} cannot be: {reason}")
-    print(f"What each run says: {output_dir}/*.log")
+    print(f"What each run says: {ablation.output_dir}/*.log")
     with Interruption("the same command goes on"):
         failed = ablation.run()
-    if any(finished(path) for path in output_dir.glob("*-seed*")):
-        print(*tables(output_dir).values(), sep="\n\n")
+    if any(finished(path) for path in ablation.output_dir.glob("*-seed*")):
+        print(*tables(ablation.output_dir).values(), sep="\n\n")
     if failed:
-        sys.exit(f"failed: {', '.join(failed)}; their logs in {output_dir} say why")
+        sys.exit(f"failed: {', '.join(failed)}; their logs in {ablation.output_dir} say why")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The views of one l-DAE that the page shows: denoising, features in colours, the filters of its tokenizer."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -18,16 +17,6 @@ from modeling_ldae import LDAEForPreTraining
 
 SIDE = 384  # pixels to which pictures are enlarged
 MOST_COLOURED = 64  # images of the reference on whose patches the colours are fitted
-
-
-@dataclass
-class Denoised:
-    """The pictures of one image under noise: what is hidden from the encoder is transparent in `noisy`."""
-
-    clean: Image.Image
-    noisy: Image.Image
-    denoised: Image.Image
-    caption: str
 
 
 class Views:
@@ -59,7 +48,9 @@ class Views:
         return self.denoiser is not None and self.config.keep_ratio < 1
 
     @torch.no_grad()
-    def denoise(self, pixel_values: torch.Tensor, sigma: float, share: float = 1.0, seed: int = 0) -> Denoised:
+    def denoise(
+        self, pixel_values: torch.Tensor, sigma: float, share: float = 1.0, seed: int = 0
+    ) -> tuple[Image.Image, Image.Image, str]:
         """One step from noise to the clean image.
 
         The noise and the order in which tokens are left out depend on the seed alone: more noise is the same, only stronger.
@@ -68,6 +59,9 @@ class Views:
             pixel_values: an image (1, C, H, W) in [-1, 1].
             sigma: how strong the noise is; the nearest level that the model knows is taken.
             share: of the tokens that the encoder sees, in (0, 1].
+
+        Returns:
+            The noisy picture, transparent where the encoder does not see it, the denoised one, and their caption.
 
         Raises:
             ValueError: if the model has no decoder, or for a share below 1 where it was trained with all tokens.
@@ -87,7 +81,7 @@ class Views:
         )
         picture = self.picture(noisy)
         picture.putalpha(Image.fromarray(seen.byte().mul(255).numpy()).resize(picture.size, Image.Resampling.NEAREST))
-        return Denoised(self.picture(pixel_values), picture, self.picture(denoised), caption)
+        return picture, self.picture(denoised), caption
 
     def filters(self) -> list[tuple[Image.Image, str]]:
         """The first patterns of patches that a linear tokenizer measures, with their numbers; none where it keeps the pixels."""

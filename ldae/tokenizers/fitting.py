@@ -66,9 +66,6 @@ def fit_to_images(
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(images.seed))[:limit]
         share = order[state.process_index :: state.num_processes].tolist()
 
-    def gathered(own: list) -> list:
-        return gather_object(own) if state.num_processes > 1 else own
-
     def batches():
         loader, readable = evaluation_loader(images, 64, num_workers, share), False
         for batch in progress_bar(loader, state.is_main_process, desc="PCA of patches"):
@@ -76,8 +73,8 @@ def fit_to_images(
             if batch["pixel_values"] is not None:
                 readable = True
                 yield to_pixel_values(batch["pixel_values"])
-        if (everyones := gathered(bad)) and not any(gathered([readable])):
+        if (everyones := gather_object(bad)) and not any(gather_object([readable])):
             raise ValueError(f"data: none of {len(everyones):,} images can be read; the first is {everyones[0]}")
 
     model.ldae.tokenizer.fit(batches(), model.config)
-    return gathered(bad)
+    return gather_object(bad)

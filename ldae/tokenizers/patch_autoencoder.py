@@ -26,10 +26,6 @@ class PatchAutoencoderConfig(PreTrainedConfig):
     kl_weight: float = 0.0
 
     @property
-    def image_hw(self) -> tuple[int, int]:
-        return pair(self.image_size)
-
-    @property
     def patch_hw(self) -> tuple[int, int]:
         return pair(self.patch_size)
 

@@ -59,47 +59,45 @@ def levels(pixel_values):
 
 def test_denoising_is_the_models(make, image):
     views = make()
-    shown = views.denoise(image, sigma=0.7)
+    noisy, denoised, caption = views.denoise(image, sigma=0.7)
     t = int(np.abs(views.denoiser.noise_schedule.sigma.numpy() - 0.7).argmin())
     noise = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         outputs = views.denoiser(image, noise=noise, timesteps=torch.tensor([t]))
-    assert (pixels(shown.clean) == levels(image)).all()
-    assert (pixels(shown.noisy)[..., :3] == levels(outputs.noisy_pixel_values)).all()
-    assert (pixels(shown.noisy)[..., 3] == 255).all()
-    assert (pixels(shown.denoised) == levels(outputs.reconstruction)).all()
+    assert (pixels(noisy)[..., :3] == levels(outputs.noisy_pixel_values)).all()
+    assert (pixels(noisy)[..., 3] == 255).all()
+    assert (pixels(denoised) == levels(outputs.reconstruction)).all()
     mse = (outputs.reconstruction.clamp(-1, 1) - image).square().mean().item()
-    assert f"t = {t} of 1000" in shown.caption
-    assert f"**{10 * np.log10(4 / mse):.1f} dB**" in shown.caption
+    assert f"t = {t} of 1000" in caption
+    assert f"**{10 * np.log10(4 / mse):.1f} dB**" in caption
 
 
 def test_more_noise_is_the_same_noise(make, image):
     views = make()
-    weak, strong = (np.asarray(views.denoise(image, sigma).noisy).astype(int) for sigma in (0.1, 0.2))
-    clean = np.asarray(views.denoise(image, 0.0).noisy).astype(int)
+    clean, weak, strong = (np.asarray(views.denoise(image, sigma)[0]).astype(int) for sigma in (0.0, 0.1, 0.2))
     inside = (strong % 255 != 0) & (weak % 255 != 0)
     assert np.abs((strong - clean) - 2 * (weak - clean))[inside].max() <= 3  # rounding
 
 
 def test_patches_that_are_not_seen_are_transparent_and_change_nothing(make, image):
     views = make(keep_ratio=0.5)
-    shown = views.denoise(image, 0.5, share=0.5)
-    seen = pixels(shown.noisy)[::4, ::4, 3] == 255
+    noisy, denoised, _ = views.denoise(image, 0.5, share=0.5)
+    seen = pixels(noisy)[::4, ::4, 3] == 255
     assert seen.sum() == 3
     other = image.clone()
     for row, column in np.argwhere(~seen):
         other[..., 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 0.3
-    assert (pixels(views.denoise(other, 0.5, share=0.5).denoised) == pixels(shown.denoised)).all()
-    assert (pixels(views.denoise(image, 0.5).denoised) != pixels(shown.denoised)).any()
-    more = pixels(views.denoise(image, 0.5, share=0.7).noisy)[::4, ::4, 3] == 255
+    assert (pixels(views.denoise(other, 0.5, share=0.5)[1]) == pixels(denoised)).all()
+    assert (pixels(views.denoise(image, 0.5)[1]) != pixels(denoised)).any()
+    more = pixels(views.denoise(image, 0.5, share=0.7)[0])[::4, ::4, 3] == 255
     assert more.sum() == 4
     assert more[seen].all()
 
 
 def test_patches_are_hidden_in_the_blocks_of_training(make, tiny_config, images):
     views = make(image_size=(16, 24), keep_ratio=0.5, mask_block=2)
-    shown = views.denoise(images(views.config, 1), 0.5, share=0.01)
-    alpha = np.asarray(shown.noisy.resize((6, 4), Image.Resampling.NEAREST))[..., 3] == 255
+    noisy, _, _ = views.denoise(images(views.config, 1), 0.5, share=0.01)
+    alpha = np.asarray(noisy.resize((6, 4), Image.Resampling.NEAREST))[..., 3] == 255
     assert alpha.sum() == 4
     assert alpha.reshape(2, 2, 3, 2).transpose(0, 2, 1, 3).reshape(6, 4).all(axis=1).sum() == 1
 
@@ -128,7 +126,7 @@ def test_every_model_denoises_and_is_coloured(make, images, tokenizer):
     fields = {"pixels": {"latent_dim": 48}, "patch_ae": {"prediction": "latent"}}.get(tokenizer, {})
     views = make(tokenizer_type=tokenizer, **fields)
     image = images(views.config, 1)
-    size = views.denoise(image, 0.5).denoised.size
+    size = views.denoise(image, 0.5)[1].size
     assert size == views.colours(image).size == (384, 256)
 
 

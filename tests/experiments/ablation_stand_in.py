@@ -19,7 +19,8 @@ TINY = [
 
 def make_ablation(recipe, some, output_dir=Path("runs"), seeds=(3,), workers=2, **kwargs):
     model_args, data_args, _ = parse_arguments([recipe, *TINY])
-    return run.Ablation(recipe, output_dir, some, list(seeds), workers, model_args.config(), data_args, TINY, **kwargs)
+    given = run.AblationArguments(recipe, str(output_dir), seeds=list(seeds), workers=workers, **kwargs)
+    return run.Ablation(given, some, model_args.config(), data_args, TINY)
 
 
 def made(folder, name, *accuracies, error=0.5, config=(), thumbnail=20.0, **arguments):
