@@ -132,7 +132,7 @@ def features_bar(total: int | None, shown: bool = True) -> tqdm:
 def shared_features(
     encoder: Encoder,
     images: ImageDataset,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator,
     batch_size: int = 256,
     progress: bool = True,
     **kwargs,
@@ -142,14 +142,13 @@ def shared_features(
     The batches are those of one process, so features are the same for any number of processes.
 
     Args:
-        accelerator: None: this process works alone.
         progress: shows a progress bar, on the main process.
         kwargs: as of `extract_features`.
 
     Returns:
         The features on the main process, None on others.
     """
-    if accelerator is None or accelerator.num_processes == 1:
+    if accelerator.num_processes == 1:
         return extract_features(encoder, images, batch_size, progress=progress, **kwargs)
     batches = [range(i, min(i + batch_size, len(images))) for i in range(0, len(images), batch_size)]
     per_process = -(-len(batches) // accelerator.num_processes)
@@ -164,7 +163,7 @@ def shared_features(
 def cached_features(
     encoder: Encoder,
     images: ImageDataset,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator,
     folder: Path | None = None,
     view: int = 0,
     **kwargs,
@@ -179,12 +178,12 @@ def cached_features(
         kwargs: as of `shared_features`.
     """
     path = None
-    if folder is not None and (accelerator is None or accelerator.is_main_process):
+    if folder is not None and accelerator.is_main_process:
         key = f"{encoder.digest()} {images.fingerprint()} {images.transform} {view}"
-        if accelerator is not None and accelerator.mixed_precision != "no":
+        if accelerator.mixed_precision != "no":
             key += f" {accelerator.mixed_precision}"
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    if decided_by_main(path is not None and _is_kept(path), accelerator):
+    if decided_by_main(path is not None and _is_kept(path)):
         return None if path is None else _read(path)
     features = shared_features(encoder, images, accelerator, view=view, **kwargs)
     if path is not None and features is not None:
@@ -192,9 +191,9 @@ def cached_features(
     return features
 
 
-def decided_by_main(decision: bool, accelerator: Accelerator | None) -> bool:
+def decided_by_main(decision: bool) -> bool:
     """The decision of the main process, on every process."""
-    return decision if accelerator is None else broadcast_object_list([decision])[0]
+    return broadcast_object_list([decision])[0]
 
 
 def _is_kept(path: Path) -> bool:

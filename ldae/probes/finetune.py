@@ -119,7 +119,7 @@ class FineTune(Protocol):
         return Path(self.finetune_output_dir).expanduser() if self.finetune_output_dir else None
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
-        encoder, accelerator = subject.encoder, subject.accelerator or Accelerator()
+        encoder, accelerator = subject.encoder, subject.accelerator
         # the folder was new at the start: once it holds a model, that is the encoder, and this one is its untrained baseline
         folder = self._folder if self._folder is not None and _is_new(self._folder) else None
         accelerator.wait_for_everyone()
@@ -147,7 +147,7 @@ class FineTune(Protocol):
 
     def prepare(self, subject: Subject):
         """Validates that this encoder, these images and this number of processes can be fine-tuned."""
-        processes = 1 if subject.accelerator is None else subject.accelerator.num_processes
+        processes = subject.accelerator.num_processes
         channels = subject.encoder.num_channels
         if self.finetune_batch_size % processes:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +24,7 @@ class Subject:
 
     Args:
         train, validation: centre crops.
-        accelerator: shares the passes over the images among its processes; None: this process works alone.
+        accelerator: shares the passes over the images among its processes, in its precision.
         cache: folder that keeps pooled features; None: nothing is kept.
         tokens: whether some protocol needs the features of every patch; a pass over the images then gives them too.
         progress: whether passes over the images, and protocols, show progress bars.
@@ -39,7 +38,7 @@ class Subject:
     encoder: Encoder
     train: ImageDataset
     validation: ImageDataset
-    accelerator: Accelerator | None = None
+    accelerator: Accelerator = field(default_factory=Accelerator)
     seed: int = 0
     batch_size: int = 256
     num_workers: int = 0
@@ -58,13 +57,13 @@ class Subject:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process keeps the features and writes the result; one that works alone does."""
-        return self.accelerator is None or self.accelerator.is_main_process
+        """Whether this process keeps the features and writes the result."""
+        return self.accelerator.is_main_process
 
     @property
     def precision(self) -> str:
         """The precision that the encoder computes in: "no" (float32), "bf16" or "fp16"."""
-        return "no" if self.accelerator is None else self.accelerator.mixed_precision
+        return self.accelerator.mixed_precision
 
     @cached_property
     def fingerprint(self) -> str:
@@ -110,7 +109,7 @@ class Subject:
         if split not in self.known:
             self.known[split] = self._extract(images, split, tokens=tokens or self.tokens, folder=self.cache)
         known = self.known[split]
-        if tokens and decided_by_main(known is not None and known.tokens is None, self.accelerator):
+        if tokens and decided_by_main(known is not None and known.tokens is None):
             self.known[split] = self._extract(images, split, tokens=True)
         return self.known[split]
 
@@ -142,7 +141,7 @@ class Subject:
                 features.tokens = None
 
     def _extract(self, images: ImageDataset, split: str, folder: Path | None = None, **kwargs) -> Features | None:
-        with nullcontext() if self.accelerator is None else self.accelerator.autocast():
+        with self.accelerator.autocast():
             features = cached_features(
                 self.encoder,
                 images,

@@ -75,7 +75,8 @@ def test_training_modes_are_restored(images, encoder):
 
 def test_a_data_set_without_a_readable_image_is_kept_as_empty(examples, encoder, tmp_path):
     images = ImageDataset(examples.select([3]), (8, 12))
-    for got in (cached_features(encoder, images, folder=tmp_path / "cache") for _ in range(2)):  # computed, then read
+    for _ in range(2):  # computed, then read
+        got = cached_features(encoder, images, Accelerator(cpu=True), tmp_path / "cache")
         assert (len(got), tuple(got.features.shape), got.indices.tolist(), len(got.bad)) == (0, (0, 0), [], 1)
 
 

@@ -67,14 +67,12 @@ def test_views_of_a_subject(labelled_images, tiny_model, tmp_path):
     assert torch.equal(one.labels, subject.features("train").labels)
 
 
-@pytest.mark.parametrize("accelerated", [False, True])
-def test_only_protocols_that_need_tokens_skip_the_cache(accelerated, labelled_images, tiny_model, passes, tmp_path):
-    accelerator = Accelerator(cpu=True) if accelerated else None  # here, since other tests reset accelerate
+def test_only_protocols_that_need_tokens_skip_the_cache(labelled_images, tiny_model, passes, tmp_path):
     encoder = Encoder(tiny_model())
 
     def subject(tokens=True, cache=tmp_path / "cache"):
         passes.clear()
-        return Subject(encoder, labelled_images, labelled_images, accelerator, cache=cache, tokens=tokens)
+        return Subject(encoder, labelled_images, labelled_images, cache=cache, tokens=tokens)
 
     first = subject()  # nothing is in the cache: one pass gives both, and the pooled features are kept
     pooled, with_tokens = first.features("train"), first.features("train", tokens=True)
@@ -110,14 +108,18 @@ def test_other_features_than_the_encoders_are_not_kept(labelled_images, tiny_mod
 
 
 def test_precision_is_part_of_what_features_are(labelled_images, tiny_model, tmp_path):
-    AcceleratorState._reset_state(True)
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     encoder, cache = Encoder(tiny_model()), tmp_path / "cache"
-    alone, in_bf16 = (Subject(encoder, labelled_images, labelled_images, a, cache=cache) for a in (None, accelerator))
-    assert (alone.precision, in_bf16.precision) == ("no", "bf16")
-    assert alone.identity != in_bf16.identity
-    exact, rounded = (subject.features("train").features for subject in (alone, in_bf16))
+    identities, features = [], []
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(True)
+        accelerator = Accelerator(cpu=True, mixed_precision=precision)
+        subject = Subject(encoder, labelled_images, labelled_images, accelerator, cache=cache)
+        assert subject.precision == precision
+        identities.append(subject.identity)
+        features.append(subject.features("train").features)
     AcceleratorState._reset_state(True)
+    assert identities[0] != identities[1]
+    exact, rounded = features
     assert len(list(cache.glob("*.safetensors"))) == 2
     assert exact.dtype == rounded.dtype == torch.float32
     assert 0 < (exact - rounded).norm() < 0.05 * exact.norm()

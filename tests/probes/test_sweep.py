@@ -84,7 +84,8 @@ def test_noise_is_a_images_own(subject):
 
     def noisy(images, batch_size, seed=0, **kwargs):
         represent = TimestepFeatures(subject.encoder, 500, noisy=True, seed=seed)
-        return shared_features(subject.encoder, images, batch_size=batch_size, represent=represent, **kwargs).features
+        kwargs |= {"batch_size": batch_size, "represent": represent}
+        return shared_features(subject.encoder, images, subject.accelerator, **kwargs).features
 
     all_at_once = noisy(subject.train, 100)
     torch.testing.assert_close(noisy(subject.train, 2), all_at_once)
