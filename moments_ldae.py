@@ -65,9 +65,9 @@ class PatchMoments:
 
     def _mean(self) -> torch.Tensor:
         if self.count == 0:
-            raise ValueError("PCA needs at least one image, got none")
+            raise ValueError("statistics of patches need at least one image, got none")
         if not torch.isfinite(self.outer).all():
-            raise ValueError("PCA got images with numbers that are not finite")
+            raise ValueError("images hold numbers that are not finite")
         return self.sum / self.count
 
     def components(self, subtract_mean: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

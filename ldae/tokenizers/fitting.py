@@ -1,4 +1,4 @@
-"""Patch-wise PCA (paper, section 4.2 and figure 4): fits the model's tokenizer to images, in one streaming pass."""
+"""Fits a tokenizer to images in one streaming pass: PCA (paper, section 4.2 and figure 4), or a trained one's scale."""
 
 import math
 import sys
@@ -68,7 +68,7 @@ def fit_to_images(
 
     def batches():
         loader, readable = evaluation_loader(images, 64, num_workers, share), False
-        for batch in progress_bar(loader, state.is_main_process, desc="PCA of patches"):
+        for batch in progress_bar(loader, state.is_main_process, desc="patches"):
             bad.extend(batch["bad"])
             if batch["pixel_values"] is not None:
                 readable = True
