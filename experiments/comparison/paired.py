@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -36,6 +36,9 @@ class PairedArguments:
         dataclasses.MISSING, "A .jsonl of results, or a folder of runs; its name is the marker's.", positional=True
     )
     reference: str = option(dataclasses.MISSING, "The method that the others stand beside.")
+    without: list[str] = option(
+        [], "Methods that are left out, such as one of which a seed has failed: the errors of all count every seed."
+    )
     write: str | None = option(None, "File whose markers are filled; by default the table is printed.")
 
 
@@ -112,13 +115,20 @@ def difference(method: Method, reference: Method, measure: Measure, between: flo
     return mean(after) - mean(before), math.hypot(images, math.sqrt(seeds))
 
 
-def table(study: str | Path, reference: str) -> str:
+def table(study: str | Path, reference: str, without: Collection[str] = ()) -> str:
     """Markdown tables of a study's methods, and of their accuracies with the difference from the reference and its error.
 
+    Args:
+        without: methods that are left out, and with them the deviation of their seeds.
+
     Raises:
-        ValueError: if the reference is no method of the study, or was measured by none of the protocols.
+        ValueError: if the reference, or what is left out, is no method of the study; if the reference was measured by none of
+            the protocols.
     """
     found = methods(study)
+    if unknown := [name for name in without if name not in found]:
+        raise ValueError(f"--without must be some of {', '.join(found) or 'none'}, got {unknown[0]!r}")
+    found = {name: method for name, method in found.items() if name not in without}
     if reference not in found:
         raise ValueError(f"--reference must be one of {', '.join(found) or 'none'}, got {reference!r}")
     names = [reference, *sorted(name for name in found if name != reference and found[name].measures)]
@@ -159,7 +169,7 @@ def table(study: str | Path, reference: str) -> str:
 def main(argv: list[str] | None = None):
     parser = option_parser(PairedArguments, description=__doc__.split("\n")[0])
     (options,) = parser.parse_args_into_dataclasses(argv)
-    publish(table(options.study, options.reference), options.study, options.write)
+    publish(table(options.study, options.reference, options.without), options.study, options.write)
 
 
 if __name__ == "__main__":

@@ -127,3 +127,15 @@ def test_the_command_fills_the_marker_of_the_studys_name(tmp_path):
     page.write_text("<!-- t -->\nold\n<!-- t -->\n")
     main([str(tmp_path / "t"), "--reference", "mae", "--write", str(page)])
     assert page.read_text() == f"<!-- t -->\n{table(tmp_path / 't', 'mae')}\n<!-- t -->\n"
+
+
+def test_a_method_that_is_left_out_takes_the_deviation_of_its_seeds_with_it(tmp_path):
+    run(tmp_path / "mae-seed0", MAE, [0, 1, 2, 3])
+    run(tmp_path / "ours-seed0", LDAE, [0, 1, 2, 4, 5, 6])
+    alone = table(tmp_path, "mae")
+    for seed, right in enumerate(([0, 1, 2, 3], [])):
+        run(tmp_path / f"failed-seed{seed}", MAE, right)
+    assert table(tmp_path, "mae", without=["failed"]) == alone
+    assert table(tmp_path, "mae").splitlines()[-1] != alone.splitlines()[-1]
+    with pytest.raises(ValueError, match="--without must be some of failed, mae, ours, got 'dino'"):
+        table(tmp_path, "mae", without=["dino"])
