@@ -56,11 +56,12 @@ TABLES = {
     "docs/comparison.md": {
         "imagenette64": lambda: tables.comparison(RESULTS / "imagenette64.jsonl", COLUMNS),
         **{
-            name: partial(paired.table, RESULTS / f"{name}.jsonl", reference)
-            for name, reference in {
-                "tiny-imagenet64": "mae-decoder1",
-                "tiny-imagenet64-60min": "mae-decoder1",
-                "tiny-imagenet64-bf16": "mae-decoder1-mask85",
+            name: partial(paired.table, RESULTS / f"{name}.jsonl", *given)
+            for name, given in {
+                "tiny-imagenet64": ["mae-decoder1"],
+                "tiny-imagenet64-60min": ["mae-decoder1"],
+                "tiny-imagenet64-bf16": ["mae-decoder1-mask85-lr2e-3", ["mae-decoder1-mask85"]],
+                "tiny-imagenet64-30min-bf16": ["mae-decoder1"],
             }.items()
         },
     },

@@ -76,4 +76,5 @@ finetune ldae-keep25-whitened-decoder1
 finetune ldae-keep25-whitened-decoder1-d32
 finetune ldae-keep25-whitened-decoder1-d64
 
-python -m experiments.comparison.paired "$results" --reference "${REFERENCE:-mae-decoder1}" --write docs/comparison.md
+python -m experiments.comparison.paired "$results" --reference "${REFERENCE:-mae-decoder1}" \
+  ${WITHOUT:+--without $WITHOUT} --write docs/comparison.md
