@@ -68,6 +68,7 @@ TABLES = {
     "docs/defaults.md": {
         "latents64": lambda: tables.comparison(RESULTS / "latents64.jsonl"),
         "photos": lambda: tables.comparison(RESULTS / "photos.jsonl"),
+        "photos-components": lambda: paired.table(RESULTS / "photos-components.jsonl", "d16"),
     },
     "docs/dense.md": {"segmentation": lambda: segmentation.table(RESULTS / "segmentation.jsonl")},
     "docs/probes.md": {"probes64": lambda: tables.details(RESULTS / "probes64.jsonl")},
