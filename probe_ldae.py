@@ -158,7 +158,7 @@ def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], over
     """Reads the figures of the same encoder on the same images that an earlier run left and this run keeps.
 
     Raises:
-        FileExistsError: if it holds another encoder's figures, or a protocol's with other options, and `overwrite` is false.
+        FileExistsError: if it holds another encoder's figures, or a protocol's in another way, and `overwrite` is false.
         ValueError: if it is damaged, and `overwrite` is false.
     """
     if not path.exists():
@@ -186,6 +186,11 @@ def earlier_result(path: Path, subject: Subject, protocols: list[Protocol], over
         elif changed := [name for name, value in asked.items() if measured["settings"].get(name) != value]:
             raise FileExistsError(
                 f"{path} holds {protocol.name} with another --{changed[0]}; choose another --output_dir or pass --overwrite"
+            )
+        elif measured["description"] != protocol.description:  # of an earlier version
+            raise FileExistsError(
+                f"{path} holds {protocol.name} as it was measured once: {measured['description']}; choose another --output_dir "
+                "or pass --overwrite"
             )
     return earlier
 

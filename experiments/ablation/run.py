@@ -194,9 +194,8 @@ class Ablation:
                     folder, *_ = job = waiting.popleft()
                     started.append(pool.submit(work, *job))
                     running[started[-1]] = folder.name
-                bar.set_postfix_str(
-                    ", ".join(running.values())
-                )  # refreshes the bar, which else stands still for minutes
+                # what refreshes the bar, which else stands still for minutes
+                bar.set_postfix_str(", ".join(running.values()))
                 for future in wait(running, timeout=5, return_when=FIRST_COMPLETED).done:
                     future.result()  # raises what the work raised
                     del running[future]

@@ -192,6 +192,7 @@ def _setting_of(run: Run) -> dict[str, Any]:
     autoencoder = dict(setting.pop("autoencoder", None) or {})
     if autoencoder.pop("latent_channels", None) is not None:  # completed, by a model that has one
         setting["autoencoder"] = autoencoder
+    setting["the probe"] = run["probe"]["protocols"][PROTOCOL].get("description")
     setting |= _training_of(train) | {weight: train["arguments"].get(weight) for weight in LOSSES}
     setting[TOKENIZER_TRAINING] = None
     if tokenizer is not None:

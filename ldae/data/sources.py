@@ -202,10 +202,8 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset:
     parts = [path.relative_to(root).parts for path in paths]
     classes = {part[0] for part in parts}
     train = children.get("train")
-    if train is not None and root not in (
-        folder,
-        train,
-    ):  # a class may be missing here: training decides on the numbers
+    if train is not None and root not in (folder, train):
+        # a class may be missing here: training decides on the numbers
         classes |= {child.name for child in train.iterdir() if child.is_dir() and child.name[0] != "."}
     if all(len(part) > 1 for part in parts) and len(classes) > 1:
         number = {name: i for i, name in enumerate(sorted(classes))}

@@ -157,13 +157,10 @@ def load_views(model: str, features: str | None = None) -> Views:
     config = load_config(model)
     if config.num_channels not in PIL_MODES:
         raise ValueError(f"--model: {model!r} takes images of {config.num_channels} channels, which no upload has")
-    encoder = load_encoder(model)
-    stored = None if features is None else stored_reference(features, encoder)
-    denoiser = None
-    if "LDAEForPreTraining" in (config.architectures or []):
-        denoiser = load_model(model)
-        encoder = Encoder(denoiser, name=model)
-    return Views(encoder, denoiser, stored or embedded_reference(encoder))
+    denoiser = load_model(model) if "LDAEForPreTraining" in (config.architectures or []) else None
+    encoder = load_encoder(model) if denoiser is None else Encoder(denoiser, name=model)
+    reference = embedded_reference(encoder) if features is None else stored_reference(features, encoder)
+    return Views(encoder, denoiser, reference)
 
 
 def _psnr(image: torch.Tensor, other: torch.Tensor) -> float:

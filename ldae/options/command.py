@@ -14,16 +14,19 @@ from ldae.options.parser import OptionParser, option_parser
 from ldae.options.recipes import read_recipe, recipe_path, shipped_recipes
 from ldae.options.training import DataArguments, TrainArguments
 from ldae.tokenizers import trained_tokenizers
+from tokenizers_ldae import TOKENIZERS
 
 DEFAULT_RECIPE = "photos"
 LENGTHS = {"epochs", "max_steps", "max_minutes"}  # of a run: one that is given replaces those of a recipe
+# what a fitted tokenizer is made for: --init_from brings it along, in place of a recipe's
+FITTED = {name.replace("_hw", "_size") for tokenizer in TOKENIZERS.values() for name in tokenizer.defined_by}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[Any, DataArguments, TrainArguments]:
     """(ModelArguments, DataArguments, TrainArguments) of a command line: `[RECIPE] [--options]`. Options win.
 
     Without a recipe and without --data, the recipe `photos` is run. An option that says how long a run is, such as --epochs,
-    replaces whatever a recipe says of it.
+    replaces whatever a recipe says of it, and --init_from whatever it says of the tokenizer.
 
     Raises:
         SystemExit: with status 2 for an unknown option, or a value that it may not have. One line on stderr says what to do.
@@ -64,8 +67,10 @@ def _parser() -> OptionParser:
 
 def _arguments(parser: OptionParser, recipe: str | os.PathLike | None, given: dict[str, Any]) -> tuple[Any, ...]:
     values = {} if recipe is None else read_recipe(recipe_path(recipe), parser.domains)
-    if not LENGTHS.isdisjoint(given):
-        values = {name: value for name, value in values.items() if name not in LENGTHS}
+    yielding = set() if LENGTHS.isdisjoint(given) else LENGTHS
+    if given.get("init_from") is not None:
+        yielding = yielding | FITTED
+    values = {name: value for name, value in values.items() if name not in yielding}
     data, train, model = parser.build({**values, **given})
     _validate_together(model, train)
     train.output_dir = train.output_dir or f"runs/ldae-{model.model_size}-{short_name(data.data)}"

@@ -81,7 +81,7 @@ class TrainArguments(HubArguments):
     init_from: str | None = option(
         None,
         "Start a new run from the weights and the configuration of this folder or Hub model. Its tokenizer is taken as it "
-        "is, without a fit to the new images.",
+        "is, whatever a recipe says of it, without a fit to the new images.",
         group=RUN,
     )
     epochs: float = option(

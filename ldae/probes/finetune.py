@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from torchvision.ops import stochastic_depth
@@ -127,7 +126,7 @@ class FineTune(Protocol):
             classifier = Classifier(copy.deepcopy(encoder).float(), subject.num_classes)
         if (attention := launch.attention(accelerator)) is not None:
             classifier.encoder.model.set_attn_implementation(attention)  # of the copy
-        settings = self._train(classifier, subject, accelerator)
+        settings = self._train(classifier, subject)
         features = shared_features(
             classifier.encoder, subject.validation, accelerator, subject.batch_size, subject.progress,
             num_workers=subject.num_workers,
@@ -185,11 +184,11 @@ class FineTune(Protocol):
         kinds = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in alphas if alpha]
         return v2.RandomChoice(kinds) if kinds else v2.Identity()
 
-    def _train(self, classifier: Classifier, subject: Subject, accelerator: Accelerator) -> dict[str, Any]:
+    def _train(self, classifier: Classifier, subject: Subject) -> dict[str, Any]:
         """Trains in place, to the averaged weights, and returns "steps", "loss" and "bad", the images that cannot be read."""
         from diffusers.training_utils import EMAModel
 
-        device, seed = subject.device, subject.seed
+        accelerator, device, seed = subject.accelerator, subject.device, subject.seed
         images, mix = self._images(subject), self._mix(subject.num_classes)
         steps = math.ceil(self.finetune_epochs * len(images) / self.finetune_batch_size)
         peak = self.finetune_base_learning_rate * self.finetune_batch_size / 256

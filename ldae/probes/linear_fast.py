@@ -21,8 +21,8 @@ class LinearFast(Protocol):
     The normalisation is the paper's and MAE's, with the statistics of all training features. The fit minimises the mean
     cross-entropy + l2/2 ||W||^2 and leaves the bias free; scikit-learn's C is 1 / (l2 n). The strength l2 is the one of the
     least cross-entropy on a random 20 % of the training features; their accuracy is too coarse a measure, and picked strengths
-    that cost up to 1.4 points. The fit that is measured is on all of them. Features are those of centre crops, so there is no
-    augmentation.
+    that cost up to 1.5 points (docs/comparison.md). The fit that is measured is on all of them. Features are those of centre
+    crops, so there is no augmentation.
     """
 
     name = "linear-fast"

@@ -126,6 +126,10 @@ def test_protocols_are_added_and_not_measured_again(folder, data, monkeypatch):
         run("--model", folder, "--data", data, "--protocols", "knn", "--knn_k", 3)
     with pytest.raises(FileExistsError, match="seed"):
         run("--model", folder, "--data", data, "--protocols", "linear-fast", "--seed", 1)
+    with monkeypatch.context() as later:  # in which the protocol does another thing
+        later.setattr(Knn, "description", "the vote of a later version")
+        with pytest.raises(FileExistsError, match=r"holds knn as it was measured once: weighted 20-NN .*; choose"):
+            run("--model", folder, "--data", data, "--protocols", "knn")
     again = run("--model", folder, "--data", data, "--protocols", "knn", "--knn_k", 3, "--overwrite")
     for part in ("protocols", "floor", "random_vit", "thumbnail"):
         assert again[part]["knn"]["settings"]["knn_k"] == 3

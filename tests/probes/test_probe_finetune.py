@@ -138,7 +138,7 @@ def test_the_seed_decides_all(data, subject):
 def trained_weights(subject, **options):
     classifier = Classifier(copy.deepcopy(subject.encoder), subject.num_classes)
     nn.init.normal_(classifier.head.weight, generator=torch.Generator().manual_seed(0))
-    FineTune(**{**FAST, **options})._train(classifier, subject, subject.accelerator)
+    FineTune(**{**FAST, **options})._train(classifier, subject)
     return classifier.state_dict()
 
 
@@ -331,7 +331,7 @@ def train_and_save(data, path):
     subject = make_subject(data, make_encoder())
     protocol = FineTune(**FAST, **PLAIN, finetune_ema_decay=0.5, finetune_base_learning_rate=0.01)
     classifier = Classifier(copy.deepcopy(subject.encoder), 3)
-    settings = protocol._train(classifier, subject, subject.accelerator)
+    settings = protocol._train(classifier, subject)
     result = protocol.measure(subject)
     assert (result is None) == (not subject.accelerator.is_main_process)
     if result is not None:

@@ -29,6 +29,19 @@ def test_init_from_starts_a_new_run_from_weights(folder, tmp_path):
     assert torch.equal(a["ldae.tokenizer.V"], b["ldae.tokenizer.V"])
 
 
+def test_the_tokenizer_that_comes_along_wins_over_a_recipes(tmp_path):
+    """The recipe `photos` has 32 dimensions; asked for on purpose, they would contradict the folder's 8."""
+    given = [*TINY, "--latent_dim", "8", "--output_dir", str(tmp_path / "run")]
+    LDAEForPreTraining(parse_arguments(["photos", *given])[0].config()).save_pretrained(tmp_path / "start")
+    begun = ["photos", "--init_from", str(tmp_path / "start"), "--output_dir", str(tmp_path / "run")]
+    model_args, _, train_args = parse_arguments(begun)
+    config = build_model(model_args, train_args, None).config
+    assert (config.latent_dim, config.keep_ratio) == (8, 0.5)  # the latter is the recipe's
+    model_args, _, train_args = parse_arguments([*begun, "--latent_dim", "32"])
+    with pytest.raises(ValueError, match="--latent_dim 32 contradicts --init_from, whose tokenizer has 8"):
+        build_model(model_args, train_args, None)
+
+
 def test_weights_stored_in_bf16_are_trained_in_float32(folder, tmp_path):
     """In bf16 most steps, and all of a slow average, would be lost to rounding."""
     first = train(folder, tmp_path / "first")
