@@ -241,6 +241,8 @@ def run(options: ProbeArguments, protocols: list[Protocol]) -> Path:
         subject, protocols, options.baseline, data, earlier,
         on_protocol=lambda result: save_result(path, result, True, options.data),  # a run that is stopped loses nothing
     )  # fmt: skip
+    if options.figures:  # their features, which all processes compute, where no protocol has needed them
+        subject.features("train"), subject.features("validation")
     if result is not None:
         print(format_probe(result))
         for name in result["data"]["unreadable"]:

@@ -60,7 +60,7 @@ def contenders(arguments: FeatureSpeedArguments) -> dict[str, Callable]:
                 encoder(batch)
 
     def from_files():
-        fresh = ImageDataset(examples, encoder.image_hw, encoder.num_channels)
+        fresh = ImageDataset(examples, encoder.image_hw, encoder.num_channels, keep_in_memory=False)
         extract_features(encoder, fresh, size, progress=False)
 
     def by_pipeline():

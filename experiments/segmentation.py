@@ -69,12 +69,12 @@ def segmenter(folder: str | Path, pretrained: bool) -> UperNetForSemanticSegment
     Raises:
         ValueError: for an encoder of fewer than four layers.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     layers = config.num_hidden_layers
     if layers < 4:
         raise ValueError(f"UperNet takes the maps of four layers, and {str(folder)!r} has {layers}")
     stages = [f"stage{layers * quarter // 4}" for quarter in (1, 2, 3, 4)]
-    nested = AutoConfig.from_pretrained(folder, out_features=stages, dtype=torch.float32)
+    nested = AutoConfig.from_pretrained(folder, out_features=stages, dtype=torch.float32, trust_remote_code=False)
     model = UperNetForSemanticSegmentation(
         UperNetConfig(backbone_config=nested, hidden_size=WIDTH, num_labels=2, use_auxiliary_head=False)
     )
@@ -183,7 +183,7 @@ def table(results: Path) -> str:
 def run(model: str, seeds: list[int], steps: int, results: Path, figure: str | None):
     """Measures the threshold, and the network from random and from pre-trained weights with each seed, into `results`."""
     validate_writable(results.parent, "--results")
-    size = AutoConfig.from_pretrained(model).image_hw[0]
+    size = AutoConfig.from_pretrained(model, trust_remote_code=False).image_hw[0]
     expected = tiles(nuclei()[1][:, COLUMN:], size)
     common = {"model": Path(model).name, "steps": steps, **environment()}
     drawn: dict[str, torch.Tensor] = {}

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, the digests by which damage to them is seen, and folders that one process holds."""
 
+import glob
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"  # file in a folder that is held
@@ -34,8 +36,7 @@ def atomic_write(path: str | Path, sealed: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    remove(partial)  # of a process that was killed
+    partial = _partial(path)
     try:
         yield partial
         if sealed:
@@ -55,9 +56,9 @@ def replace_files(folder: str | Path) -> Iterator[Path]:
     `damage` names a file.
     """
     folder = Path(folder)
-    partial = folder / ".files.partial"
-    remove(partial)
-    partial.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = _partial(folder / "files")
+    partial.mkdir()
     try:
         yield partial
         seal(partial, folder)
@@ -67,6 +68,16 @@ def replace_files(folder: str | Path) -> Iterator[Path]:
         _flush_names(folder)
     finally:
         remove(partial)
+
+
+def _partial(path: Path) -> Path:
+    """A path beside `path` of this process's own, once what processes of this machine left there that were killed is removed."""
+    machine = f"@{socket.gethostname()}.partial"
+    for left in path.parent.glob(glob.escape(f".{path.name}.") + "*" + glob.escape(machine)):
+        process = left.name.removesuffix(machine).rpartition(".")[2]
+        if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
+            remove(left)
+    return path.with_name(f".{path.name}.{os.getpid()}{machine}")
 
 
 def seal(written: Path, path: Path):

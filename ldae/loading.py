@@ -19,7 +19,7 @@ from modeling_ldae import LDAEForPreTraining
 
 
 def load_config(source: str | Path, name_of_option: str = "--model") -> LDAEConfig:
-    """The configuration of an l-DAE's folder or Hub id.
+    """The configuration of an l-DAE's folder or Hub id. No code that comes with it is run.
 
     Args:
         name_of_option: what error messages call `source`.
@@ -29,7 +29,7 @@ def load_config(source: str | Path, name_of_option: str = "--model") -> LDAEConf
         ValueError: if it is no l-DAE.
     """
     with reading(name_of_option, source):
-        config = _from_pretrained(AutoConfig, source, name_of_option)
+        config = _from_pretrained(AutoConfig, source, name_of_option, trust_remote_code=False)
     if not isinstance(config, LDAEConfig):
         raise ValueError(f"{name_of_option}: {str(source)!r} is of type {config.model_type!r}, and no l-DAE")
     return config

@@ -44,6 +44,22 @@ def test_a_file_is_atomic_write_or_stays_as_it_was(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
 
 
+def test_processes_that_write_the_same_file_do_not_disturb_each_other(tmp_path):
+    code = """
+import sys
+from ldae.files import atomic_write
+for i in range(200):
+    with atomic_write(sys.argv[1], sealed=True) as partial:
+        partial.write_text("whole " * 1000)
+"""
+    path = tmp_path / "file.txt"
+    writers = [subprocess.Popen([sys.executable, "-c", code, path], cwd=ROOT) for _ in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert path.read_text() == "whole " * 1000
+    assert damage(path) is None
+    assert {file.name for file in tmp_path.iterdir()} == {"file.txt", ".file.txt.sha256"}
+
+
 def test_a_folder_is_atomic_write_and_what_a_killed_process_left_is_removed(tmp_path):
     path = tmp_path / "folder"
     with atomic_write(path) as partial:
@@ -78,7 +94,7 @@ def test_everything_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypat
         partial.mkdir()
         (partial / "a").touch()
     at = calls.index("rename")
-    assert {"a", DIGESTS, ".folder.partial"} <= set(calls[:at])
+    assert {"a", DIGESTS, partial.name} <= set(calls[:at])
     assert calls[at + 1 :] == [tmp_path.name]
 
 

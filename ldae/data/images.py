@@ -45,9 +45,7 @@ def encoded_bytes(encoded: dict[str, Any] | None, within: str | None = None) -> 
         return encoded["bytes"]
     if encoded["path"] is None:
         raise ValueError("there are neither bytes nor a path")
-    path = Path(encoded["path"])
-    if encoded["path"].startswith("file:///"):  # a name that is no UTF-8
-        path = Path(os.fsdecode(unquote_to_bytes(encoded["path"].removeprefix("file://"))))
+    path = _local(encoded["path"])
     if within is not None:
         folders = [Path(folder).resolve() for folder in within.split(os.pathsep)]
         path = (folders[0] / path).resolve()
@@ -56,6 +54,12 @@ def encoded_bytes(encoded: dict[str, Any] | None, within: str | None = None) -> 
     if path.exists() and not path.is_file():  # one that is read without end, or waits for ever
         raise ValueError("its path is that of a folder, a device or a pipe")
     return path.read_bytes()
+
+
+def _local(path: str) -> Path:
+    if path.startswith("file:///"):  # a name that is no UTF-8
+        return Path(os.fsdecode(unquote_to_bytes(path.removeprefix("file://"))))
+    return Path(path)
 
 
 def decode(encoded: dict[str, Any] | None, num_channels: int, within: str | None = None) -> Image.Image:
@@ -91,7 +95,8 @@ class ImageDataset(Dataset):
     stream carries its example as a third part. A label of -1 means that the image has none.
 
     Images are decoded once and kept in memory that worker processes share, before what is drawn anew in every epoch. This
-    needs a data set of at most `CACHE_BYTES`. Images of another size than the first readable one are decoded every time.
+    needs a data set of at most `CACHE_BYTES`, whose first images, as many as can be read of eight, are of one size. Images of
+    another size are decoded every time.
 
     Args:
         examples: The examples that `ldae.data.sources.load_examples` returns.
@@ -103,6 +108,7 @@ class ImageDataset(Dataset):
         flip: Whether a random half of the crops is mirrored.
         seed: The seed of crops and flips.
         min_area: The smallest part of the area that "random_resized" takes. MAE pre-trains with 0.2 and probes with 0.08.
+        keep_in_memory: False for images that are read only once.
 
     Attributes:
         augment: A transform of one crop, uint8 (C, H, W), that follows crop and flip, or None. What it draws from torch's
@@ -121,6 +127,7 @@ class ImageDataset(Dataset):
         flip: bool = False,
         seed: int = 0,
         min_area: float = 0.2,
+        keep_in_memory: bool = True,
     ):
         if num_channels not in PIL_MODES:
             raise ValueError(f"num_channels must be one of {list(PIL_MODES)} to read image files, got {num_channels}")
@@ -136,8 +143,8 @@ class ImageDataset(Dataset):
         self.augment: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.cache: torch.Tensor | None = None  # prepared images, uint8 (n, H, W, C)
         self.cached = torch.zeros(0 if self.streaming else len(examples), dtype=torch.bool)  # which are there, (n,)
-        if not self.streaming and (first := self._first_prepared()) is not None:
-            shape = (len(examples), *first.shape)
+        if keep_in_memory and not self.streaming and (one := self._prepared_shape()) is not None:
+            shape = (len(examples), *one)
             if np.prod(shape, dtype=np.int64) <= CACHE_BYTES:
                 try:
                     cached = _shared_bytes(len(examples)).view(torch.bool)
@@ -191,6 +198,28 @@ class ImageDataset(Dataset):
             with suppress(OSError, ValueError):  # whoever decodes the images names those that cannot be read
                 digest.update(encoded_bytes(example["image"], self.within))
         return digest.hexdigest()[:16]
+
+    def version(self) -> str:
+        """Returns a digest of `fingerprint` and the size in bytes of every image.
+
+        What is computed from each image is kept under it. A file that cannot be found has the size 0.
+        """
+        from pyarrow import compute  # only here, so that --help need not wait for it
+
+        digest = hashlib.sha256(self.fingerprint().encode())
+        for batch in self.examples.select_columns("image").flatten().with_format("arrow").iter(4096):
+            lengths = compute.binary_length(batch["image.bytes"]).to_pylist()  # None for a file
+            paths = batch["image.path"].to_pylist()
+            sizes = [self._size(path) if length is None else length for length, path in zip(lengths, paths, strict=True)]
+            digest.update(str(sizes).encode())
+        return digest.hexdigest()[:16]
+
+    def _size(self, path: str | None) -> int:
+        folder = "" if self.within is None else self.within.split(os.pathsep)[0]
+        try:
+            return 0 if path is None else Path(folder, _local(path)).stat().st_size
+        except (OSError, ValueError):
+            return 0
 
     def __getitem__(self, key: tuple) -> dict[str, Any]:
         batch = self.__getitems__([key])
@@ -286,12 +315,13 @@ class ImageDataset(Dataset):
         except Exception as error:  # hostile files make decoders fail in every way
             return error
 
-    def _first_prepared(self) -> np.ndarray | None:
-        """One of the first images that can be read, prepared: what the cache expects the others to be like."""
+    def _prepared_shape(self) -> tuple[int, ...] | None:
+        """The shape (H, W, C) of prepared images, as the first of them have it; None if they differ or cannot be read."""
         if self.crop.kind == "center":
-            return np.empty((*self.crop.image_hw, self.num_channels), np.uint8)
+            return *self.crop.image_hw, self.num_channels
         images = (self._prepare(example["image"]) for example in self.examples.select(range(min(8, len(self)))))
-        return next((image for image in images if not isinstance(image, Exception)), None)
+        shapes = {image.shape for image in images if not isinstance(image, Exception)}
+        return shapes.pop() if len(shapes) == 1 else None
 
 
 def _augmented(augment: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor, seed: int) -> torch.Tensor:

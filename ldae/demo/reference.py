@@ -95,7 +95,7 @@ def stored_reference(folder: str, encoder: Encoder) -> Reference:
     if not names:
         raise ValueError(f"--features: {folder!r} holds no images; let ldae-features finish")
     images = ImageDataset(load_examples(written["data"], written["split"]), encoder.image_hw, encoder.num_channels)
-    if images.fingerprint() != written["fingerprint"]:
+    if images.version() != written["fingerprint"]:
         raise ValueError(f"--features: the images of {written['data']!r} have changed since; run ldae-features again")
     data = Path(written["data"])  # who visits the page need not know where a folder lies
     name = data.name if data.is_absolute() else written["data"]

@@ -75,7 +75,7 @@ def load(options: EmbedArguments, accelerator: Accelerator) -> tuple[Encoder, Im
         encoder = load_encoder(options.model, options.trust_remote_code).to(accelerator.device)
     if (fault := label_fault(examples)) is not None:
         raise ValueError(f"--data {options.data!r}: {fault}; choose another --label_column")
-    return encoder, ImageDataset(examples, encoder.image_hw, encoder.num_channels)
+    return encoder, ImageDataset(examples, encoder.image_hw, encoder.num_channels, keep_in_memory=False)
 
 
 def embedded(
@@ -114,7 +114,7 @@ def describe(options: EmbedArguments, encoder: Encoder, images: ImageDataset, mi
         "digest": encoder.digest(),
         "data": options.data,
         "split": options.split,
-        "fingerprint": images.fingerprint(),
+        "fingerprint": images.version(),
         "num_images": len(images),
         "image_size": list(encoder.image_hw),
         "num_channels": encoder.num_channels,

@@ -179,7 +179,7 @@ def cached_features(
     """
     path = None
     if folder is not None and accelerator.is_main_process:
-        key = f"{encoder.digest()} {images.fingerprint()} {images.transform} {view}"
+        key = f"{encoder.digest()} {images.version()} {images.transform} {view}"
         if accelerator.mixed_precision != "no":
             key += f" {accelerator.mixed_precision}"
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"

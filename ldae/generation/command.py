@@ -116,7 +116,8 @@ def measure(batches: Iterator[torch.Tensor], pipe: LDAEPipeline, options: Genera
         ValueError: if the data has no such split.
     """
     config, device = pipe.model.config, pipe.device
-    real = ImageDataset(load_examples(str(options.data), options.split), config.image_hw, config.num_channels)
+    examples = load_examples(str(options.data), options.split)
+    real = ImageDataset(examples, config.image_hw, config.num_channels, keep_in_memory=False)
     encoder = None
     if options.encoder is not None:
         encoder = load_encoder(options.encoder, name_of_option="--encoder").to(device)

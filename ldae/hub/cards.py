@@ -141,7 +141,7 @@ def write_card(
         "": "\n".join(f"![{IMAGES[name]}]({name})\n\n*{IMAGES[name]}.*\n" for name in images),
         "## Use": is_ldae and (PLACE.format(model_id=model_id) if repo_id is None else "") + _use(model_id, config),
         "## Results": _results(probes),
-        "## Model": is_ldae and _model(AutoConfig.from_pretrained(folder)),
+        "## Model": is_ldae and _model(AutoConfig.from_pretrained(folder, trust_remote_code=False)),
         "## Training": training and _training(training),
         "## Limits": is_ldae and LIMITS.format(height=height, width=width),
         "## Licence": is_ldae and LICENCE,

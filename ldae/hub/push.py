@@ -1,6 +1,7 @@
 """The way of a Hub folder to the Hub: what of it is uploaded, and the upload."""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -33,9 +34,12 @@ PUBLISHED = (
 
 def published_files(folder: Path) -> list[str]:
     """The files of a Hub folder that are pushed: those that training, probes and the card wrote, and nothing else there."""
-    return sorted(
-        path.relative_to(folder).as_posix() for name in _names() for path in folder.glob(name) if path.is_file()
-    )
+    return _found(folder, _names())
+
+
+def written_files(folder: Path) -> list[str]:
+    """The published files but for the code, which is the same whatever model it is written with."""
+    return _found(folder, [*PUBLISHED, *IMAGES])
 
 
 def validate_hub(repo_id: str) -> str:
@@ -124,6 +128,10 @@ def push_folder(
             f"{folder} {fate}: {reason(error)}. Nothing is lost: the folder is whole. Try again later: {command}"
         ) from error
     return f"{url}/tree/{branch}" if branch else str(url)
+
+
+def _found(folder: Path, names: Iterable[str]) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for name in names for path in folder.glob(name) if path.is_file())
 
 
 def _names() -> list[str]:

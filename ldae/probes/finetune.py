@@ -164,10 +164,7 @@ class FineTune(Protocol):
             raise ValueError("the training images have no labels; fine-tuning needs them")
 
     def _images(self, subject: Subject) -> ImageDataset:
-        encoder = subject.encoder
-        images = ImageDataset(
-            subject.train.examples, encoder.image_hw, encoder.num_channels, "random_resized", True, subject.seed, 0.08
-        )
+        images = copy.copy(subject.random_crops)  # which other protocols take without these transforms
         transforms = []
         if magnitude := self.finetune_randaugment:  # 11 bins, since timm counts in tenths
             bilinear = v2.InterpolationMode.BILINEAR

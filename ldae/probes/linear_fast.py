@@ -111,7 +111,9 @@ def logistic_regression(
 
 def _conditioning(features: torch.Tensor, num_classes: int, l2: float) -> torch.Tensor:
     """L^-T (E, E) of L L^T = X^T X / (n K) + l2, which is the Hessian of the loss where all K classes are as likely."""
-    hessian = (features.T @ features / (len(features) * num_classes)).cpu().double()
+    # In float32 the products would round by more than l2. The parts bound the memory, and some devices have no float64.
+    parts = (part.cpu().double() for part in features.split(1 << 16))
+    hessian = sum(part.T @ part for part in parts) / (len(features) * num_classes)
     floor = 1e-7 * hessian.diagonal().mean() + 1e-12  # features may be constant, and l2 0
     hessian.diagonal().add_(l2 + floor)
     identity = torch.eye(len(hessian), dtype=hessian.dtype)

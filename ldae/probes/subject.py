@@ -66,6 +66,13 @@ class Subject:
         return self.accelerator.mixed_precision
 
     @cached_property
+    def random_crops(self) -> ImageDataset:
+        """The training images as random resized crops, half of them mirrored."""
+        return ImageDataset(
+            self.train.examples, self.encoder.image_hw, self.train.num_channels, "random_resized", True, self.seed, 0.08
+        )
+
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of the images of both splits."""
         return f"{self.train.fingerprint()}-{self.validation.fingerprint()}"
@@ -126,10 +133,8 @@ class Subject:
         """
         if ("view", number) in self.known:
             return self.known["view", number]
-        images = ImageDataset(
-            self.train.examples, self.encoder.image_hw, self.train.num_channels, "random_resized", True, self.seed, 0.08
-        )
-        features = self._extract(images, "train", view=number, folder=self.cache if keep else None, bar=bar)
+        folder = self.cache if keep else None
+        features = self._extract(self.random_crops, "train", view=number, folder=folder, bar=bar)
         if keep:
             self.known["view", number] = features
         return features

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ldae.files import LOCK, hold_folder, remove, validate_writable
-from ldae.hub.push import validate_hub
+from ldae.hub.push import written_files, validate_hub
 from ldae.training.checkpoints import Checkpoints
 
 LEFT = ("checkpoints", "results", "images", "logs", "losses.jsonl", "held_out.jsonl")  # by a run, beside its Hub folder
@@ -57,7 +57,7 @@ def open_folder(
                 f"--resume: every checkpoint in {str(checkpoints.folder)!r} is damaged; pass --overwrite too to start afresh"
             )
         if overwrite and last is None and accelerator.is_main_process:
-            for name in LEFT:
+            for name in (*written_files(output_dir), *LEFT):
                 remove(output_dir / name)
     if resume and last is None:
         accelerator.print(f"There is no checkpoint in {checkpoints.folder}: starting afresh.")

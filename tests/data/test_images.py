@@ -299,3 +299,20 @@ def test_fingerprint_changes_with_images_labels_and_number(tmp_path):
     one = examples(2)
     relabelled = one.map(lambda example: {"label": 1})
     assert ImageDataset(one, (8, 8)).fingerprint() != ImageDataset(relabelled, (8, 8)).fingerprint()
+
+
+def test_version_changes_with_any_one_image_of_other_bytes(tmp_path):
+    for i in range(100):
+        save(tmp_path / f"{i:03d}.png", "red")
+
+    def made(method):
+        in_files = load_examples(str(tmp_path), "train")
+        held = [{"image": {"bytes": file.read_bytes(), "path": None}} for file in sorted(tmp_path.glob("*.png"))]
+        in_memory = datasets.Dataset.from_list(held, in_files.features.copy())
+        return [getattr(ImageDataset(examples, (8, 8)), method)() for examples in (in_files, in_memory)]
+
+    fingerprints, versions = made("fingerprint"), made("version")
+    assert made("version") == versions
+    save(tmp_path / "002.png")  # which is none of the 64 images that a fingerprint looks at
+    assert made("fingerprint") == fingerprints
+    assert all(now != before for now, before in zip(made("version"), versions, strict=True))

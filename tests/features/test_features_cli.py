@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -180,7 +181,7 @@ def test_a_stopped_run_goes_on(model, data, tmp_path, monkeypatch, capsys):
 
     def stop_at_second(path, *args):
         if written:
-            path.with_name(f".{path.name}.partial").write_bytes(b"half a shard")
+            path.with_name(f".{path.name}.99999999@{socket.gethostname()}.partial").write_bytes(b"half a shard")
             raise OSError("killed")
         written.append(path)
         write(path, *args)

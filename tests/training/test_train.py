@@ -228,8 +228,11 @@ def test_a_run_never_replaces_another_unasked(folder, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"--resume .* seed was 0, is 1"):
         train(folder, output, "--resume", "--seed", "1")
     assert (output / "model.safetensors").read_bytes() == before
-    train(folder, output, "--overwrite", "--seed", "1")
+    (output / "loss.png").write_text("of a run with images that were held out")
+    train(folder, output, "--overwrite", "--seed", "1", "--held_out", "0")
     assert (output / "model.safetensors").read_bytes() != before
+    assert not (output / "loss.png").exists()
+    assert "loss.png" not in (output / "README.md").read_text()
     assert (output / "mine.txt").read_text() == "kept"
     train(folder, tmp_path / "fresh", "--resume")
     assert "starting afresh" in capsys.readouterr().out
