@@ -94,7 +94,7 @@ def _image_hw(config: Any, image_size: int | Iterable[int] | None) -> tuple[int,
             f"image_size must be a multiple of patch_size={config.patch_hw} high and wide, got {image_size}"
         )
     resized = copy.copy(config)
-    resized.image_size = list(sizes)
+    resized.image_size, resized.mask_block = list(sizes), 1  # a plain ViT drops no tokens
     resized.validate_architecture()  # which bounds the memory that positions take
     return sizes
 

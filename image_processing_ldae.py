@@ -5,6 +5,7 @@ image as stored --as_seen--> upright, 8 bits --fit--> resized, its centre cut ou
 
 import base64
 import io
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
@@ -160,10 +161,13 @@ class LDAEImageProcessor(BaseImageProcessor):
 
     def fetch_images(self, image: Any, timeout: float | None = None) -> Any:
         """Opens an image that is given by its path or its URL, and converts nothing."""
-        if not isinstance(image, str):
+        if not isinstance(image, str | os.PathLike):
             return image
+        image = os.fspath(image)
         if image.startswith(("http://", "https://")):
-            return open_image(io.BytesIO(get_session().get(image, timeout=timeout, follow_redirects=True).content))
+            limit: dict[str, Any] = {} if timeout is None else {"timeout": timeout}  # None would wait for ever
+            response = get_session().get(image, follow_redirects=True, **limit).raise_for_status()
+            return open_image(io.BytesIO(response.content))
         if image.startswith("data:"):
             return open_image(io.BytesIO(base64.b64decode(image.partition(",")[2])))
         return open_image(image)

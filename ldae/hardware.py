@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.state import is_initialized
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, threads of PyTorch, and the names of the GPUs."""
+    """Processor, cores, threads of PyTorch, and the names of the GPUs, unless accelerate has chosen the CPU."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -23,7 +25,8 @@ def hardware() -> dict[str, Any]:
             line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         )
         processor = next(lines, processor)
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    on_cpu = is_initialized() and PartialState().device.type == "cpu"
+    gpus = [] if on_cpu else [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 

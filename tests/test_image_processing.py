@@ -2,10 +2,13 @@
 
 import base64
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as F
 from transformers import (
@@ -134,6 +137,21 @@ def test_a_data_url_is_opened(files):
     processor, path = LDAEImageProcessor(SIZE), files / "rgba.png"
     url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     assert np.array_equal(processor(url)["pixel_values"], processor(str(path))["pixel_values"])
+
+
+def test_a_path_is_opened(files):
+    processor, path = LDAEImageProcessor(SIZE), files / "rgba.png"
+    assert np.array_equal(processor(path)["pixel_values"], processor(Image.open(path))["pixel_values"])
+
+
+def test_an_address_without_an_image_is_named(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # of the tests
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # which answers 501 to all
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/no.png"
+        with pytest.raises(HTTPError, match=url):
+            LDAEImageProcessor()(url)
+        server.shutdown()
 
 
 def test_the_processor_keeps_its_settings(tmp_path):

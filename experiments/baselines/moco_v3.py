@@ -149,6 +149,11 @@ def build(model_args) -> MoCoV3:
 
 def main():
     model_args, data_args, train_args = parse_arguments()
+    if train_args.gradient_accumulation_steps > 1:
+        raise ValueError(
+            "--gradient_accumulation_steps must be 1, since MoCo v3 moves its momentum encoder and takes its negatives with "
+            f"every micro-batch, got {train_args.gradient_accumulation_steps}"
+        )
     torch.manual_seed(train_args.seed)
     train(model_args, data_args, train_args, model=build(model_args))
 

@@ -210,7 +210,9 @@ class ImageDataset(Dataset):
         for batch in self.examples.select_columns("image").flatten().with_format("arrow").iter(4096):
             lengths = compute.binary_length(batch["image.bytes"]).to_pylist()  # None for a file
             paths = batch["image.path"].to_pylist()
-            sizes = [self._size(path) if length is None else length for length, path in zip(lengths, paths, strict=True)]
+            sizes = [
+                self._size(path) if length is None else length for length, path in zip(lengths, paths, strict=True)
+            ]
             digest.update(str(sizes).encode())
         return digest.hexdigest()[:16]
 

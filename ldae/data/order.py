@@ -116,17 +116,21 @@ def refill(batch: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if no image of the batch can be read.
     """
-    bad, readable = batch["bad"], len(batch["index"])
-    if not bad:
+    if not batch["bad"]:
         return batch
-    if not readable:
-        raise ValueError(f"none of a batch's {len(bad)} images can be read, the first is {bad[0]}")
-    rows = torch.arange(readable + len(bad)) % readable
+    rows = _repeated(len(batch["index"]), batch["bad"])
     return {
         **batch,
         **{name: batch[name][rows] for name in ("pixel_values", "label", "index")},
         "name": [batch["name"][row] for row in rows],
     }
+
+
+def _repeated(readable: int, bad: list[str]) -> torch.Tensor:
+    """Rows (B,) of a batch's readable images, as often as it takes to stand for the bad ones too."""
+    if not readable:
+        raise ValueError(f"none of a batch's {len(bad)} images can be read, the first is {bad[0]}")
+    return torch.arange(readable + len(bad)) % readable
 
 
 class Loader:
@@ -308,9 +312,7 @@ class DeviceLoader:
         images = self.sampler.images
         good = [key for key in keys if key[1] not in self.unreadable]
         bad = [self.unreadable[index] for _, index in keys if index in self.unreadable]
-        if not good:
-            raise ValueError(f"none of a batch's {len(bad)} images can be read, the first is {bad[0]}")
-        epochs, indices = np.array([good[i % len(good)] for i in range(len(keys))], np.int64).T
+        epochs, indices = np.array([good[row] for row in _repeated(len(good), bad)], np.int64).T
         uniforms, flips = images.crop.draw(epochs, indices)
         boxes = images.crop.boxes(uniforms, *self.cutter.images.shape[1:3])
         names, labels = images.names_and_labels(indices)

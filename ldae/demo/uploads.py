@@ -1,6 +1,5 @@
 """Images that strangers upload: what a model takes, or one friendly sentence."""
 
-import warnings
 from pathlib import Path
 
 import torch
@@ -32,26 +31,24 @@ def read_upload(path: str | Path, image_hw: tuple[int, int], num_channels: int) 
     """
     processor = LDAEImageProcessor({"height": image_hw[0], "width": image_hw[1]}, num_channels)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "error", Image.DecompressionBombWarning
-            )  # told by the header, before anything is decoded
-            file = open_image(path)
-        with file:
-            if file.width * file.height > MAX_PIXELS:  # where Pillow's own bound was taken away
-                raise ValueError(TOO_LARGE)
-            height, width = image_hw
-            scale = max(height / file.height, width / file.width)
-            if scale**2 * file.width * file.height > MAX_PIXELS:
-                raise ValueError(TOO_LONG)
-            if file.mode == "F":
-                raise ValueError(NO_RANGE)
-            return processor(file, return_tensors="pt")["pixel_values"]
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(TOO_LARGE) from error
-    except UnidentifiedImageError as error:
-        raise ValueError(NO_IMAGE) from error
-    except Exception as error:  # hostile files make decoders fail in every way
-        if str(error) in (TOO_LARGE, TOO_LONG, NO_RANGE):
-            raise
-        raise ValueError(DAMAGED) from error
+        with open_image(path) as file:
+            refusal = _refusal(file, *image_hw)
+            if refusal is None:
+                return processor(file, return_tensors="pt")["pixel_values"]
+    except Image.DecompressionBombError:
+        refusal = TOO_LARGE
+    except UnidentifiedImageError:
+        refusal = NO_IMAGE
+    except Exception:  # hostile files make decoders fail in every way
+        refusal = DAMAGED
+    raise ValueError(refusal)
+
+
+def _refusal(file: Image.Image, height: int, width: int) -> str | None:
+    """Why an image is not decoded, as its header tells; None if it is."""
+    scale = max(height / file.height, width / file.width)
+    if file.width * file.height > MAX_PIXELS:
+        return TOO_LARGE
+    if scale**2 * file.width * file.height > MAX_PIXELS:
+        return TOO_LONG
+    return NO_RANGE if file.mode == "F" else None

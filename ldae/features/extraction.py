@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -156,8 +157,9 @@ def shared_features(
     indices = range(mine[0].start, mine[-1].stop) if mine else range(0)
     shown = progress and accelerator.is_main_process
     part = extract_features(encoder, images, batch_size, indices=indices, progress=shown, **kwargs)
-    parts = gather_object([part])
-    return _joined(parts) if accelerator.is_main_process else None
+    parts = [part] * accelerator.num_processes if accelerator.is_main_process else None
+    dist.gather_object(part, parts)  # accelerate's own would give every process all of them
+    return None if parts is None else _joined(parts)
 
 
 def cached_features(

@@ -23,10 +23,10 @@ def centred(reference: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor
 def standardised(reference: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
     """Features (n, E), each of mean 0 and deviation 1 over the reference's images, and others by the same numbers.
 
-    A feature that is the same for all of these images is only centred.
+    A feature that is the same for all of these images, but for rounding, is only centred.
     """
     variance, mean = torch.var_mean(reference, dim=0, correction=0)
-    deviation = torch.where(variance > 0, variance.sqrt(), 1)
+    deviation = torch.where(variance > (1e-6 * mean).square(), variance.sqrt(), 1)
     return [(features - mean) / deviation for features in (reference, *others)]
 
 

@@ -101,8 +101,8 @@ class TrainArguments(HubArguments):
     )
     clock: Literal["wall", "processor"] = option(
         "wall",
-        "The time that max_minutes counts: the wall clock's, or the processor time of the first process, all threads together, "
-        "which other work on the machine does not lengthen.",
+        "The time that max_minutes counts: the wall clock's, or a process's processor time, all its threads together, "
+        "the mean of several processes, which other work on the machine does not lengthen.",
         group=RUN,
     )
     seed: int = option(

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ldae.files import LOCK, hold_folder, remove, validate_writable
-from ldae.hub.push import written_files, validate_hub
+from ldae.hub.push import validate_hub, written_files
 from ldae.training.checkpoints import Checkpoints
 
 LEFT = ("checkpoints", "results", "images", "logs", "losses.jsonl", "held_out.jsonl")  # by a run, beside its Hub folder

@@ -136,14 +136,15 @@ class Run:
         return load_validation(data_args.data, data_args.validation_split, **data_args.columns)
 
     def _length(self) -> Length:
-        train_args, max_steps = self.train_args, self.train_args.max_steps
-        if max_steps is None and train_args.max_minutes is not None:
-            max_steps = ENDLESS
-        elif max_steps is None and self.images.streaming:
-            raise ValueError("a stream has no length: give max_steps or max_minutes")
-        elif max_steps is None:
-            max_steps = math.ceil(train_args.epochs * len(self.images) / self.images_per_step)
-        return Length(max_steps, train_args.max_minutes)
+        max_steps, max_minutes = self.train_args.max_steps, self.train_args.max_minutes
+        if max_steps is None:
+            if max_minutes is not None:
+                max_steps = ENDLESS
+            elif self.images.streaming:
+                raise ValueError("a stream has no length: give max_steps or max_minutes")
+            else:
+                max_steps = math.ceil(self.train_args.epochs * len(self.images) / self.images_per_step)
+        return Length(max_steps, max_minutes)
 
     def _options(self) -> dict[str, Any]:
         """The options that a resumed run must not change."""
@@ -158,6 +159,10 @@ class Run:
             bad_images = fit_to_images(model, self.images, data_args.pca_patches, data_args.num_workers)
             for name in sorted(bad_images):
                 self.accelerator.print(f"Skipping {name}")
+            if model.ldae.tokenizer.linear and not model.ldae.tokenizer.fitted:
+                raise ValueError(
+                    f"--data {data_args.data!r}: all patches are the same, so there is nothing to learn from them"
+                )
             if model.ldae.tokenizer.orthonormal and model.config.latent_dim < model.config.patch_dim:
                 held = f"{explained_variance(model.ldae.tokenizer):.1%} of the patches' variance"
                 self.accelerator.print(f"The {model.config.latent_dim} components of the latent space hold {held}.")

@@ -229,13 +229,20 @@ def test_models_are_loaded_with_what_they_have(tiny_model, tmp_path, monkeypatch
     assert load_views(str(tmp_path / "classifier")).denoiser is None
 
 
-def test_other_models_are_refused(tiny_model, tmp_path):
+def test_other_models_are_refused(tiny_model, tmp_path, monkeypatch):
     from transformers import ViTConfig, ViTModel
 
     size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     ViTModel(ViTConfig(image_size=8, patch_size=4, **size)).save_pretrained(tmp_path / "vit")
     with pytest.raises(ValueError, match="is of type 'vit', and no l-DAE"):
         load_views(str(tmp_path / "vit"))
+    (tmp_path / "hostile").mkdir()
+    (tmp_path / "hostile/config.json").write_text('{"model_type": "foo", "auto_map": {"AutoConfig": "foo.Foo"}}')
+    (tmp_path / "hostile/foo.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers would ask
+    with pytest.raises(ValueError, match="contains custom code"):
+        load_views(str(tmp_path / "hostile"))
+    assert not (tmp_path / "was_run").exists()
     tiny_model(num_channels=2).save_pretrained(tmp_path / "two")
     with pytest.raises(ValueError, match="2 channels"):
         load_views(str(tmp_path / "two"))

@@ -61,6 +61,13 @@ def test_positions_at_another_size_are_those_of_the_formula(in_float64, exactly,
     exactly(model.fold(image_size=image_size)(x).last_hidden_state, expected)
 
 
+def test_blocks_that_are_masked_in_training_do_not_bind_a_plain_vit(in_float64, exactly, tiny_model):
+    model = in_float64(tiny_model(LDAEModel, image_size=8, patch_size=4, mask_block=2, keep_ratio=0.5))
+    x = torch.rand(2, 3, 12, 4, dtype=torch.float64)
+    expected = model(x, interpolate_pos_encoding=True).last_hidden_state
+    exactly(model.fold(image_size=(12, 4))(x).last_hidden_state, expected)
+
+
 def test_folding_keeps_precision_and_leaves_the_model_as_it_was(tiny_model, images, state):
     model = tiny_model(LDAEModel).to(torch.bfloat16)
     before = state(model)

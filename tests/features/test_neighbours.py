@@ -62,3 +62,9 @@ def test_few_images_and_features_that_never_vary_are_whitened_to_finite_numbers(
     white, others = neighbours.whitened(same, features[1])
     assert not white.any()
     torch.testing.assert_close(others.norm(dim=1), (features[1] - 2.5).norm(dim=1))
+
+
+def test_the_rounding_of_a_constant_feature_is_not_blown_up():
+    constant = 0.7 + 3e-8 * torch.randn(100, 1, generator=torch.Generator().manual_seed(0))
+    (scaled,) = neighbours.standardised(constant)
+    assert scaled.abs().max() < 1e-6

@@ -319,3 +319,6 @@ def test_two_processes_equal_one(folder, data, tmp_path):
     one, two = (sorted(path.name for path in (tmp_path / run).glob("*.safetensors")) for run in ("one", "two"))
     assert two == one
     assert len(one) == 6  # two splits of the encoder, the network as initialized, the random ViT
+    command += ["--figures"]  # of images whose features no protocol asks for again
+    subprocess.run(list(map(str, command)), check=True, env=environment, timeout=300)
+    assert (tmp_path / "two" / "neighbours-colours.png").is_file()

@@ -30,6 +30,18 @@ def test_forty_iterations_suffice_for_ill_conditioned_features():
     assert loss == pytest.approx(best, rel=1e-2)
 
 
+@pytest.mark.parametrize("l2", [1e-6, 0])
+def test_features_without_independence_are_fitted_with_the_least_penalty(l2):
+    """Two classes, and features of which most are sums of others: rounding makes some eigenvalues of float32 negative."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(300, 2, generator=generator) @ torch.randn(2, 384, generator=generator)
+    features = batch_norm(features)(features)
+    labels = (features[:, 0] > 0).long()
+    weights = logistic_regression(features, labels, 2, l2, iterations=20)
+    assert weights.isfinite().all()
+    assert (predict(features, weights) == labels).double().mean() > 0.99
+
+
 def test_linear_equals_scikit_learn_on_standardised_features():
     train, validation = blobs(600, 1), blobs(500, 2)
     result = measure(LinearFast(), train, validation)

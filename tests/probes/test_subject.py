@@ -6,7 +6,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from ldae.data.images import ImageDataset
+from ldae.data import images
+from ldae.data.images import ImageDataset, decode
 from ldae.features import extraction
 from ldae.features.encoders import Encoder
 from ldae.features.extraction import extract_features
@@ -65,6 +66,17 @@ def test_views_of_a_subject(labelled_images, tiny_model, tmp_path):
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
     assert len({x.features.sum().item() for x in (one, other, unkept)}) == 3
     assert torch.equal(one.labels, subject.features("train").labels)
+
+
+def test_views_decode_each_image_once(labelled_images, tiny_model, monkeypatch):
+    calls = []
+    monkeypatch.setattr(images, "decode", lambda *args: calls.append(args) or decode(*args))
+    subject = Subject(Encoder(tiny_model()), labelled_images, labelled_images)
+    subject.view(1)
+    seen = len(calls)
+    for number in range(2, 5):
+        subject.view(number, keep=False)
+    assert len(calls) - seen == 3  # the one that cannot be read
 
 
 def test_only_protocols_that_need_tokens_skip_the_cache(labelled_images, tiny_model, passes, tmp_path):
