@@ -116,7 +116,8 @@ class LDAEImageProcessor(BaseImageProcessor):
     """Makes `pixel_values` (B, C, H, W) in [-1, 1] of images, exactly as training does with the crop "center".
 
     Args:
-        size: {"height": H, "width": W} of the result in pixels. An image's short side is resized and its centre cut out.
+        size: {"height": H, "width": W} of the result in pixels, or the side of a square. An image's short side is resized and
+            its centre cut out.
         num_channels: 1, 3 or 4: images become grey, RGB or RGBA, whatever they are. Transparency is blended onto white, unless
             there are 4 channels.
     """
@@ -125,7 +126,7 @@ class LDAEImageProcessor(BaseImageProcessor):
     valid_kwargs = _Options
     opens_images = True  # for `pipeline_ldae`
 
-    def __init__(self, size: dict[str, int] | None = None, num_channels: int = 3, **kwargs: Any):
+    def __init__(self, size: dict[str, int] | int | None = None, num_channels: int = 3, **kwargs: Any):
         super().__init__(**kwargs)
         if num_channels not in PIL_MODES:
             raise ValueError(f"num_channels must be one of {list(PIL_MODES)}, got {num_channels}")
@@ -134,7 +135,7 @@ class LDAEImageProcessor(BaseImageProcessor):
     def preprocess(
         self,
         images: Any,
-        size: dict[str, int] | None = None,
+        size: dict[str, int] | int | None = None,
         return_tensors: str | None = None,
         input_data_format: str | ChannelDimension | None = None,
     ) -> BatchFeature:
@@ -181,6 +182,8 @@ class LDAEImageProcessor(BaseImageProcessor):
 
 
 def _checked(size: Any) -> dict[str, int]:
+    if isinstance(size, int):
+        size = {"height": size, "width": size}
     try:
         size = {name: int(size[name]) for name in ("height", "width")}
     except (KeyError, TypeError):

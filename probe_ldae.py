@@ -139,8 +139,9 @@ def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
     Raises:
         ValueError: if a split or its labels are missing, or the classes of the splits differ.
     """
-    train = load_examples(options.data, options.train_split, **options.columns)
-    validation = load_validation(options.data, options.validation_split, **options.columns)
+    name, columns = options.validation_split, options.columns
+    train = load_examples(options.data, options.train_split, **columns, validation_split=name)
+    validation = load_validation(options.data, name, **columns)
     if (reason := why_not_probed(train, validation)) is not None:
         raise ValueError(f"--data {options.data!r} cannot be probed: {reason}")
     return train, validation

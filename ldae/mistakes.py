@@ -4,6 +4,7 @@ import dis
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def run_command(main: Callable[[], Any]) -> None:
 
     A mistake is what a check of ours has raised, or an error of the operating system about a file or a full disk. Anything else
     is a fault of the program or of a library, and goes on as it is, unless another process has met a mistake and left this one
-    alone. With `--debug` on the command line, which is taken off it, mistakes go on as they are, too.
+    alone. Ctrl-C ends it with one line, too. With `--debug` on the command line, which is taken off it, all go on as they are.
     """
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
@@ -45,6 +46,12 @@ def run_command(main: Callable[[], Any]) -> None:
             tqdm.write(f"{program()}: error: {' '.join(_sentence(error).split())}", file=sys.stderr)
         sys.stdout.flush()
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        if is_first():
+            tqdm.write(f"{program()}: stopped; what was written is whole", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 @contextmanager

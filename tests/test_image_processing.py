@@ -169,7 +169,8 @@ def test_the_processor_keeps_its_settings(tmp_path):
 
 
 def test_wrong_settings_are_named():
-    for size in ({"shortest_edge": 8}, 8, {"height": 8}):
+    assert LDAEImageProcessor(8).size == {"height": 8, "width": 8}
+    for size in ({"shortest_edge": 8}, "8", {"height": 8}):
         with pytest.raises(ValueError, match="size must be"):
             LDAEImageProcessor(size)
     with pytest.raises(ValueError, match="at least 1 pixel"):

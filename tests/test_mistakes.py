@@ -186,3 +186,13 @@ def test_what_is_a_mistake(monkeypatch, capsys, code, expected):
             with pytest.raises((ValueError, OSError, KeyError, RuntimeError)):
                 run_command(partial(exec, compiled))
             assert not capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_command_with_one_line(capfd):
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(stopped)
+    assert ended.value.code == 130
+    assert capfd.readouterr().err.strip().endswith(": stopped; what was written is whole")

@@ -200,10 +200,12 @@ class ImageDataset(Dataset):
         return digest.hexdigest()[:16]
 
     def version(self) -> str:
-        """Returns a digest of `fingerprint` and the size in bytes of every image.
+        """Returns a digest of `fingerprint` and of every image's name and size in bytes; of a stream, `fingerprint`.
 
         What is computed from each image is kept under it. A file that cannot be found has the size 0.
         """
+        if self.streaming:
+            return self.fingerprint()
         from pyarrow import compute  # only here, so that --help need not wait for it
 
         digest = hashlib.sha256(self.fingerprint().encode())
@@ -213,7 +215,9 @@ class ImageDataset(Dataset):
             sizes = [
                 self._size(path) if length is None else length for length, path in zip(lengths, paths, strict=True)
             ]
-            digest.update(str(sizes).encode())
+            digest.update(
+                repr([(path and Path(path).name, size) for path, size in zip(paths, sizes, strict=True)]).encode()
+            )
         return digest.hexdigest()[:16]
 
     def _size(self, path: str | None) -> int:

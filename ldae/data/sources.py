@@ -41,6 +41,7 @@ def load_examples(
     streaming: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    validation_split: str = "validation",
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Loads undecoded examples.
 
@@ -55,6 +56,7 @@ def load_examples(
         streaming: Whether a Hub data set or parquet files are read as they come instead of being prepared on disk.
         image_column: The column of the images; by default the first of type Image.
         label_column: The column of the labels; by default "label", or else the first of type ClassLabel.
+        validation_split: The name of the validation split. A folder of that name beside "train" holds no training images.
 
     Raises:
         FileNotFoundError: if there is no such data.
@@ -75,7 +77,7 @@ def load_examples(
             raise ValueError(
                 "streaming reads Hub data sets and parquet files; a folder of images needs none, leave it out"
             )
-        return _load_folder(folder, split)
+        return _load_folder(folder, split, validation_split)
     if not folder.is_dir() and (folder.exists() or is_path(data)):
         raise FileNotFoundError(f"data: there is no folder {data!r}")
     splits = _load_splits(data, folder, streaming)
@@ -99,7 +101,7 @@ def load_validation(
         FileNotFoundError, ValueError: as `load_examples` does, for any other `split` that is missing, too.
     """
     try:
-        return load_examples(data, split, image_column=image_column, label_column=label_column)
+        return load_examples(data, split, False, image_column, label_column, validation_split=split)
     except MissingSplitError:
         if split != "validation":
             raise
@@ -169,24 +171,14 @@ def hub_id(data: str) -> str | None:
     return None if data == "photos" or Path(data).expanduser().is_dir() else data.partition(":")[0]
 
 
-def _load_folder(folder: Path, split: str) -> datasets.Dataset:
+def _load_folder(folder: Path, split: str, validation_split: str) -> datasets.Dataset:
     """Lists the images of a folder. Its sub-folders are the classes if every image lies in one of them.
 
     If an image lies outside of them, or there is only one, the examples have no labels.
     """
     import datasets
 
-    children = {child.name.lower(): child for child in folder.iterdir() if child.is_dir() and child.name[0] != "."}
-    validation = next((children[name] for name in VALIDATION_NAMES if name in children), None)
-    # "train" and "test" are splits only beside each other, or "train" alone: there are classes of these names
-    has_splits = "train" in children and (validation is not None or len(children) == 1)
-    if split == "validation":
-        root = validation if has_splits else None
-    else:
-        root = folder if split == "train" and not has_splits else children.get(split.lower())
-    if root is None:
-        what = "validation split, which is a folder val beside train" if split == "validation" else f"folder {split!r}"
-        raise MissingSplitError(f"split: data {str(folder)!r} has no {what}")
+    root = _root_of_split(folder, split, validation_split)
     files = [path for path in _files(root) if path.is_file()]
     paths = sorted(path for path in files if path.suffix.lower() in EXTENSIONS)
     unread = Counter(path.suffix.lower() for path in files if path.suffix.lower() in UNREAD)
@@ -201,7 +193,7 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset:
     features = {"image": datasets.Image(decode=False)}
     parts = [path.relative_to(root).parts for path in paths]
     classes = {part[0] for part in parts}
-    train = children.get("train")
+    train = _children(folder).get("train")
     if train is not None and root not in (folder, train):
         # a class may be missing here: training decides on the numbers
         classes |= {child.name for child in train.iterdir() if child.is_dir() and child.name[0] != "."}
@@ -211,6 +203,42 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset:
         columns["label"] = [number[part[0]] for part in parts]
         features["label"] = datasets.ClassLabel(names=names)
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _root_of_split(folder: Path, split: str, validation_split: str) -> Path:
+    """The folder of the images of a split. A warning says what lies beside the splits.
+
+    Raises:
+        MissingSplitError: if there is none.
+    """
+    children = _children(folder)
+    names = VALIDATION_NAMES if validation_split == "validation" else (validation_split.lower(),)
+    validation = next((children[name] for name in names if name in children), None)
+    beside = [file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in EXTENSIONS]
+    # "train" and "test" are splits only beside each other, or "train" alone: there are classes of these names
+    has_splits = "train" in children and (validation is not None or (len(children) == 1 and not beside))
+    if split == validation_split:
+        root = validation if has_splits else None
+    else:
+        root = folder if split == "train" and not has_splits else children.get(split.lower())
+    if root is None:
+        shown = "val" if validation_split == "validation" else validation_split
+        what = (
+            f"validation split, which is a folder {shown} beside train"
+            if split == validation_split
+            else f"folder {split!r}"
+        )
+        raise MissingSplitError(f"split: data {str(folder)!r} has no {what}")
+    others = sorted(name for name in children if name not in ("train", *VALIDATION_NAMES, *names))
+    if split == "train" and has_splits and (beside or others):
+        left = [f"{len(beside):,} images"] * bool(beside) + [f"the folder {name!r}" for name in others[:5]]
+        logger.warning(f"Left out of {str(folder)!r}, since they lie beside train: {', '.join(left)}.")
+    return root
+
+
+def _children(folder: Path) -> dict[str, Path]:
+    """The folders in a folder, by their names in lower case."""
+    return {child.name.lower(): child for child in folder.iterdir() if child.is_dir() and child.name[0] != "."}
 
 
 def _name_columns(
@@ -346,7 +374,7 @@ def why_not_probed(train: datasets.Dataset, validation: datasets.Dataset | None)
     for split, examples in (("training", train), ("validation", validation)):
         labels = label_array(examples)
         if labels is None:
-            return f"the {split} split has no labels; give --label_column or a folder for each class"
+            return f"the {split} split has no labels; give --label_column, or a folder for each class and no images beside them"
         if labels.min(initial=0) < 0:
             return f"the labels of the {split} split are not all class numbers; choose another --label_column"
         if (fault := label_fault(examples)) is not None:

@@ -33,7 +33,7 @@ class FeatureArguments(EmbedArguments):
     overwrite: bool = option(False, "Replace the features of another run in output_dir.")
     format: Literal["parquet", "safetensors"] = option("parquet", "Format of the shards.")
     shard_size: int = option(
-        10_000, "Images a shard is made from; a process holds the features of two in memory.", minimum=1
+        1_000, "Images a shard is made from; a process holds the features of two in memory.", minimum=1
     )
 
     @property

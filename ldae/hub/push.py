@@ -1,7 +1,6 @@
 """The way of a Hub folder to the Hub: what of it is uploaded, and the upload."""
 
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -14,8 +13,8 @@ from ldae.loading import validate_folder
 from ldae.options.shared import HubArguments
 from ldae.retries import reason, retried
 
-# What is pushed, beside the code and the drawings that a card shows. Nearest neighbours, which show the data, are not.
-PUBLISHED = (
+# What is pushed, beside the code. Nearest neighbours, which show the data, are not.
+WRITTEN = (
     "README.md",
     "digests.sha256",
     "config.json",
@@ -29,17 +28,15 @@ PUBLISHED = (
     "results/sweep-*.json",
     "results/sweep-*.png",
     "results/confusion-*.png",
+    *IMAGES,
 )
 
 
 def published_files(folder: Path) -> list[str]:
     """The files of a Hub folder that are pushed: those that training, probes and the card wrote, and nothing else there."""
-    return _found(folder, _names())
-
-
-def written_files(folder: Path) -> list[str]:
-    """The published files but for the code, which is the same whatever model it is written with."""
-    return _found(folder, [*PUBLISHED, *IMAGES])
+    return sorted(
+        path.relative_to(folder).as_posix() for name in _names() for path in folder.glob(name) if path.is_file()
+    )
 
 
 def validate_hub(repo_id: str) -> str:
@@ -130,13 +127,9 @@ def push_folder(
     return f"{url}/tree/{branch}" if branch else str(url)
 
 
-def _found(folder: Path, names: Iterable[str]) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for name in names for path in folder.glob(name) if path.is_file())
-
-
 def _names() -> list[str]:
     """The patterns of all names that a push publishes."""
-    return [*PUBLISHED, *IMAGES, *(path.name for path in code_files())]
+    return [*WRITTEN, *(path.name for path in code_files())]
 
 
 def _commit(api: HfApi, folder: Path, files: list[str], repo_id: str, branch: str | None) -> str:

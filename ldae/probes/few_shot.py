@@ -31,7 +31,9 @@ class FewShot(Protocol):
     name = "few-shot"
     title = "Few-shot"
     position = 6
-    few_shot_shots: list[int] = option([1, 5, 10], "few-shot: labelled images of each class.", minimum=1)
+    few_shot_shots: list[int] = option(
+        [1, 5, 10], "few-shot: labelled images of each class; numbers that are too many are left out.", minimum=1
+    )
     few_shot_draws: int = option(20, "few-shot: random draws of these images.", minimum=1)
     few_shot_l2: float = option(1e-1, "few-shot: L2 strength of the logistic regression.", minimum=0)
 
@@ -40,7 +42,7 @@ class FewShot(Protocol):
         shots = ", ".join(map(str, sorted(set(self.few_shot_shots))))
         return (
             f"logistic regression (L-BFGS, L2 strength {self.few_shot_l2:g}) on average-pooled features of {shots} images "
-            f"of each class after BatchNorm without affine, mean of {self.few_shot_draws} random draws"
+            f"of each class, where there are as many, after BatchNorm without affine, mean of {self.few_shot_draws} random draws"
         )
 
     def measure(self, subject: Subject) -> dict[str, Any] | None:
@@ -49,15 +51,20 @@ class FewShot(Protocol):
             return None
         classes = torch.cat([train.labels, validation.labels]).unique()
         fewest = min(int((train.labels == number).sum()) for number in classes)
-        if max(self.few_shot_shots) > fewest:
+        numbers = [number for number in sorted(set(self.few_shot_shots)) if number <= fewest]
+        if not numbers:
             raise ValueError(
                 f"--few_shot_shots must be at most {fewest}, the training images of the smallest class, "
-                f"got {max(self.few_shot_shots)}"
+                f"got {min(self.few_shot_shots)}"
+            )
+        if left := [number for number in self.few_shot_shots if number > fewest]:
+            print(
+                f"few-shot: {', '.join(map(str, left))} shots are left out, since the smallest class has {fewest} images."
             )
         features = train.features.to(subject.device)
         normalise = batch_norm(features)
         features, queries = normalise(features), normalise(validation.features.to(subject.device))
-        shots, numbers = {}, sorted(set(self.few_shot_shots))
+        shots = {}
         bar = subject.progress_bar(desc=self.name, total=len(numbers) * self.few_shot_draws, unit=" fits")
         for number in numbers:
             scores = []

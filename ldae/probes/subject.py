@@ -80,7 +80,7 @@ class Subject:
     @cached_property
     def identity(self) -> str:
         """A digest of the encoder, its precision, the images and the seed: figures of equal identity belong together."""
-        text = f"{self.encoder.digest()} {self.fingerprint} {self.seed}"
+        text = f"{self.encoder.digest()} {self.train.version()} {self.validation.version()} {self.seed}"
         if self.precision != "no":
             text += f" {self.precision}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]

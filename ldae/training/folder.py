@@ -1,38 +1,53 @@
 """The folder of a run: what may be in it before, what is removed from it, and who else may write to it."""
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from ldae.files import LOCK, hold_folder, remove, validate_writable
-from ldae.hub.push import validate_hub, written_files
+from ldae.hub.push import WRITTEN, validate_hub
 from ldae.training.checkpoints import Checkpoints
 
-LEFT = ("checkpoints", "results", "images", "logs", "losses.jsonl", "held_out.jsonl")  # by a run, beside its Hub folder
+# What a run writes beside its Hub folder. Other files in these folders are the user's.
+LEFT = (
+    "checkpoints/checkpoint-????????",
+    "checkpoints/.checkpoint-*",
+    "images/step-*.png",
+    "logs/ldae",
+    "losses.jsonl",
+    "held_out.jsonl",
+    "results/train.json",
+    "results/neighbours-*.png",
+)
+FOLDERS = ("checkpoints", "images", "logs", "results")
 
 
 def validate(train_args):
     """Validates, before any work starts, that the run can write its folder and upload it.
 
     Raises:
-        FileExistsError: if output_dir holds another run's results.
+        FileExistsError: if output_dir holds another run's results, or files and no run.
         ValueError: if output_dir cannot be written to; if the run is to be uploaded and there is no access token, or the
             repository's name can be none.
         ConnectionError: if the run is to be uploaded and the Hub cannot be reached, or does not take the token.
     """
-    found = {path.name for path in Path(train_args.output_dir).expanduser().glob("*")} - {LOCK}
-    if found and not (train_args.resume or train_args.overwrite):
-        raise FileExistsError(
-            f"output_dir {train_args.output_dir!r} is not empty; pass --resume to go on with its run, --overwrite to replace "
-            "it, or another --output_dir"
-        )
+    output_dir = Path(train_args.output_dir).expanduser()
+    if {path.name for path in output_dir.glob("*")} - {LOCK} and not train_args.dry_run:
+        if not _files(output_dir, LEFT):
+            raise FileExistsError(
+                f"output_dir {train_args.output_dir!r} holds files that are of no run; choose another --output_dir"
+            )
+        if not (train_args.resume or train_args.overwrite):
+            raise FileExistsError(
+                f"output_dir {train_args.output_dir!r} is not empty; pass --resume to go on with its run, --overwrite to replace "
+                "it, or another --output_dir"
+            )
     validate_writable(train_args.output_dir)
     if train_args.push_to_hub and os.environ.get("RANK", "0") == "0":
-        train_args.hub_model_id = validate_hub(
-            train_args.hub_model_id or Path(train_args.output_dir).expanduser().resolve().name
-        )
+        train_args.hub_model_id = validate_hub(train_args.hub_model_id or output_dir.resolve().name)
 
 
 def open_folder(
@@ -57,8 +72,15 @@ def open_folder(
                 f"--resume: every checkpoint in {str(checkpoints.folder)!r} is damaged; pass --overwrite too to start afresh"
             )
         if overwrite and last is None and accelerator.is_main_process:
-            for name in (*written_files(output_dir), *LEFT):
-                remove(output_dir / name)
+            for path in _files(output_dir, (*LEFT, *WRITTEN)):
+                remove(path)
+            for name in FOLDERS:
+                with suppress(OSError):  # it is not there, or holds files of the user's
+                    (output_dir / name).rmdir()
     if resume and last is None:
         accelerator.print(f"There is no checkpoint in {checkpoints.folder}: starting afresh.")
     return last
+
+
+def _files(output_dir: Path, patterns: Iterable[str]) -> list[Path]:
+    return [path for pattern in patterns for path in output_dir.glob(pattern)]

@@ -33,6 +33,7 @@ MARKS = 10  # parts of a run after each of which it is measured
 FITTED = 65_536  # patches of training images to which the references are fitted
 FEWEST_BETWEEN = 10  # images that are trained on for each that is measured, so that a run spends little time on it
 BATCH = 64
+HELD_OUT_FILE = "held_out.jsonl"
 HELD_OUT = 1 << 33  # tells the noise of held-out images from that of steps, whose seeds have other numbers
 
 
@@ -179,7 +180,7 @@ class LearningCurve:
     @property
     def path(self) -> Path:
         """The file of what is measured."""
-        return self.folder / "held_out.jsonl"
+        return self.folder / HELD_OUT_FILE
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -233,7 +234,7 @@ class LearningCurve:
             return None
         last = self.points[-1]
         return {
-            "images": len(self.held),
+            "images": len(self.held) - len(self.unreadable),
             "origin": self.origin,
             "loss": last["loss"],
             "loss_of_mean": self.references["mean"],

@@ -28,7 +28,7 @@ from ldae.tokenizers.fitting import explained_variance, fit_to_images
 from ldae.training.checkpoints import FULL, Checkpoints, full_state, read_state, validate_unchanged
 from ldae.training.clock import Clock
 from ldae.training.folder import open_folder, validate
-from ldae.training.learning import LearningCurve, about_images, hold_out
+from ldae.training.learning import HELD_OUT_FILE, LearningCurve, about_images, hold_out
 from ldae.training.models import build_model
 from ldae.training.probing import RunProbes
 from ldae.training.recorder import Recorder
@@ -86,7 +86,10 @@ class Run:
         """Loads the images and the model."""
         data_args, train_args, accelerator = self.data_args, self.train_args, self.accelerator
         set_seed(train_args.seed)
-        examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **data_args.columns)
+        examples = load_examples(
+            data_args.data, data_args.train_split, data_args.streaming, **data_args.columns,
+            validation_split=data_args.validation_split,
+        )  # fmt: skip
         attention = train_args.attn_implementation or launch.attention(accelerator)
         if model is None:
             model = build_model(self.model_args, train_args, examples, attention)
@@ -169,6 +172,7 @@ class Run:
         return {
             "step": 0, "seconds": 0.0, "bad_images": bad_images, "loss": None, "measured": None, "options": self._options(),
             "images_per_step": self.images_per_step, "stream": [], "fingerprint": self.images.fingerprint(),
+            "version": self._version(),
         }  # fmt: skip
 
     def _resumed(self, last: Path) -> dict[str, Any]:
@@ -178,13 +182,19 @@ class Run:
         if self.is_ldae:  # `ldae.training.tokenizer_stage` compares how its tokenizer is trained
             given = {name: value for name, value in given.items() if not name.startswith("tokenizer_")}
         validate_unchanged({**state["options"], "images per step": state["images_per_step"]}, given)
-        if (now := self.images.fingerprint()) != state["fingerprint"]:
+        if (now := self._version()) != state["version"]:
             self.accelerator.print(
                 f"The images of --data {self.data_args.data!r} have changed since the run was started: from step "
                 f"{state['step'] + 1} on it learns from those that are there now, in another order."
             )
-            state["fingerprint"] = now
+            state |= {"version": now, "fingerprint": self.images.fingerprint(), "measured": None}
+            if self.accelerator.is_main_process:  # other images were held out
+                (self.output_dir / HELD_OUT_FILE).unlink(missing_ok=True)
         return state
+
+    def _version(self) -> str:
+        """A digest of the images that are trained on and of those that are held out, which changes with any of them."""
+        return "-".join(images.version() for images in (self.images, self.held) if images is not None)
 
     def _prepare(self, last: Path | None):
         """Builds the optimizer and the averaged weights, and loads the checkpoint `last` into them."""

@@ -316,3 +316,7 @@ def test_version_changes_with_any_one_image_of_other_bytes(tmp_path):
     save(tmp_path / "002.png")  # which is none of the 64 images that a fingerprint looks at
     assert made("fingerprint") == fingerprints
     assert all(now != before for now, before in zip(made("version"), versions, strict=True))
+    versions = made("version")
+    (tmp_path / "002.png").rename(tmp_path / "002b.png")
+    assert made("fingerprint") == fingerprints
+    assert made("version")[0] != versions[0]

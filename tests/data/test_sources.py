@@ -102,6 +102,34 @@ def test_train_and_val_folders_number_classes_alike(tmp_path):
         load_examples(str(tmp_path), "extra")
 
 
+def test_a_validation_folder_of_any_name_holds_no_training_images(tmp_path):
+    for name in ("train/a/1.png", "train/b/2.png", "eval/a/3.png", "eval/b/4.png"):
+        save(tmp_path / name)
+    data = str(tmp_path)
+    assert len(load_examples(data, "train")) == 4  # two classes, for all that is known
+    train, validation = load_examples(data, "train", validation_split="eval"), load_validation(data, "eval")
+    for split, names in ((train, "12"), (validation, "34")):
+        assert [Path(image["path"]).stem for image in split["image"]] == list(names)
+        assert split.features["label"].names == ["a", "b"]
+    (tmp_path / "train").rename(tmp_path / "other")
+    with pytest.raises(ValueError, match="no validation split, which is a folder eval beside train"):
+        load_validation(data, "eval")
+
+
+def test_what_lies_beside_the_splits_is_seen_or_named(tmp_path, caplog):
+    for name in ("train/1.png", "2.png"):
+        save(tmp_path / name)
+    assert len(load_examples(str(tmp_path), "train")) == 2  # a folder that happens to have that name
+    save(tmp_path / "val/3.png")
+    save(tmp_path / "more/4.png")
+    caplog.clear()
+    assert len(load_examples(str(tmp_path), "train")) == 1
+    assert "since they lie beside train: 1 images, the folder 'more'" in caplog.text
+    caplog.clear()
+    assert len(load_examples(str(tmp_path), "validation")) == 1
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_train_and_test_may_be_classes(tmp_path, name):
     for folder in (name, "car", "ship"):
@@ -121,7 +149,7 @@ def test_a_validation_split_may_be_missing_only_where_it_is_asked_for_so(tmp_pat
             ValueError, match=r"has the splits train, got .validation.|no validation split, which is a folder"
         ):
             load_examples(data, "validation")
-        with pytest.raises(ValueError, match=r"got .other.|has no folder .other."):
+        with pytest.raises(ValueError, match=r"got .other.|is a folder other beside train"):
             load_validation(data, "other")
     save(tmp_path / "alone/train/a/2.png")
     assert len(load_validation(str(tmp_path / "alone"))) == 1

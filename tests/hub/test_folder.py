@@ -84,6 +84,7 @@ for folder in sys.argv[1:]:
     for name in ("AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassification"):
         model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)
         assert type(model).__module__.startswith("transformers_modules."), type(model)
+    model.save_pretrained(f"{folder}-again")
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     assert transformers.AutoBackbone.from_config(config, trust_remote_code=True).channels == [32]
 """
@@ -97,6 +98,9 @@ def test_what_save_pretrained_writes_opens_without_the_package(tmp_path):
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     command = [sys.executable, "-I", "-c", OPENS, *(model_class.__name__ for model_class in MODELS)]
     subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    for model_class in MODELS:  # its image processor, which was not loaded, writes its own code
+        again = {path.name for path in tmp_path.glob(f"{model_class.__name__}-again/*.py")}
+        assert again | {"image_processing_ldae.py"} == CODE
 
 
 def test_code_is_not_copied_onto_itself(tmp_path, monkeypatch):

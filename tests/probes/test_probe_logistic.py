@@ -178,4 +178,12 @@ def test_classes_of_too_few_images_are_refused(classes, fewest):
     train = Features(torch.randn(5, 4), torch.tensor(classes))
     validation = Features(torch.randn(2, 4), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=f"--few_shot_shots must be at most {fewest}, .*, got 3"):
-        measure(FewShot(few_shot_shots=[1, 3]), train, validation)
+        measure(FewShot(few_shot_shots=[4, 3]), train, validation)
+
+
+def test_more_shots_than_a_class_has_images_are_left_out(capsys):
+    train, validation = blobs(60, 1), blobs(30, 2)
+    fewest = int(train.labels.bincount().min())
+    result = measure(FewShot(few_shot_shots=[fewest + 1, 2], few_shot_draws=2), train, validation)
+    assert list(result["shots"]) == ["2"]
+    assert f"{fewest + 1} shots are left out, since the smallest class has {fewest} images" in capsys.readouterr().out

@@ -59,11 +59,11 @@ def test_the_clock_ends_a_run(capsys, tmp_path):
     assert steps * 64 == pytest.approx(90 * 60 * images_a_second, rel=0.05)
 
 
-def test_another_runs_folder_and_an_untrained_tokenizer_are_refused(tmp_path):
+def test_another_runs_folder_is_left_alone_and_an_untrained_tokenizer_refused(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/file").touch()
-    with pytest.raises(FileExistsError):
-        train_ldae.main([*MODEL.split(), "--output_dir", str(tmp_path / "run"), "--dry_run"])
+    train_ldae.main([*MODEL.split(), "--output_dir", str(tmp_path / "run"), "--dry_run"])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["file"]
     tokenizer = ["--tokenizer_type", "patch_ae", "--prediction", "latent", "--output_dir", str(tmp_path / "other")]
     with pytest.raises(ValueError, match="--tokenizer FOLDER"):
         train_ldae.main([*MODEL.split(), *tokenizer, "--dry_run"])

@@ -64,6 +64,23 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(f
     same_run(tmp_path / "whole", tmp_path / "broken")
 
 
+def test_a_run_whose_held_out_images_change_measures_them_anew(folder, tmp_path, capsys):
+    """Any one of them, by its name: the loss on other images would be set beside references on these."""
+    data = shutil.copytree(folder, tmp_path / "data")
+    options = ["--held_out", "0.5"]
+    output = train(data, tmp_path / "run", *options)
+    first = (output / "held_out.jsonl").read_text()
+    train(data, output, *options, "--resume")
+    assert (output / "held_out.jsonl").read_text() == first
+    path = sorted(data.glob("*/*.png"))[3]
+    path.rename(path.with_name("zz.png"))
+    capsys.readouterr()
+    train(data, output, *options, "--resume")
+    assert "have changed since the run was started" in capsys.readouterr().out
+    assert [json.loads(line)["step"] for line in (output / "held_out.jsonl").read_text().splitlines()] == [6]
+    assert (output / "held_out.jsonl").read_text() != first
+
+
 def test_a_run_whose_images_change_is_told_when_it_is_resumed(folder, tmp_path, monkeypatch, capsys):
     data = shutil.copytree(folder, tmp_path / "data")
     with monkeypatch.context() as context:

@@ -139,7 +139,7 @@ def test_nothing_is_trained_for_a_run_that_will_be_refused(folder, tmp_path, mon
     monkeypatch.setattr(train_ldae, "train", lambda *args: pytest.fail("a tokenizer was trained"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
-    with pytest.raises(FileExistsError, match=r"output_dir .*full.* is not empty"):
+    with pytest.raises(FileExistsError, match=r"output_dir .*full.* holds files that are of no run"):
         train(folder, tmp_path / "full", *ae)
     monkeypatch.setattr("ldae.hub.push.get_token", lambda: None)
     with pytest.raises(ValueError, match="push_to_hub needs an access token"):
@@ -236,6 +236,28 @@ def test_a_run_never_replaces_another_unasked(folder, tmp_path, capsys):
     assert (output / "mine.txt").read_text() == "kept"
     train(folder, tmp_path / "fresh", "--resume")
     assert "starting afresh" in capsys.readouterr().out
+
+
+def test_a_run_never_touches_files_of_the_users(folder, tmp_path):
+    """Also where they lie in folders that a run would have made: with --overwrite, and where there was no run."""
+    project = tmp_path / "project"
+    shutil.copytree(folder, project / "images")
+    files = [project / name for name in ("README.md", "results/table.csv", "checkpoints/mine.pt", "logs/diary.txt")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    for options in ([], ["--resume"], ["--overwrite"], ["--resume", "--overwrite"]):
+        with pytest.raises(FileExistsError, match="holds files that are of no run; choose another --output_dir"):
+            train(project / "images", project, *options)
+    train(folder, tmp_path / "run")
+    for file in files[1:]:
+        (tmp_path / "run" / file.relative_to(project)).parent.mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "run" / file.relative_to(project))
+    shutil.copytree(folder, tmp_path / "run/images", dirs_exist_ok=True)
+    train(tmp_path / "run/images", tmp_path / "run", "--overwrite")
+    assert all((tmp_path / "run" / file.relative_to(project)).read_text() == "mine" for file in files[1:])
+    assert all(file.read_text() == "mine" for file in files)
+    assert len(list((tmp_path / "run/images").rglob("*.png"))) == len(list(folder.rglob("*.png")))
 
 
 @pytest.mark.parametrize(
