@@ -209,15 +209,13 @@ class ImageDataset(Dataset):
         from pyarrow import compute  # only here, so that --help need not wait for it
 
         digest = hashlib.sha256(self.fingerprint().encode())
-        for batch in self.examples.select_columns("image").flatten().with_format("arrow").iter(4096):
-            lengths = compute.binary_length(batch["image.bytes"]).to_pylist()  # None for a file
-            paths = batch["image.path"].to_pylist()
-            sizes = [
-                self._size(path) if length is None else length for length, path in zip(lengths, paths, strict=True)
-            ]
-            digest.update(
-                repr([(path and Path(path).name, size) for path, size in zip(paths, sizes, strict=True)]).encode()
-            )
+        for chunk in self.examples.data.column(
+            "image"
+        ).chunks:  # of the whole file, in which lengths are read without bytes
+            lengths = compute.binary_length(chunk.field("bytes")).to_pylist()  # None for a file
+            paths = chunk.field("path").to_pylist()
+            for path, length in zip(paths, lengths, strict=True):
+                digest.update(f"{path and Path(path).name!r} {self._size(path) if length is None else length}".encode())
         return digest.hexdigest()[:16]
 
     def _size(self, path: str | None) -> int:
