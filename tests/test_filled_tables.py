@@ -36,9 +36,9 @@ def of_stress(script, name):
 
 
 @cache
-def of_ablation():
-    folder = RESULTS.relative_to(ROOT)  # which the page names
-    return report.tables(folder / "ablation.jsonl", [folder / "crops.jsonl"])
+def of_ablation(*studies):
+    study, *also = (RESULTS.relative_to(ROOT) / f"{name}.jsonl" for name in studies)  # which the page names
+    return report.tables(study, also)
 
 
 def of_search(place):
@@ -49,8 +49,12 @@ def of_search(place):
 TABLES = {
     "CONTRIBUTING.md": {"versions": lambda: versions.table(json.loads(versions.FILE.read_text()))},
     "benchmarks/README.md": {"paper": of_paper, **{name: partial(of_speed, name) for name in SPEED}},
+    "docs/ablation-20-epochs.md": {
+        name: lambda name=name: of_ablation("ablation-20-epochs")[name]
+        for name in ("setting", "facts", "claims", "table 2", "table 3", "branches")
+    },
     "docs/ablation.md": {
-        name: lambda name=name: of_ablation()[name]
+        name: lambda name=name: of_ablation("ablation", "crops")[name]
         for name in ("setting", "facts", "claims", "table 1", "table 2", "table 3", "branches", "timesteps", "blocks")
     },
     "docs/comparison.md": {
