@@ -39,7 +39,7 @@ from transformers.utils.output_capturing import capture_outputs
 try:  # inside a package of transformers' remote code
     from .configuration_ldae import LDAEConfig
     from .folding_ldae import as_ijepa, plain_vit
-    from .pipeline_ldae import PIPELINES  # noqa: F401 - so that it is there when the model is saved again
+    from .pipeline_ldae import PIPELINES  # noqa: F401 - transformers fetches a folder's code by these imports, this too
     from .schedules_ldae import NoiseTables, noise_tables
     from .tokenizers_ldae import Float32Module, Tokenizer, patchify, unpatchify
 except ImportError:  # installed, or run from a checkout

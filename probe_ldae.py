@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ldae import launch
 from ldae.data.images import ImageDataset
-from ldae.data.sources import load_examples, load_validation, validate_output, why_not_probed
+from ldae.data.sources import load_train, load_validation, validate_output, why_not_probed
 from ldae.features.encoders import load_encoder
 from ldae.files import read_json, validate_writable
 from ldae.hub.cards import write_card
@@ -139,9 +139,8 @@ def labelled_splits(options: ProbeArguments) -> tuple[Any, Any]:
     Raises:
         ValueError: if a split or its labels are missing, or the classes of the splits differ.
     """
-    name, columns = options.validation_split, options.columns
-    train = load_examples(options.data, options.train_split, **columns, validation_split=name)
-    validation = load_validation(options.data, name, **columns)
+    train = load_train(options)
+    validation = load_validation(options.data, options.validation_split, **options.columns)
     if (reason := why_not_probed(train, validation)) is not None:
         raise ValueError(f"--data {options.data!r} cannot be probed: {reason}")
     return train, validation
@@ -243,7 +242,8 @@ def run(options: ProbeArguments, protocols: list[Protocol]) -> Path:
         on_protocol=lambda result: save_result(path, result, True, options.data),  # a run that is stopped loses nothing
     )  # fmt: skip
     if options.figures:  # their features, which all processes compute, where no protocol has needed them
-        subject.features("train"), subject.features("validation")
+        for split in ("train", "validation"):
+            subject.features(split)
     if result is not None:
         print(format_probe(result))
         for name in result["data"]["unreadable"]:

@@ -71,7 +71,7 @@ def replace_files(folder: str | Path) -> Iterator[Path]:
 
 
 def _partial(path: Path) -> Path:
-    """A path beside `path` of this process's own, once what processes of this machine left there that were killed is removed."""
+    """A path beside `path` that is this process's own. What killed processes of this machine left for `path` is removed."""
     machine = f"@{socket.gethostname()}.partial"
     for left in path.parent.glob(glob.escape(f".{path.name}.") + "*" + glob.escape(machine)):
         process = left.name.removesuffix(machine).rpartition(".")[2]

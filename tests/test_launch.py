@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from ldae import hardware, launch
@@ -179,11 +180,22 @@ def test_attention_is_written_out_in_bf16_on_a_cpu(device, precision, expected):
     assert launch.attention(accelerator) == expected
 
 
-# Python's own answer to which C library it has may be missing, and would skip the test where it should run.
-@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's, which PyTorch's wheels need on Linux alone")
+# PyTorch's wheels for Linux need glibc, so each Linux has mallopt here.
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="keep_freed_memory does nothing elsewhere: it calls glibc's mallopt"
+)
 def test_memory_that_is_kept_is_not_asked_of_the_system_again():
     kept, returned = (
         int(subprocess.run([sys.executable, "-c", PAGES, keep], check=True, capture_output=True, text=True).stdout)
         for keep in ("keep", "")
     )
     assert kept < returned / 5  # the heap may grow a second time
+
+
+def test_a_run_on_the_cpu_names_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "a GPU")
+    AcceleratorState._reset_state(True)
+    assert hardware.hardware()["gpus"] == ["a GPU"]
+    Accelerator(cpu=True)
+    assert hardware.hardware()["gpus"] == []

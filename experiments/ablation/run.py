@@ -33,7 +33,7 @@ from experiments.ablation.rungs import (
     tokenizer_of,
 )
 from experiments.ablation.tables import tables
-from ldae.data.sources import load_examples, load_validation, why_not_probed
+from ldae.data.sources import load_train, load_validation, why_not_probed
 from ldae.files import validate_writable
 from ldae.interruption import Interruption
 from ldae.mistakes import run_command
@@ -309,7 +309,7 @@ def main(argv: list[str] | None = None):
     validate_writable(ablation.output_dir)
     if data_args.streaming:
         raise ValueError("rungs are probed, which --streaming cannot be: leave it out")
-    train = load_examples(data_args.data, data_args.train_split, **data_args.columns)
+    train = load_train(data_args)
     validation = load_validation(data_args.data, data_args.validation_split, **data_args.columns)
     if (reason := why_not_probed(train, validation)) is not None:
         raise ValueError(f"rungs are probed, which data {data_args.data!r} cannot be: {reason}")

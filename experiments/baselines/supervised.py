@@ -12,7 +12,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.vit.modeling_vit import ViTPreTrainedModel
 
 from experiments.baselines.vit import encoder, patch_mean, vit_config
-from ldae.data.sources import count_classes, load_examples
+from ldae.data.sources import count_classes, load_train
 from ldae.mistakes import run_command
 from ldae.options import DataArguments, parse_arguments
 from train_ldae import train
@@ -44,7 +44,7 @@ class Supervised(ViTPreTrainedModel):
 
 def build(model_args, data_args: DataArguments) -> Supervised:
     """A new classifier for the classes of the data, with the blocks of an l-DAE's options."""
-    examples = load_examples(data_args.data, data_args.train_split, data_args.streaming, **data_args.columns)
+    examples = load_train(data_args, data_args.streaming)
     labelled = "label" in (examples.features or {})  # `train` raises an error for other data
     return Supervised(vit_config(model_args, num_labels=count_classes(examples) if labelled else 1))
 

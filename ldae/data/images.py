@@ -45,21 +45,21 @@ def encoded_bytes(encoded: dict[str, Any] | None, within: str | None = None) -> 
         return encoded["bytes"]
     if encoded["path"] is None:
         raise ValueError("there are neither bytes nor a path")
-    path = _local(encoded["path"])
+    path = _file(encoded["path"], within)
     if within is not None:
-        folders = [Path(folder).resolve() for folder in within.split(os.pathsep)]
-        path = (folders[0] / path).resolve()
-        if not any(path.is_relative_to(folder) for folder in folders):
+        path = path.resolve()
+        if not any(path.is_relative_to(Path(folder).resolve()) for folder in within.split(os.pathsep)):
             raise ValueError("its path leads out of the data's folder")
     if path.exists() and not path.is_file():  # one that is read without end, or waits for ever
         raise ValueError("its path is that of a folder, a device or a pipe")
     return path.read_bytes()
 
 
-def _local(path: str) -> Path:
+def _file(path: str, within: str | None) -> Path:
+    """The file of an encoded image's path, which is not looked at; `within` as of `encoded_bytes`."""
     if path.startswith("file:///"):  # a name that is no UTF-8
-        return Path(os.fsdecode(unquote_to_bytes(path.removeprefix("file://"))))
-    return Path(path)
+        path = os.fsdecode(unquote_to_bytes(path.removeprefix("file://")))
+    return Path("" if within is None else within.split(os.pathsep)[0], path)
 
 
 def decode(encoded: dict[str, Any] | None, num_channels: int, within: str | None = None) -> Image.Image:
@@ -209,19 +209,17 @@ class ImageDataset(Dataset):
         from pyarrow import compute  # only here, so that --help need not wait for it
 
         digest = hashlib.sha256(self.fingerprint().encode())
-        for chunk in self.examples.data.column(
-            "image"
-        ).chunks:  # of the whole file, in which lengths are read without bytes
+        # of the whole table, in which lengths are read without the bytes
+        for chunk in self.examples.data.column("image").chunks:
             lengths = compute.binary_length(chunk.field("bytes")).to_pylist()  # None for a file
-            paths = chunk.field("path").to_pylist()
-            for path, length in zip(paths, lengths, strict=True):
-                digest.update(f"{path and Path(path).name!r} {self._size(path) if length is None else length}".encode())
+            for path, length in zip(chunk.field("path").to_pylist(), lengths, strict=True):
+                size = self._size(path) if length is None else length
+                digest.update(f"{path and Path(path).name!r} {size}".encode())
         return digest.hexdigest()[:16]
 
     def _size(self, path: str | None) -> int:
-        folder = "" if self.within is None else self.within.split(os.pathsep)[0]
         try:
-            return 0 if path is None else Path(folder, _local(path)).stat().st_size
+            return 0 if path is None else _file(path, self.within).stat().st_size
         except (OSError, ValueError):
             return 0
 

@@ -92,6 +92,17 @@ def load_examples(
     return _with_own_names(examples, folder, found) if folder.is_dir() else examples
 
 
+def load_train(options: Any, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
+    """Loads the training examples of a command, as `load_examples` does.
+
+    Args:
+        options: has `data`, `train_split`, `validation_split` and `columns`, as those of training and probes have.
+    """
+    return load_examples(
+        options.data, options.train_split, streaming, **options.columns, validation_split=options.validation_split
+    )
+
+
 def load_validation(
     data: str, split: str = "validation", image_column: str | None = None, label_column: str | None = None
 ) -> datasets.Dataset | None:

@@ -13,7 +13,8 @@ from ldae.loading import validate_folder
 from ldae.options.shared import HubArguments
 from ldae.retries import reason, retried
 
-# What is pushed, beside the code. Nearest neighbours, which show the data, are not.
+# What training, probes and cards write into a model's folder, and is pushed beside the code. Not so nearest neighbours, which
+# show the data.
 WRITTEN = (
     "README.md",
     "digests.sha256",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ldae.files import LOCK, hold_folder, remove, validate_writable
+from ldae.files import hold_folder, remove, validate_writable
 from ldae.hub.push import WRITTEN, validate_hub
 from ldae.training.checkpoints import Checkpoints
 
@@ -35,7 +35,8 @@ def validate(train_args):
         ConnectionError: if the run is to be uploaded and the Hub cannot be reached, or does not take the token.
     """
     output_dir = Path(train_args.output_dir).expanduser()
-    if {path.name for path in output_dir.glob("*")} - {LOCK} and not train_args.dry_run:
+    # Hidden files may be what a run left that was killed as it began.
+    if any(path.name[0] != "." for path in output_dir.glob("*")) and not train_args.dry_run:
         if not _files(output_dir, LEFT):
             raise FileExistsError(
                 f"output_dir {train_args.output_dir!r} holds files that are of no run; choose another --output_dir"

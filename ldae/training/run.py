@@ -18,7 +18,7 @@ from configuration_ldae import pair
 from ldae import launch
 from ldae.data.images import ImageDataset, to_pixel_values
 from ldae.data.order import StepSampler, training_loader
-from ldae.data.sources import label_fault, load_examples, load_validation
+from ldae.data.sources import label_fault, load_train, load_validation
 from ldae.interruption import Interruption
 from ldae.mistakes import reading
 from ldae.optimization import ENDLESS, Length, compile_blocks, parameter_groups
@@ -86,10 +86,7 @@ class Run:
         """Loads the images and the model."""
         data_args, train_args, accelerator = self.data_args, self.train_args, self.accelerator
         set_seed(train_args.seed)
-        examples = load_examples(
-            data_args.data, data_args.train_split, data_args.streaming, **data_args.columns,
-            validation_split=data_args.validation_split,
-        )  # fmt: skip
+        examples = load_train(data_args, data_args.streaming)
         attention = train_args.attn_implementation or launch.attention(accelerator)
         if model is None:
             model = build_model(self.model_args, train_args, examples, attention)

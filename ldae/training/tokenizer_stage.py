@@ -5,7 +5,7 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 
-from ldae.data.sources import count_classes, load_examples
+from ldae.data.sources import count_classes, load_train
 from ldae.tokenizers import build, trained_tokenizers
 from ldae.training.checkpoints import Checkpoints, read_state, validate_unchanged
 
@@ -37,7 +37,7 @@ def stage(model_args, data_args, train_args):
             "--streaming reads no stream to its end, which a tokenizer's training does: give --tokenizer FOLDER"
         )
     if train_args.class_conditional:
-        count_classes(load_examples(data_args.data, data_args.train_split, **data_args.columns))
+        count_classes(load_train(data_args))
     set_seed(train_args.seed)  # the autoencoder's initial weights are drawn here
     own = replace(
         train_args,

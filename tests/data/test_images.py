@@ -301,6 +301,20 @@ def test_fingerprint_changes_with_images_labels_and_number(tmp_path):
     assert ImageDataset(one, (8, 8)).fingerprint() != ImageDataset(relabelled, (8, 8)).fingerprint()
 
 
+def test_only_what_is_read_again_and_of_one_size_is_kept(tmp_path):
+    one, two = (Image.new("RGB", (side, 20), "red") for side in (30, 40))
+    for name, images, options, kept in (
+        ("alike", [one, one], {}, True), ("once", [one, one], {"keep_in_memory": False}, False), ("mixed", [one, two], {}, False),
+    ):  # fmt: skip
+        for i, image in enumerate(images):
+            (tmp_path / name).mkdir(exist_ok=True)
+            image.save(tmp_path / name / f"{i}.png")
+        examples = load_examples(str(tmp_path / name), "train")
+        made = ImageDataset(examples, (8, 8), crop="random_resized", **options)
+        assert (made.cache is not None) == kept
+        assert made.pixel_values([0, 1]).shape == (2, 3, 8, 8)
+
+
 def test_version_changes_with_any_one_image_of_other_bytes(tmp_path):
     for i in range(100):
         save(tmp_path / f"{i:03d}.png", "red")

@@ -184,12 +184,29 @@ def test_views_depend_on_their_seeds_alone():
     assert not torch.equal(*views)
 
 
+def test_moco_refuses_to_move_its_momentum_encoder_several_times_a_step(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["moco_v3", "--gradient_accumulation_steps", "2"])
+    with pytest.raises(ValueError, match=r"--gradient_accumulation_steps must be 1, .* got 2"):
+        moco_v3.main()
+
+
 def test_moco_refuses_images_without_colours(tmp_path):
     with pytest.raises(ValueError, match="num_channels must be 3"):
         moco_v3.build(run_arguments(tmp_path, "--num_channels", "1")[0])
 
 
 # ---------------------------------------------------------------------------------------------------------- supervised
+
+
+def test_supervised_counts_the_classes_of_the_training_images(tmp_path):
+    """A validation folder of any name holds none of them."""
+    model_args, data_args, _ = run_arguments(tmp_path, "--validation_split", "eval")
+    for name in "abc":
+        (tmp_path / f"set/train/{name}").mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / f"set/train/{name}/1.png")
+    (tmp_path / "data").rename(tmp_path / "set/eval")
+    data_args.data = str(tmp_path / "set")
+    assert supervised.build(model_args, data_args).config.num_labels == 3
 
 
 def test_supervised_learns_labels(tmp_path):

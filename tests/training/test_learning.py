@@ -219,6 +219,7 @@ def test_an_unreadable_held_out_image_is_named_or_stops_the_run(folder, tmp_path
     assert capsys.readouterr().out.count(f"Skipping {data}/val/broken.png: ") == 1
     result = json.loads((output / "results/train.json").read_text())
     assert [name.split(":")[0] for name in result["data"]["bad_images"]] == ["data/val/broken.png"]
+    assert result["held_out"]["images"] == 10
     with pytest.raises(ValueError, match=r"unreadable image \(--on_bad_image error\): .*val/broken.png"):
         train(data, tmp_path / "strict", "--on_bad_image", "error")
 

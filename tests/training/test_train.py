@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import TINY, TOKENIZER, at_step, losses, same_run, train
 from torch.utils.data import DataLoader
@@ -217,6 +218,20 @@ def test_images_that_all_are_unreadable_end_the_run_with_the_reason_of_the_first
         (tmp_path / "data" / name).write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"none of 2 images can be read; the first is .*\.png: UnidentifiedImageError"):
         train(tmp_path / "data", tmp_path / "run")
+
+
+def test_images_of_one_colour_are_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    for i in range(8):
+        Image.new("RGB", (20, 20), "red").save(tmp_path / f"data/{i}.png")
+    with pytest.raises(ValueError, match="all patches are the same, so there is nothing to learn"):
+        train(tmp_path / "data", tmp_path / "run")
+
+
+def test_a_run_that_was_killed_as_it_began_goes_on(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.losses.jsonl.99999999@here.partial").touch()
+    train(folder, tmp_path / "run", "--resume")
 
 
 def test_a_run_never_replaces_another_unasked(folder, tmp_path, capsys):
